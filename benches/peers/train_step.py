@@ -1,0 +1,238 @@
+"""Times one training step of PyTorch models, the peers of `melglow train`.
+
+    python train_step.py waveglow --threads 1 --steps 20
+
+waveglow  NVIDIA's WaveGlow (Prenger et al. 2018) with narrower WaveNets: 12 flows of 8
+          layers, group 8, early outputs, weight norm, a transposed convolution upsampling
+          the mel; Adam 1e-4. Default batch 4 x 16 000 samples, 64 channels.
+compact   the flow of our voice `lj`, on audio already whitened: 8 flows of 5 layers, group
+          16, conditioning at the frame rate; AdamW 3e-3, gradient norm clipped at 1.
+          Default batch 4 x 2 048 samples, 64 channels.
+
+A step is forward, backward and optimizer, on random data; the loss is the negative
+log-likelihood with every log-determinant. Prints the median over steps after a warm-up.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+N_MELS = 80
+HOP_LENGTH = 256
+
+
+class Mix(nn.Module):
+    """Invertible 1x1 convolution from a random rotation."""
+
+    def __init__(self, channels):
+        super().__init__()
+        rotation = torch.linalg.qr(torch.randn(channels, channels))[0]
+        self.weight = nn.Parameter(rotation.contiguous())
+
+    def forward(self, x):
+        """x: [batch, channels, steps]. Returns z and the log-determinant of one step."""
+        # slogdet instead of logdet: the published code flips a column to keep det W > 0.
+        return F.conv1d(x, self.weight[:, :, None]), torch.linalg.slogdet(self.weight)[1]
+
+
+def gate(x):
+    a, b = x.chunk(2, dim=1)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+class WaveGlowNet(nn.Module):
+    """WaveNet of one coupling, as published: conditioning at the step rate, skip outputs."""
+
+    def __init__(self, half, cond_channels, channels, layers):
+        super().__init__()
+        self.channels, self.layers = channels, layers
+        self.start = weight_norm(nn.Conv1d(half, channels, 1))
+        self.cond_layer = weight_norm(nn.Conv1d(cond_channels, 2 * channels * layers, 1))
+        self.in_layers = nn.ModuleList(
+            weight_norm(nn.Conv1d(channels, 2 * channels, 3, dilation=2**i, padding=2**i)) for i in range(layers))
+        self.res_skip_layers = nn.ModuleList(
+            weight_norm(nn.Conv1d(channels, channels * (2 if i + 1 < layers else 1), 1)) for i in range(layers))
+        self.end = nn.Conv1d(channels, 2 * half, 1)
+        nn.init.zeros_(self.end.weight)
+        nn.init.zeros_(self.end.bias)
+
+    def forward(self, x, cond):
+        x = self.start(x)
+        conds = self.cond_layer(cond).chunk(self.layers, dim=1)
+        output = 0
+        for i, (in_layer, res_skip, cond) in enumerate(zip(self.in_layers, self.res_skip_layers, conds)):
+            y = res_skip(gate(in_layer(x) + cond))
+            if i + 1 < self.layers:
+                residual, y = y.split(self.channels, dim=1)
+                x = x + residual
+            output = output + y
+        return self.end(output)
+
+
+class WaveGlow(nn.Module):
+    def __init__(self, channels=64, flows=12, layers=8, group=8, early_every=4, early_size=2, n_mels=N_MELS):
+        super().__init__()
+        self.group, self.early_every, self.early_size = group, early_every, early_size
+        self.upsample = nn.ConvTranspose1d(n_mels, n_mels, 1024, stride=HOP_LENGTH)
+        self.convinv, self.WN = nn.ModuleList(), nn.ModuleList()
+        width = group
+        for k in range(flows):
+            if k > 0 and k % early_every == 0:
+                width -= early_size
+            self.convinv.append(Mix(width))
+            self.WN.append(WaveGlowNet(width // 2, n_mels * group, channels, layers))
+
+    def forward(self, audio, mel):
+        """Mean negative log-likelihood, less its constant, of audio [batch, samples]."""
+        batch, samples = audio.shape
+        steps = samples // self.group
+        cond = self.upsample(mel)[:, :, :samples]
+        cond = cond.unflatten(2, (steps, self.group)).transpose(2, 3).flatten(1, 2)
+        x = audio.unflatten(1, (steps, self.group)).transpose(1, 2)
+        energy, log_det = 0.0, 0.0
+        for k, (mix, net) in enumerate(zip(self.convinv, self.WN)):
+            if k > 0 and k % self.early_every == 0:
+                early, x = x.split((self.early_size, x.shape[1] - self.early_size), dim=1)
+                energy = energy + early.square().sum()
+            x, log_det_mix = mix(x)
+            kept, changed = x.chunk(2, dim=1)
+            shift, log_s = net(kept, cond).float().chunk(2, dim=1)
+            x = torch.cat((kept, torch.exp(log_s) * changed + shift), dim=1)
+            log_det = log_det + log_s.sum() + batch * steps * log_det_mix
+        energy = energy + x.square().sum()
+        return (0.5 * energy - log_det) / audio.numel()
+
+    def optimizer(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-4, fused=True)
+
+    clip = None
+
+
+class CompactNet(nn.Module):
+    """WaveNet of one coupling: residual only, conditioning handed in per layer."""
+
+    def __init__(self, half, channels, layers):
+        super().__init__()
+        self.start = nn.Conv1d(half, channels, 1)
+        self.in_layers = nn.ModuleList(
+            nn.Conv1d(channels, 2 * channels, 3, dilation=2**i, padding=2**i) for i in range(layers))
+        self.residuals = nn.ModuleList(nn.Conv1d(channels, channels, 1) for _ in range(layers))
+        self.end = nn.Conv1d(channels, 2 * half, 1)
+        nn.init.zeros_(self.end.weight)
+        nn.init.zeros_(self.end.bias)
+
+    def forward(self, x, conds):
+        x = self.start(x)
+        for in_layer, residual, cond in zip(self.in_layers, self.residuals, conds):
+            x = x + residual(gate(in_layer(x) + cond))
+        return self.end(x)
+
+
+class Compact(nn.Module):
+    def __init__(self, channels=64, flows=8, layers=5, group=16, cond_channels=128):
+        super().__init__()
+        self.group, self.flows, self.layers = group, flows, layers
+        self.cond_in = nn.Conv1d(N_MELS, cond_channels, 5, padding=2)
+        self.cond_residuals = nn.ModuleList(nn.Conv1d(cond_channels, cond_channels, 3, padding=1) for _ in range(2))
+        # The projections of every layer of every flow are one product.
+        self.cond_out = nn.Conv1d(cond_channels, flows * layers * 2 * channels, 1)
+        self.bias = nn.Parameter(torch.zeros(flows, group, 1))
+        self.log_scale = nn.Parameter(torch.zeros(flows, group, 1))
+        self.mixes = nn.ModuleList(Mix(group) for _ in range(flows))
+        self.nets = nn.ModuleList(CompactNet(group // 2, channels, layers) for _ in range(flows))
+
+    def conditioning(self, mel, steps):
+        """[batch, 80, frames + 1] to a list of [batch, 2 channels, steps], for each layer of each flow."""
+        c = F.silu(self.cond_in(mel))
+        for conv in self.cond_residuals:
+            c = c + F.silu(conv(c))
+        c = self.cond_out(c)
+        # Linear upsampling as one product with the hat functions, faster than F.interpolate.
+        position = torch.arange(steps) * (self.group / HOP_LENGTH)
+        hats = (1 - (position[None, :] - torch.arange(mel.shape[2])[:, None]).abs()).clamp(min=0)
+        return (c @ hats).chunk(self.flows * self.layers, dim=1)
+
+    def forward(self, audio, mel):
+        """Mean negative log-likelihood, less its constant, of audio [batch, samples]."""
+        batch, samples = audio.shape
+        steps = samples // self.group
+        x = audio.unflatten(1, (steps, self.group)).transpose(1, 2)
+        conds = self.conditioning(mel, steps)
+        log_det = batch * steps * self.log_scale.sum()
+        for k, (mix, net) in enumerate(zip(self.mixes, self.nets)):
+            x, log_det_mix = mix((x + self.bias[k]) * torch.exp(self.log_scale[k]))
+            kept, changed = x.chunk(2, dim=1)
+            shift, log_s = net(kept, conds[k * self.layers:(k + 1) * self.layers]).float().chunk(2, dim=1)
+            log_s = 2 * torch.tanh(0.5 * log_s)
+            x = torch.cat((kept, torch.exp(log_s) * changed + shift), dim=1)
+            log_det = log_det + log_s.sum() + batch * steps * log_det_mix
+        return (0.5 * x.square().sum() - log_det) / audio.numel()
+
+    def optimizer(self):
+        return torch.optim.AdamW(self.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+
+    clip = 1.0
+
+
+MODELS = {"waveglow": (WaveGlow, 4, 16000), "compact": (Compact, 4, 2048)}
+
+
+def peak_rss_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=list(MODELS))
+    parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--segment", type=int, help="samples of one item, a multiple of 16")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16; f32 otherwise")
+    parser.add_argument("--compile", action="store_true", help="torch.compile; wants a C++ compiler")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    baseline = peak_rss_mib()
+
+    constructor, batch, segment = MODELS[args.model]
+    batch, segment = args.batch or batch, args.segment or segment
+    model = constructor(channels=args.channels)
+    optimizer = model.optimizer()
+    likelihood = torch.compile(model) if args.compile else model
+    audio = torch.randn(batch, segment) * (0.1 if args.model == "waveglow" else 1.0)
+    mel = torch.randn(batch, N_MELS, segment // HOP_LENGTH + 1) - 5
+
+    seconds, losses = [], []
+    for _ in range(args.warmup + args.steps):
+        start = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            loss = likelihood(audio, mel)
+        loss.backward()
+        if model.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), model.clip)
+        optimizer.step()
+        seconds.append(time.perf_counter() - start)
+        losses.append(loss.item())
+    seconds = seconds[args.warmup:]
+    median = statistics.median(seconds)
+    kind = ("bf16" if args.bf16 else "f32") + (" compiled" if args.compile else "")
+    print(f"{args.model} {kind}, torch {torch.__version__}, {args.threads} threads, "
+          f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, batch {batch} x {segment}")
+    print(f"  {batch * segment / median:.0f} samples/s, step {1e3 * median:.1f} ms "
+          f"(fastest {1e3 * min(seconds):.1f}, slowest {1e3 * max(seconds):.1f}, {len(seconds)} steps)")
+    print(f"  peak memory {peak_rss_mib():.0f} MiB, {baseline:.0f} MiB of it before the model; "
+          f"loss {losses[0]:.4f} -> {losses[-1]:.4f}")
+
+
+if __name__ == "__main__":
+    main()

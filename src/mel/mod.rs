@@ -1,0 +1,153 @@
+//! Mel spectrograms: configuration, extraction from audio, files.
+
+pub mod extract;
+pub mod file;
+pub mod filterbank;
+pub mod stft;
+
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// How a mel spectrogram is made from sound: the convention both sides must share.
+///
+/// Magnitude STFT (periodic Hann, centred, reflect padding), Slaney mel bands with Slaney
+/// normalisation, natural log of `max(mel, floor)`. Frame `f` is centred on sample `f · hop_length`;
+/// a sound of `N` samples has `1 + ⌊N / hop_length⌋` frames.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MelConfig {
+    /// Samples per second.
+    pub sample_rate: u32,
+    /// FFT size, samples.
+    pub n_fft: usize,
+    /// Window length, samples, at most `n_fft`.
+    pub win_length: usize,
+    /// Samples from one frame to the next.
+    pub hop_length: usize,
+    /// Number of mel bands.
+    pub n_mels: usize,
+    /// Lowest frequency, Hz.
+    pub f_min: f64,
+    /// Highest frequency, Hz.
+    pub f_max: f64,
+    /// Smallest band magnitude before the logarithm.
+    pub floor: f64,
+}
+
+impl MelConfig {
+    /// NVIDIA's convention (Tacotron 2, WaveGlow, FastPitch): 22 050 Hz, 1024/256, 80 bands to 8 kHz.
+    ///
+    /// NVIDIA/tacotron2 `layers.py`, `hparams.py`.
+    pub fn nvidia() -> Self {
+        Self {
+            sample_rate: 22_050,
+            n_fft: 1024,
+            win_length: 1024,
+            hop_length: 256,
+            n_mels: 80,
+            f_min: 0.0,
+            f_max: 8000.0,
+            floor: 1e-5,
+        }
+    }
+
+    /// Frames of a sound of `samples` samples.
+    pub fn frames(&self, samples: usize) -> usize {
+        1 + samples / self.hop_length
+    }
+
+    /// The log-mel value of silence: `ln floor`.
+    pub fn silence(&self) -> f32 {
+        self.floor.ln() as f32
+    }
+
+    /// Checks ranges and relations once, on reading.
+    ///
+    /// # Errors
+    /// Names the first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        let problem = if !(1000..=384_000).contains(&self.sample_rate) {
+            format!("sample_rate is {}, expected 1000 to 384000", self.sample_rate)
+        } else if !(16..=65_536).contains(&self.n_fft) || !self.n_fft.is_multiple_of(2) {
+            format!("n_fft is {}, expected an even number from 16 to 65536", self.n_fft)
+        } else if self.win_length == 0 || self.win_length > self.n_fft {
+            format!("win_length is {}, expected 1 to n_fft {}", self.win_length, self.n_fft)
+        } else if self.hop_length == 0 || self.hop_length > self.win_length {
+            format!("hop_length is {}, expected 1 to win_length {}", self.hop_length, self.win_length)
+        } else if !(1..=1024).contains(&self.n_mels) {
+            format!("n_mels is {}, expected 1 to 1024", self.n_mels)
+        } else if !(self.f_min >= 0.0 && self.f_min < self.f_max && self.f_max <= f64::from(self.sample_rate) / 2.0) {
+            format!(
+                "f_min {} and f_max {} must be in order and at most half the sample rate",
+                self.f_min, self.f_max
+            )
+        } else if !(self.floor > 0.0 && self.floor < 1.0) {
+            format!("floor is {}, expected between 0 and 1", self.floor)
+        } else {
+            return Ok(());
+        };
+        Err(Error::invalid(format!("mel config: {problem}")))
+    }
+}
+
+/// Log-mel magnitudes (natural log), row-major `[n_mels, frames]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MelSpectrogram {
+    values: Vec<f32>,
+    n_mels: usize,
+    frames: usize,
+}
+
+impl MelSpectrogram {
+    /// Wraps row-major `[n_mels, frames]` values.
+    ///
+    /// # Errors
+    /// If the number of values isn't a multiple of `n_mels`, there are none, or one isn't finite
+    /// (the message says which).
+    pub fn new(values: Vec<f32>, n_mels: usize) -> Result<Self> {
+        if n_mels == 0 || values.is_empty() {
+            return Err(Error::invalid("the mel is empty"));
+        }
+        if !values.len().is_multiple_of(n_mels) {
+            return Err(Error::invalid(format!("{} values do not make rows of {n_mels} bands", values.len())));
+        }
+        let frames = values.len() / n_mels;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return Err(Error::invalid(format!(
+                "value {} at band {}, frame {} is not finite",
+                values[at],
+                at / frames,
+                at % frames
+            )));
+        }
+        Ok(Self { values, n_mels, frames })
+    }
+
+    /// All values, row-major `[n_mels, frames]`.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// One band over all frames.
+    pub fn band(&self, band: usize) -> &[f32] {
+        &self.values[band * self.frames..][..self.frames]
+    }
+
+    /// Number of bands (rows).
+    pub fn n_mels(&self) -> usize {
+        self.n_mels
+    }
+
+    /// Number of frames (columns).
+    pub fn frames(&self) -> usize {
+        self.frames
+    }
+
+    /// Rows and columns exchanged: for mels stored as `[frames, n_mels]`.
+    pub fn transposed(&self) -> Self {
+        let values = (0..self.frames)
+            .flat_map(|f| (0..self.n_mels).map(move |b| self.values[b * self.frames + f]))
+            .collect();
+        Self { values, n_mels: self.frames, frames: self.n_mels }
+    }
+}
