@@ -76,7 +76,7 @@ impl VoiceConfig {
             )));
         }
         self.mel.validate()?;
-        self.flow.validate()?;
+        self.flow.validate(&self.mel)?;
         self.synthesis.validate()?;
         let (hop, group) = (self.mel.hop_length, self.flow.group);
         if group == 0 || !hop.is_multiple_of(group) {

@@ -143,7 +143,7 @@ impl Recipe {
     /// Names the first field that is out of range.
     pub fn validate(&self) -> Result<()> {
         self.mel.validate()?;
-        self.flow.validate()?;
+        self.flow.validate(&self.mel)?;
         let t = &self.training;
         let hop = self.mel.hop_length;
         let unit = |v: f64| (0.0..1.0).contains(&v);

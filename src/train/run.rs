@@ -249,7 +249,7 @@ impl Run {
         let mut rng = named_rng(state.seed, "segments");
         rng.set_word_pos(u128::from(state.rng_words));
         let log = Log::open(&options.out, state.step)?;
-        eprintln!("{} parameters, {} steps of {}", optimiser.values(), recipe.training.steps, state.step);
+        eprintln!("{} parameters; step {} of {}", optimiser.values(), state.step, recipe.training.steps);
         Ok(Self {
             out: options.out.clone(),
             device: options.device.clone(),
