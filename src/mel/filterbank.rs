@@ -21,7 +21,11 @@ pub fn hz_to_mel(hz: f64) -> f64 {
 
 /// The frequency in Hz of Slaney's mels.
 pub fn mel_to_hz(mel: f64) -> f64 {
-    if mel < LOG_FROM_MEL { mel * HZ_PER_MEL } else { LOG_FROM_HZ * (log_step() * (mel - LOG_FROM_MEL)).exp() }
+    if mel < LOG_FROM_MEL {
+        mel * HZ_PER_MEL
+    } else {
+        LOG_FROM_HZ * (log_step() * (mel - LOG_FROM_MEL)).exp()
+    }
 }
 
 /// Corner frequencies in Hz, `n_mels + 2`: band `b` rises from corner `b` to `b + 1`, falls to `b + 2`.
