@@ -1,1 +1,5 @@
-fn main(){}
+//! The `melglow` command line.
+
+fn main() -> std::process::ExitCode {
+    melglow::cli::main()
+}

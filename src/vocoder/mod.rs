@@ -43,6 +43,17 @@ pub struct SynthOptions {
     pub refine: Option<usize>,
 }
 
+impl SynthOptions {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// Names the option that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        let (sigma, refine) = (self.sigma.unwrap_or_default(), self.refine.unwrap_or_default());
+        SynthesisConfig { sigma, refine }.validate()
+    }
+}
+
 impl Vocoder {
     /// Builds the voice's flow.
     ///
@@ -90,9 +101,9 @@ impl Vocoder {
                 config.mel.n_mels
             )));
         }
+        options.validate()?;
         let sigma = options.sigma.unwrap_or(config.synthesis.sigma);
         let refine = options.refine.unwrap_or(config.synthesis.refine);
-        SynthesisConfig { sigma, refine }.validate()?;
 
         let flow_cost = self.flow.macs_per_sample().max(1.0);
         let flow_share = (flow_cost / (flow_cost + REFINE_COST * refine as f64)) as f32;
