@@ -14,9 +14,10 @@
 //! | frame | a mel column, every `hop_length` samples | |
 //! | step | a group of `group` samples | |
 //!
-//! Modules, each importing only from those before it: [`error`], [`kernels`], [`audio`], [`mel`],
+//! Modules, each importing only from those before it: [`error`], [`atomic`], [`kernels`], [`audio`], [`mel`],
 //! [`net`], [`flow`], [`voice`], [`vocoder`], [`train`], [`cli`].
 
+pub mod atomic;
 pub mod audio;
 pub mod cli;
 pub mod error;
