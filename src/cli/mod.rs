@@ -47,7 +47,11 @@ pub(crate) fn say(message: &str) {
 
 /// An error and its causes on one line.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").split(['\n', '\r']).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ")
+    format!("{error:#}")
+        .split(['\n', '\r'])
+        .filter(|l| !l.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -59,7 +63,9 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// The voice that `--voice` names: a folder, or the built-in voice by its name or by default.
 pub(crate) fn voice(choice: Option<&str>) -> Result<Voice> {
-    let Some(choice) = choice else { return Ok(Voice::embedded()?) };
+    let Some(choice) = choice else {
+        return Ok(Voice::embedded()?);
+    };
     if !Path::new(choice).exists()
         && let Ok(voice) = Voice::embedded()
         && voice.config().name == choice
@@ -72,7 +78,9 @@ pub(crate) fn voice(choice: Option<&str>) -> Result<Voice> {
 /// Sets the number of threads of everything that follows; `None`: one per core.
 pub(crate) fn use_threads(threads: Option<usize>) -> Result<()> {
     if let Some(threads) = threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()?;
     }
     Ok(())
 }

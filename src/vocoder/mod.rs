@@ -49,7 +49,10 @@ impl SynthOptions {
     /// # Errors
     /// Names the option that is out of range.
     pub fn validate(&self) -> Result<()> {
-        let (sigma, refine) = (self.sigma.unwrap_or_default(), self.refine.unwrap_or_default());
+        let (sigma, refine) = (
+            self.sigma.unwrap_or_default(),
+            self.refine.unwrap_or_default(),
+        );
         SynthesisConfig { sigma, refine }.validate()
     }
 }
@@ -63,7 +66,11 @@ impl Vocoder {
         let (flow, _) = voice.build_flow()?;
         let config = voice.config().clone();
         let refiner = Refiner::new(&config.mel)?;
-        Ok(Self { config, flow, refiner })
+        Ok(Self {
+            config,
+            flow,
+            refiner,
+        })
     }
 
     /// The voice's configuration.
@@ -108,14 +115,18 @@ impl Vocoder {
         let flow_cost = self.flow.macs_per_sample().max(1.0);
         let flow_share = (flow_cost / (flow_cost + REFINE_COST * refine as f64)) as f32;
         let report = |part: f32| progress.iter().for_each(|progress| progress(part));
-        let residual = self.residual(mel, sigma, options.seed, &|part| report(part * flow_share))?;
+        let residual =
+            self.residual(mel, sigma, options.seed, &|part| report(part * flow_share))?;
         let samples = self.flow.unwhiten(&residual, mel)?;
         drop(residual);
         let samples = self.refiner.refine(samples, mel, refine, &|part| {
             report(flow_share + part * (1.0 - flow_share));
         })?;
         report(1.0);
-        Ok(Waveform { samples, sample_rate: config.mel.sample_rate })
+        Ok(Waveform {
+            samples,
+            sample_rate: config.mel.sample_rate,
+        })
     }
 
     /// The flow's inverse of noise, in blocks at fixed positions, several at a time.
@@ -139,7 +150,11 @@ impl Vocoder {
         let noise = Noise::new(seed);
 
         let work = Mutex::new(residual.chunks_mut(block * hop).enumerate());
-        let next = || work.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+        let next = || {
+            work.lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .next()
+        };
         let failed = AtomicBool::new(false);
         let (done, finished) = mpsc::channel();
         let mut failure: Option<(usize, Error)> = None;
@@ -200,7 +215,9 @@ impl Vocoder {
         let z = Tensor::from_vec(z, (1, group, steps), &Device::Cpu)?;
         let window = self.flow.mel_window(mel, from, to - from)?;
         let samples = self.flow.inverse(&z, &window)?.flatten_all()?;
-        let samples = samples.narrow(0, (start - from) * hop, out.len())?.to_vec1::<f32>()?;
+        let samples = samples
+            .narrow(0, (start - from) * hop, out.len())?
+            .to_vec1::<f32>()?;
         out.copy_from_slice(&samples);
         Ok(())
     }

@@ -22,7 +22,7 @@ const FRAMES_PER_TASK: usize = 64;
 ///
 /// A pass takes the sound's short-time spectra, multiplies each bin by the ratio of the wanted to
 /// the present mel there, and returns to samples by overlap-add. With momentum, 30 passes bring the
-/// log-mel distance from .37 to .045. Deterministic, whatever the number of threads. No part of
+/// mean log-mel distance below .05 nats. Deterministic, whatever the number of threads. No part of
 /// the flow or its likelihood.
 pub struct Refiner {
     stft: Stft,
@@ -66,10 +66,19 @@ impl Refiner {
                 }
             })
             .collect();
-        Ok(Self { stft, bands: MelBands::new(config), between, floor: config.floor as f32 })
+        Ok(Self {
+            stft,
+            bands: MelBands::new(config),
+            between,
+            floor: config.floor as f32,
+        })
     }
 
     /// Refines `samples` (`frames · hop_length` of them) towards `mel` in `passes` passes.
+    ///
+    /// What comes back is the last pass's own result, without momentum on top: nearer to the mel
+    /// after few passes (mean log-mel distance .105 against .109 after 10 from white noise, six
+    /// LJSpeech clips), equal from 30 on (.047).
     ///
     /// `progress` is called after each pass with the part of the work done.
     ///
@@ -143,7 +152,11 @@ impl Refiner {
         out: &mut [f32],
         buffers: &mut Buffers,
     ) {
-        let (hop, n_fft, n_mels) = (self.stft.hop_length(), self.stft.n_fft(), self.bands.n_mels());
+        let (hop, n_fft, n_mels) = (
+            self.stft.hop_length(),
+            self.stft.n_fft(),
+            self.bands.n_mels(),
+        );
         let half = n_fft / 2;
         let frames = target.len() / n_mels;
         out.fill(0.0);
@@ -173,7 +186,13 @@ impl Refiner {
 
     /// The corrected spectrum of one frame, into `buffers.bins`.
     fn correct(&self, samples: &[f32], target: &[f32], frame: usize, buffers: &mut Buffers) {
-        let Buffers { scratch, bins, magnitudes, correction, .. } = buffers;
+        let Buffers {
+            scratch,
+            bins,
+            magnitudes,
+            correction,
+            ..
+        } = buffers;
         self.stft.analyse(samples, frame, scratch, bins);
         for (magnitude, bin) in magnitudes.iter_mut().zip(bins.iter()) {
             *magnitude = bin.norm_sqr().sqrt();
@@ -233,7 +252,11 @@ mod tests {
     fn distance(refiner: &Refiner, samples: &[f32], mel: &MelSpectrogram) -> f32 {
         let found = log_mel(refiner, samples, mel.frames());
         let wanted = mel.transposed();
-        let sum: f32 = found.iter().zip(wanted.values()).map(|(a, b)| (a - b).abs()).sum();
+        let sum: f32 = found
+            .iter()
+            .zip(wanted.values())
+            .map(|(a, b)| (a - b).abs())
+            .sum();
         sum / found.len() as f32
     }
 
@@ -257,7 +280,9 @@ mod tests {
         noise.iter_mut().for_each(|v| *v *= 0.1);
         let mut last = distance(&refiner, &noise, &mel);
         for passes in [1, 3, 10, 30] {
-            let refined = refiner.refine(noise.clone(), &mel, passes, &|_| ()).unwrap();
+            let refined = refiner
+                .refine(noise.clone(), &mel, passes, &|_| ())
+                .unwrap();
             let now = distance(&refiner, &refined, &mel);
             assert!(now < last, "{passes} passes: {now}, before {last}");
             last = now;
@@ -274,12 +299,18 @@ mod tests {
             Noise::new(2).fill(0, &mut noise);
             let results: Vec<_> = [1, 3]
                 .map(|threads| {
-                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    let pool = rayon::ThreadPoolBuilder::new()
+                        .num_threads(threads)
+                        .build()
+                        .unwrap();
                     pool.install(|| refiner.refine(noise.clone(), &mel, 3, &|_| ()).unwrap())
                 })
                 .into();
             assert_eq!(results[0], results[1]);
-            assert!(results[0].iter().all(|v| v.is_finite() && v.abs() < 10.0), "{frames} frames");
+            assert!(
+                results[0].iter().all(|v| v.is_finite() && v.abs() < 10.0),
+                "{frames} frames"
+            );
         }
     }
 }
