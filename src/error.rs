@@ -45,19 +45,12 @@ impl Error {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Self::Io { action, path, source }
     }
 
     /// An [`Error::File`].
     pub fn file(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
-        Self::File {
-            path: path.into(),
-            problem: problem.into(),
-        }
+        Self::File { path: path.into(), problem: problem.into() }
     }
 
     /// An [`Error::Invalid`].
