@@ -1,1 +1,387 @@
-//! todo
+//! A voice: what it takes to speak, as a folder on disk and in memory.
+//!
+//! The folder holds `config.json` ([`VoiceConfig`]) and `model.safetensors`; a training checkpoint
+//! is such a folder with more in it.
+
+use crate::flow::{Flow, FlowConfig};
+use crate::mel::MelConfig;
+use crate::net::Params;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// The version of the folder's layout that this crate reads and writes.
+pub const FORMAT: u32 = 1;
+/// Name of the configuration in a voice's folder.
+pub const CONFIG_FILE: &str = "config.json";
+/// Name of the weights in a voice's folder.
+pub const WEIGHTS_FILE: &str = "model.safetensors";
+
+/// The largest `config.json` we read, bytes: ours have a few thousand.
+const MAX_CONFIG: u64 = 1 << 20;
+/// The largest weights we read, bytes: the published WaveGlow has 351 million.
+const MAX_WEIGHTS: u64 = 2 << 30;
+
+/// What `config.json` says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VoiceConfig {
+    /// Version of the folder's layout: [`FORMAT`].
+    pub format: u32,
+    /// Name of the voice, for messages.
+    pub name: String,
+    /// The mel convention that the voice was trained on.
+    pub mel: MelConfig,
+    /// The design of the flow.
+    pub flow: FlowConfig,
+    /// Defaults at synthesis.
+    pub synthesis: SynthesisConfig,
+    /// SHA-256 of `model.safetensors`, lower-case hexadecimal.
+    pub weights_sha256: String,
+}
+
+/// Defaults at synthesis.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SynthesisConfig {
+    /// Standard deviation of the latent noise.
+    pub sigma: f32,
+    /// Passes of mel-consistency refinement; 0 is the bare flow.
+    pub refine: usize,
+}
+
+impl VoiceConfig {
+    /// A configuration of the current format; [`Voice::from_parts`] fills in the digest.
+    pub fn new(name: &str, mel: MelConfig, flow: FlowConfig, synthesis: SynthesisConfig) -> Self {
+        let (name, weights_sha256) = (name.to_string(), String::new());
+        Self { format: FORMAT, name, mel, flow, synthesis, weights_sha256 }
+    }
+
+    /// Checks ranges and relations once, on reading.
+    ///
+    /// # Errors
+    /// Names the first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        if self.format != FORMAT {
+            return Err(Error::invalid(format!(
+                "format is {}, expected {FORMAT}: another version of melglow wrote this voice",
+                self.format
+            )));
+        }
+        self.mel.validate()?;
+        self.flow.validate(&self.mel)?;
+        self.synthesis.validate()?;
+        let (hop, group) = (self.mel.hop_length, self.flow.group);
+        if group == 0 || !hop.is_multiple_of(group) {
+            return Err(Error::invalid(format!(
+                "hop_length {hop} is not a multiple of the flow's group {group}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl SynthesisConfig {
+    /// The largest standard deviation accepted.
+    pub const MAX_SIGMA: f32 = 10.0;
+    /// The most refinement passes accepted.
+    pub const MAX_REFINE: usize = 1000;
+
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// Names the field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        let (sigma, refine) = (self.sigma, self.refine);
+        if !(0.0..=Self::MAX_SIGMA).contains(&sigma) {
+            return Err(Error::invalid(format!(
+                "sigma is {sigma}, expected 0 to {}",
+                Self::MAX_SIGMA
+            )));
+        }
+        if refine > Self::MAX_REFINE {
+            return Err(Error::invalid(format!(
+                "refine is {refine}, expected 0 to {}",
+                Self::MAX_REFINE
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A voice in memory: its configuration and its weights as `model.safetensors` has them.
+#[derive(Clone)]
+pub struct Voice {
+    config: VoiceConfig,
+    weights: Cow<'static, [u8]>,
+}
+
+impl Voice {
+    /// Reads a voice from its folder and checks that its weights fit its flow.
+    ///
+    /// # Errors
+    /// If a file is missing, too large or damaged, a field is unknown or out of range, or a tensor
+    /// is missing, surplus or of the wrong shape; the message names it.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        if !dir.is_dir() {
+            let problem = if dir.exists() { "is not a folder" } else { "no such folder" };
+            return Err(Error::file(
+                dir,
+                format!("{problem}; a voice is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"),
+            ));
+        }
+        let path = dir.join(CONFIG_FILE);
+        let config = parse_config(&read_bounded(&path, MAX_CONFIG)?).map_err(|e| at(&path, e))?;
+        let path = dir.join(WEIGHTS_FILE);
+        let weights = Cow::Owned(read_bounded(&path, MAX_WEIGHTS)?);
+        let voice = Self { config, weights };
+        voice.check().map_err(|e| at(&path, e))?;
+        Ok(voice)
+    }
+
+    /// A voice from tensors, as after training. The digest in `config` is filled in here.
+    ///
+    /// Tensors are stored as f32 (those of type f16 or bf16 as they are), in the order of their
+    /// names. That they fit the flow is checked by [`Voice::build_flow`] only.
+    ///
+    /// # Errors
+    /// If `config` is out of range or two tensors have one name.
+    pub fn from_parts(mut config: VoiceConfig, tensors: &[(String, Tensor)]) -> Result<Self> {
+        config.validate()?;
+        let weights = to_safetensors(tensors)?;
+        config.weights_sha256 = digest(&weights);
+        Ok(Self { config, weights: Cow::Owned(weights) })
+    }
+
+    /// The voice that is built into the program.
+    ///
+    /// # Errors
+    /// If this build has none.
+    #[cfg(embedded_voice)]
+    pub fn embedded() -> Result<Self> {
+        const CONFIG: &[u8] =
+            include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/voices/lj/config.json"));
+        const WEIGHTS: &[u8] =
+            include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/voices/lj/model.safetensors"));
+        Ok(Self { config: parse_config(CONFIG)?, weights: Cow::Borrowed(WEIGHTS) })
+    }
+
+    /// The voice that is built into the program.
+    ///
+    /// # Errors
+    /// If this build has none.
+    #[cfg(not(embedded_voice))]
+    pub fn embedded() -> Result<Self> {
+        Err(Error::invalid("no voice is built in; use --voice"))
+    }
+
+    /// What `config.json` says.
+    pub fn config(&self) -> &VoiceConfig {
+        &self.config
+    }
+
+    /// The weights by name, on the CPU, as they are stored.
+    ///
+    /// # Errors
+    /// If the bytes aren't those that the digest was made of, or aren't a safetensors file.
+    pub fn tensors(&self) -> Result<HashMap<String, Tensor>> {
+        let expected = &self.config.weights_sha256;
+        let found = digest(&self.weights);
+        if found != *expected {
+            return Err(Error::invalid(format!(
+                "SHA-256 is {found}, {CONFIG_FILE} says {expected}: the file is damaged or belongs to another voice"
+            )));
+        }
+        let file = SafeTensors::deserialize(&self.weights)
+            .map_err(|e| Error::invalid(format!("not a safetensors file: {}", one_line(&e))))?;
+        file.iter().map(|(name, view)| Ok((name.to_string(), to_tensor(name, &view)?))).collect()
+    }
+
+    /// Builds the flow on the CPU, and gives the parameters that it is made of.
+    ///
+    /// # Errors
+    /// If a tensor is missing, surplus or of the wrong shape; the message names it.
+    pub fn build_flow(&self) -> Result<(Flow, Params)> {
+        self.build_flow_on(&Device::Cpu)
+    }
+
+    /// [`Voice::build_flow`] on a device of choice.
+    ///
+    /// # Errors
+    /// As [`Voice::build_flow`].
+    pub fn build_flow_on(&self, device: &Device) -> Result<(Flow, Params)> {
+        let params = Params::loaded(self.tensors()?, device);
+        let flow = Flow::new(&self.config.flow, &self.config.mel, params.builder())
+            .map_err(|e| match e {
+                Error::Tensor(e) => Error::invalid(one_line(&e)),
+                other => other,
+            })?;
+        match params.surplus().as_slice() {
+            [] => Ok((flow, params)),
+            [name] => Err(Error::invalid(format!("tensor {name} is not part of the flow"))),
+            [name, rest @ ..] => Err(Error::invalid(format!(
+                "tensor {name} and {} more are not part of the flow",
+                rest.len()
+            ))),
+        }
+    }
+
+    /// Writes the voice as the folder `dir`, whose parent must exist; see [`Voice::save_with`].
+    ///
+    /// # Errors
+    /// If the folder can't be written, or is there and isn't a voice.
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        self.save_with(dir, |_| Ok(()))
+    }
+
+    /// Writes the voice as the folder `dir`, with whatever `extra` puts beside its files.
+    ///
+    /// All is written into a temporary folder next to `dir`, which is then renamed: `dir` is never
+    /// half-written. A voice that stands there is replaced with all that its folder holds.
+    ///
+    /// # Errors
+    /// If the folder can't be written, is there and isn't a voice, or `extra` fails.
+    pub fn save_with(
+        &self,
+        dir: impl AsRef<Path>,
+        extra: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let dir = dir.as_ref();
+        if dir.exists() && !dir.join(CONFIG_FILE).is_file() {
+            return Err(Error::file(dir, "is there already and is not a voice's folder"));
+        }
+        let parent = match dir.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => return Err(Error::file(dir, "is not a name for a folder")),
+        };
+        let staged = staging(parent)?;
+        let mut config = serde_json::to_vec_pretty(&self.config)
+            .map_err(|e| Error::invalid(format!("config cannot be written: {e}")))?;
+        config.push(b'\n');
+        write_synced(&staged.path().join(CONFIG_FILE), &config)?;
+        write_synced(&staged.path().join(WEIGHTS_FILE), &self.weights)?;
+        extra(staged.path())?;
+        if dir.exists() {
+            // A folder cannot be renamed over another: move the old one away first.
+            let old = staging(parent)?;
+            fs::rename(dir, old.path()).map_err(Error::io("replace", dir))?;
+        }
+        let staged = staged.keep();
+        fs::rename(&staged, dir).map_err(|e| {
+            let _ = fs::remove_dir_all(&staged);
+            Error::io("create", dir)(e)
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        self.build_flow().map(|_| ())
+    }
+}
+
+fn parse_config(bytes: &[u8]) -> Result<VoiceConfig> {
+    let config: VoiceConfig =
+        serde_json::from_slice(bytes).map_err(|e| Error::invalid(one_line(&e)))?;
+    config.validate()?;
+    Ok(config)
+}
+
+/// Puts the file's name in front of what is wrong with it.
+fn at(path: &Path, error: Error) -> Error {
+    match error {
+        Error::Invalid(problem) => Error::file(path, problem),
+        other => other,
+    }
+}
+
+fn one_line(error: &dyn std::fmt::Display) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_string()
+}
+
+fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let file = fs::File::open(path).map_err(Error::io("read", path))?;
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::file(path, format!("is larger than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let mut file = fs::File::create(path).map_err(Error::io("create", path))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", path))
+}
+
+/// A temporary folder in `parent` with the permissions of an ordinary one.
+fn staging(parent: &Path) -> Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".melglow-");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o777));
+    }
+    builder.tempdir_in(parent).map_err(Error::io("create a folder in", PathBuf::from(parent)))
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn to_safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
+    let mut stored = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+        let (dtype, bytes): (_, Vec<u8>) = match tensor.dtype() {
+            DType::F16 => (
+                Dtype::F16,
+                flat.to_vec1::<half::f16>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            ),
+            DType::BF16 => (
+                Dtype::BF16,
+                flat.to_vec1::<half::bf16>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            ),
+            _ => {
+                let values = flat.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+                (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+            }
+        };
+        stored.push((name.as_str(), dtype, tensor.dims().to_vec(), bytes));
+    }
+    stored.sort_by_key(|(name, ..)| *name);
+    if let Some(pair) = stored.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        return Err(Error::invalid(format!("two tensors are named {}", pair[0].0)));
+    }
+    let views = stored
+        .iter()
+        .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
+    views
+        .and_then(|views| safetensors::serialize(views, None))
+        .map_err(|e| Error::invalid(format!("tensors cannot be stored: {}", one_line(&e))))
+}
+
+fn to_tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor> {
+    let (data, shape) = (view.data(), view.shape());
+    let tensor = match view.dtype() {
+        Dtype::F32 => Tensor::from_raw_buffer(data, DType::F32, shape, &Device::Cpu)?,
+        Dtype::F16 => Tensor::from_raw_buffer(data, DType::F16, shape, &Device::Cpu)?,
+        Dtype::BF16 => Tensor::from_raw_buffer(data, DType::BF16, shape, &Device::Cpu)?,
+        other => {
+            return Err(Error::invalid(format!(
+                "tensor {name} is of type {other:?}, expected F32, F16 or BF16"
+            )));
+        }
+    };
+    Ok(tensor)
+}

@@ -30,7 +30,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut failed = 0;
     for (input, output) in &jobs {
         if let Err(error) = convert(input, output, &extractor, &config) {
-            eprintln!("error: {error:#}");
+            eprintln!("melglow: {error:#}");
             failed += 1;
         }
     }
@@ -97,7 +97,7 @@ fn convert(input: &Path, output: &Path, extractor: &Extractor, config: &MelConfi
     let samples = if sound.sample_rate == config.sample_rate {
         sound.samples
     } else {
-        eprintln!("{}: resampled from {} to {} Hz", input.display(), sound.sample_rate, config.sample_rate);
+        eprintln!("melglow: {}: resampled from {} to {} Hz", input.display(), sound.sample_rate, config.sample_rate);
         resample::resample(&sound.samples, sound.sample_rate, config.sample_rate).with_context(named)?
     };
     let mel = extractor.extract(&samples).with_context(named)?;

@@ -77,10 +77,7 @@ impl MelConfig {
         } else if !(1..=1024).contains(&self.n_mels) {
             format!("n_mels is {}, expected 1 to 1024", self.n_mels)
         } else if !(self.f_min >= 0.0 && self.f_min < self.f_max && self.f_max <= f64::from(self.sample_rate) / 2.0) {
-            format!(
-                "f_min {} and f_max {} must be in order and at most half the sample rate",
-                self.f_min, self.f_max
-            )
+            format!("f_min {} and f_max {} must be in order and at most half the sample rate", self.f_min, self.f_max)
         } else if !(self.floor > 0.0 && self.floor < 1.0) {
             format!("floor is {}, expected between 0 and 1", self.floor)
         } else {
@@ -145,9 +142,8 @@ impl MelSpectrogram {
 
     /// Rows and columns exchanged: for mels stored as `[frames, n_mels]`.
     pub fn transposed(&self) -> Self {
-        let values = (0..self.frames)
-            .flat_map(|f| (0..self.n_mels).map(move |b| self.values[b * self.frames + f]))
-            .collect();
+        let values =
+            (0..self.frames).flat_map(|f| (0..self.n_mels).map(move |b| self.values[b * self.frames + f])).collect();
         Self { values, n_mels: self.frames, frames: self.n_mels }
     }
 }

@@ -73,9 +73,7 @@ impl SimpleBackend for Params {
         let var = match &self.0.source {
             Source::Seed(seed) => Var::from_tensor(&draw(*seed, name, &shape, init, device)?)?,
             Source::Tensors(tensors) => {
-                let Some(tensor) = tensors.get(name) else {
-                    candle_core::bail!("tensor {name} {shape:?} is missing")
-                };
+                let Some(tensor) = tensors.get(name) else { candle_core::bail!("tensor {name} {shape:?} is missing") };
                 if tensor.shape() != &shape {
                     candle_core::bail!("tensor {name} has shape {:?}, expected {:?}", tensor.dims(), shape.dims())
                 }
@@ -124,12 +122,8 @@ fn draw(seed: u64, name: &str, shape: &Shape, init: Init, device: &Device) -> Re
     let count = shape.elem_count();
     let values: Vec<f32> = match init {
         Init::Const(value) => vec![value as f32; count],
-        Init::Randn { mean, stdev } => {
-            (0..count).map(|_| mean as f32 + stdev as f32 * normal(&mut rng)).collect()
-        }
-        Init::Uniform { lo, up } => {
-            (0..count).map(|_| lo as f32 + (up - lo) as f32 * uniform(&mut rng)).collect()
-        }
+        Init::Randn { mean, stdev } => (0..count).map(|_| mean as f32 + stdev as f32 * normal(&mut rng)).collect(),
+        Init::Uniform { lo, up } => (0..count).map(|_| lo as f32 + (up - lo) as f32 * uniform(&mut rng)).collect(),
         Init::Kaiming { .. } => candle_core::bail!("{name}: state the range of the initial values"),
     };
     Tensor::from_vec(values, shape, device)

@@ -1,0 +1,285 @@
+//! Mel-consistency refinement: bends a sound until its mel is the one that was asked for.
+
+use crate::mel::filterbank::{MelBands, band_centres};
+use crate::mel::stft::{Scratch, Stft};
+use crate::mel::{MelConfig, MelSpectrogram};
+use crate::{Error, Result};
+use rayon::prelude::*;
+use rustfft::num_complex::Complex32;
+
+/// The part of the last change that is added on top of each pass's result.
+///
+/// .97 was no better, and stronger corrections nearly diverge (measured on eight LJSpeech clips).
+const MOMENTUM: f32 = 0.9;
+/// Bound of a pass's correction in a band, nats.
+const MAX_CORRECTION: f32 = 4.0;
+/// How far above the top of the highest band bins are still corrected, Hz.
+const ABOVE_TOP: f64 = 200.0;
+/// Output frames of one parallel task; the frames that reach over its edges are worked out twice.
+const FRAMES_PER_TASK: usize = 64;
+
+/// Makes sounds agree with mels of one convention.
+///
+/// A pass takes the sound's short-time spectra, multiplies each bin by the ratio of the wanted to
+/// the present mel there, and returns to samples by overlap-add. With momentum, 30 passes bring the
+/// log-mel distance from .37 to .045. Deterministic, whatever the number of threads. No part of
+/// the flow or its likelihood.
+pub struct Refiner {
+    stft: Stft,
+    bands: MelBands,
+    /// For each corrected bin: the band whose centre is at or below it, and the weight of the next.
+    between: Vec<(usize, f32)>,
+    floor: f32,
+}
+
+/// Buffers of one thread.
+struct Buffers {
+    scratch: Scratch,
+    bins: Vec<Complex32>,
+    magnitudes: Vec<f32>,
+    correction: Vec<f32>,
+    weight: Vec<f32>,
+}
+
+impl Refiner {
+    /// Plans for a convention.
+    ///
+    /// # Errors
+    /// If the convention is out of range.
+    pub fn new(config: &MelConfig) -> Result<Self> {
+        config.validate()?;
+        let stft = Stft::of(config)?;
+        let hz_per_bin = f64::from(config.sample_rate) / config.n_fft as f64;
+        let centres = band_centres(config);
+        let between = (0..stft.bins())
+            .map(|bin| bin as f64 * hz_per_bin)
+            .take_while(|&hz| hz <= config.f_max + ABOVE_TOP)
+            .map(|hz| {
+                // held at both edges
+                let above = centres.partition_point(|&centre| centre <= hz);
+                let band = above.saturating_sub(1);
+                match centres.get(above) {
+                    Some(next) if above > 0 => {
+                        (band, ((hz - centres[band]) / (next - centres[band])) as f32)
+                    }
+                    _ => (band, 0.0),
+                }
+            })
+            .collect();
+        Ok(Self { stft, bands: MelBands::new(config), between, floor: config.floor as f32 })
+    }
+
+    /// Refines `samples` (`frames · hop_length` of them) towards `mel` in `passes` passes.
+    ///
+    /// `progress` is called after each pass with the part of the work done.
+    ///
+    /// # Errors
+    /// If the number of samples or bands doesn't fit.
+    pub fn refine(
+        &self,
+        mut samples: Vec<f32>,
+        mel: &MelSpectrogram,
+        passes: usize,
+        progress: &dyn Fn(f32),
+    ) -> Result<Vec<f32>> {
+        let hop = self.stft.hop_length();
+        if mel.n_mels() != self.bands.n_mels() || samples.len() != mel.frames() * hop {
+            return Err(Error::invalid(format!(
+                "{} samples and {} bands, expected {} and {}",
+                samples.len(),
+                mel.n_mels(),
+                mel.frames() * hop,
+                self.bands.n_mels()
+            )));
+        }
+        if passes == 0 {
+            return Ok(samples);
+        }
+        let target = mel.transposed();
+        let mut before = Vec::new();
+        let mut result = vec![0.0; samples.len()];
+        for pass in 0..passes {
+            self.pass(&samples, target.values(), &mut result);
+            if pass + 1 == passes {
+                break;
+            }
+            if pass == 0 {
+                samples.copy_from_slice(&result);
+                before = result.clone();
+            } else {
+                let old = samples.par_iter_mut().zip(&result).zip(&mut before);
+                old.for_each(|((y, q), before)| {
+                    *y = q + MOMENTUM * (q - *before);
+                    *before = *q;
+                });
+            }
+            progress((pass + 1) as f32 / passes as f32);
+        }
+        progress(1.0);
+        Ok(result)
+    }
+
+    /// One pass from `samples` to `out`; `target` is frame-major.
+    fn pass(&self, samples: &[f32], target: &[f32], out: &mut [f32]) {
+        let task = FRAMES_PER_TASK * self.stft.hop_length();
+        out.par_chunks_mut(task).enumerate().for_each_init(
+            || Buffers {
+                scratch: self.stft.scratch(),
+                bins: vec![Complex32::default(); self.stft.bins()],
+                magnitudes: vec![0.0; self.stft.bins()],
+                correction: vec![0.0; self.bands.n_mels()],
+                weight: vec![0.0; task],
+            },
+            |buffers, (i, out)| self.task(samples, target, i * task, out, buffers),
+        );
+    }
+
+    /// The samples from `start` for as long as `out` is: all corrected frames that touch them.
+    fn task(
+        &self,
+        samples: &[f32],
+        target: &[f32],
+        start: usize,
+        out: &mut [f32],
+        buffers: &mut Buffers,
+    ) {
+        let (hop, n_fft, n_mels) = (self.stft.hop_length(), self.stft.n_fft(), self.bands.n_mels());
+        let half = n_fft / 2;
+        let frames = target.len() / n_mels;
+        out.fill(0.0);
+        buffers.weight.fill(0.0);
+        let first = (start + 1).saturating_sub(half).div_ceil(hop);
+        let end = ((start + out.len() + half - 1) / hop + 1).min(frames);
+        for frame in first..end {
+            self.correct(samples, &target[frame * n_mels..][..n_mels], frame, buffers);
+            let windowed = self.stft.synthesise(&buffers.bins, &mut buffers.scratch);
+            // sample `start + i` of the sound is sample `start + i + half − frame · hop` of the frame
+            let (ours, theirs) = (start + half, frame * hop);
+            let (to, from) = (theirs.saturating_sub(ours), ours.saturating_sub(theirs));
+            let frame = windowed.iter().zip(self.stft.window()).skip(from);
+            for ((out, weight), (s, w)) in
+                out.iter_mut().zip(&mut buffers.weight).skip(to).zip(frame)
+            {
+                *out += s;
+                *weight += w * w;
+            }
+        }
+        for (out, weight) in out.iter_mut().zip(&buffers.weight) {
+            // The last hop's far end sees little of the last window: no more than this may be
+            // divided away.
+            *out /= weight.max(1e-2);
+        }
+    }
+
+    /// The corrected spectrum of one frame, into `buffers.bins`.
+    fn correct(&self, samples: &[f32], target: &[f32], frame: usize, buffers: &mut Buffers) {
+        let Buffers { scratch, bins, magnitudes, correction, .. } = buffers;
+        self.stft.analyse(samples, frame, scratch, bins);
+        for (magnitude, bin) in magnitudes.iter_mut().zip(bins.iter()) {
+            *magnitude = bin.norm_sqr().sqrt();
+        }
+        self.bands.apply(magnitudes, correction);
+        for (r, wanted) in correction.iter_mut().zip(target) {
+            *r = (wanted - r.max(self.floor).ln()).clamp(-MAX_CORRECTION, MAX_CORRECTION);
+        }
+        for (bin, &(band, weight)) in bins.iter_mut().zip(&self.between) {
+            let next = correction.get(band + 1).copied().unwrap_or_default();
+            let r = if weight > 0.0 {
+                correction[band] + weight * (next - correction[band])
+            } else {
+                correction[band]
+            };
+            *bin *= r.exp();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vocoder::noise::Noise;
+
+    /// The log-mel of `frames` frames of a sound, frame-major, worked out plainly.
+    fn log_mel(refiner: &Refiner, samples: &[f32], frames: usize) -> Vec<f32> {
+        let (stft, bands) = (&refiner.stft, &refiner.bands);
+        let mut scratch = stft.scratch();
+        let mut bins = vec![Complex32::default(); stft.bins()];
+        let mut out = vec![0.0; frames * bands.n_mels()];
+        for (f, row) in out.chunks_mut(bands.n_mels()).enumerate() {
+            stft.analyse(samples, f, &mut scratch, &mut bins);
+            let magnitudes: Vec<f32> = bins.iter().map(|b| b.norm()).collect();
+            bands.apply(&magnitudes, row);
+            row.iter_mut().for_each(|v| *v = v.max(refiner.floor).ln());
+        }
+        out
+    }
+
+    /// A buzz whose pitch glides, and its mel.
+    fn buzz(refiner: &Refiner, frames: usize) -> (Vec<f32>, MelSpectrogram) {
+        let mut phase = 0.0f32;
+        let samples: Vec<f32> = (0..frames * refiner.stft.hop_length())
+            .map(|i| {
+                phase = (phase + (110.0 + 20.0 * (i as f32 * 2e-4).sin()) / 22_050.0).fract();
+                0.3 * (phase - 0.5) * (1.0 + (i as f32 * 7e-4).sin())
+            })
+            .collect();
+        let rows = log_mel(refiner, &samples, frames);
+        let n_mels = refiner.bands.n_mels();
+        let mel = MelSpectrogram::new(rows, frames).unwrap().transposed();
+        assert_eq!((mel.n_mels(), mel.frames()), (n_mels, frames));
+        (samples, mel)
+    }
+
+    fn distance(refiner: &Refiner, samples: &[f32], mel: &MelSpectrogram) -> f32 {
+        let found = log_mel(refiner, samples, mel.frames());
+        let wanted = mel.transposed();
+        let sum: f32 = found.iter().zip(wanted.values()).map(|(a, b)| (a - b).abs()).sum();
+        sum / found.len() as f32
+    }
+
+    #[test]
+    fn a_sound_that_agrees_with_its_mel_stays() {
+        let refiner = Refiner::new(&MelConfig::nvidia()).unwrap();
+        let (samples, mel) = buzz(&refiner, 100);
+        let refined = refiner.refine(samples.clone(), &mel, 1, &|_| ()).unwrap();
+        let inside = ..samples.len() - 256;
+        for (a, b) in samples[inside].iter().zip(&refined[inside]) {
+            assert!((a - b).abs() < 1e-4, "{a} became {b}");
+        }
+    }
+
+    #[test]
+    fn passes_bring_noise_to_the_mel() {
+        let refiner = Refiner::new(&MelConfig::nvidia()).unwrap();
+        let (_, mel) = buzz(&refiner, 150);
+        let mut noise = vec![0.0; 150 * 256];
+        Noise::new(1).fill(0, &mut noise);
+        noise.iter_mut().for_each(|v| *v *= 0.1);
+        let mut last = distance(&refiner, &noise, &mel);
+        for passes in [1, 3, 10, 30] {
+            let refined = refiner.refine(noise.clone(), &mel, passes, &|_| ()).unwrap();
+            let now = distance(&refiner, &refined, &mel);
+            assert!(now < last, "{passes} passes: {now}, before {last}");
+            last = now;
+        }
+        assert!(last < 0.1, "{last}");
+    }
+
+    #[test]
+    fn threads_and_short_sounds() {
+        let refiner = Refiner::new(&MelConfig::nvidia()).unwrap();
+        for frames in [1, 2, 3, 65, 130] {
+            let (_, mel) = buzz(&refiner, frames);
+            let mut noise = vec![0.0; frames * 256];
+            Noise::new(2).fill(0, &mut noise);
+            let results: Vec<_> = [1, 3]
+                .map(|threads| {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    pool.install(|| refiner.refine(noise.clone(), &mel, 3, &|_| ()).unwrap())
+                })
+                .into();
+            assert_eq!(results[0], results[1]);
+            assert!(results[0].iter().all(|v| v.is_finite() && v.abs() < 10.0), "{frames} frames");
+        }
+    }
+}
