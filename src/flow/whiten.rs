@@ -374,7 +374,8 @@ fn adam_step(
     let t = step as i32 + 1;
     for (var, (m, v)) in vars.iter().zip(moments) {
         let Some(g) = grads.get(var) else { continue };
-        let g = (g * clip)?;
+        // detached: a gradient remembers the graph it came from, and the moments outlive it
+        let g = (g.detach() * clip)?;
         *m = ((&*m * 0.9)? + (&g * 0.1)?)?;
         *v = ((&*v * 0.999)? + (g.sqr()? * 0.001)?)?;
         let scale = ((&*v / (1.0 - 0.999_f64.powi(t)))?.sqrt()? + 1e-8)?;
