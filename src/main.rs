@@ -1,14 +1,5 @@
-//! The `melglow` program: parse, dispatch, print the error chain.
+//! The `melglow` command line.
 
-use clap::Parser;
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    match melglow::cli::Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("melglow: {:#}", anyhow::Error::from(error));
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> std::process::ExitCode {
+    melglow::cli::main()
 }

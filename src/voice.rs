@@ -80,9 +80,7 @@ impl VoiceConfig {
         self.synthesis.validate()?;
         let (hop, group) = (self.mel.hop_length, self.flow.group);
         if group == 0 || !hop.is_multiple_of(group) {
-            return Err(Error::invalid(format!(
-                "hop_length {hop} is not a multiple of the flow's group {group}"
-            )));
+            return Err(Error::invalid(format!("hop_length {hop} is not a multiple of the flow's group {group}")));
         }
         Ok(())
     }
@@ -101,16 +99,10 @@ impl SynthesisConfig {
     pub fn validate(&self) -> Result<()> {
         let (sigma, refine) = (self.sigma, self.refine);
         if !(0.0..=Self::MAX_SIGMA).contains(&sigma) {
-            return Err(Error::invalid(format!(
-                "sigma is {sigma}, expected 0 to {}",
-                Self::MAX_SIGMA
-            )));
+            return Err(Error::invalid(format!("sigma is {sigma}, expected 0 to {}", Self::MAX_SIGMA)));
         }
         if refine > Self::MAX_REFINE {
-            return Err(Error::invalid(format!(
-                "refine is {refine}, expected 0 to {}",
-                Self::MAX_REFINE
-            )));
+            return Err(Error::invalid(format!("refine is {refine}, expected 0 to {}", Self::MAX_REFINE)));
         }
         Ok(())
     }
@@ -167,10 +159,8 @@ impl Voice {
     /// If this build has none.
     #[cfg(embedded_voice)]
     pub fn embedded() -> Result<Self> {
-        const CONFIG: &[u8] =
-            include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/voices/lj/config.json"));
-        const WEIGHTS: &[u8] =
-            include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/voices/lj/model.safetensors"));
+        const CONFIG: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/voices/lj/config.json"));
+        const WEIGHTS: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/voices/lj/model.safetensors"));
         Ok(Self { config: parse_config(CONFIG)?, weights: Cow::Borrowed(WEIGHTS) })
     }
 
@@ -219,18 +209,16 @@ impl Voice {
     /// As [`Voice::build_flow`].
     pub fn build_flow_on(&self, device: &Device) -> Result<(Flow, Params)> {
         let params = Params::loaded(self.tensors()?, device);
-        let flow = Flow::new(&self.config.flow, &self.config.mel, params.builder())
-            .map_err(|e| match e {
-                Error::Tensor(e) => Error::invalid(one_line(&e)),
-                other => other,
-            })?;
+        let flow = Flow::new(&self.config.flow, &self.config.mel, params.builder()).map_err(|e| match e {
+            Error::Tensor(e) => Error::invalid(one_line(&e)),
+            other => other,
+        })?;
         match params.surplus().as_slice() {
             [] => Ok((flow, params)),
             [name] => Err(Error::invalid(format!("tensor {name} is not part of the flow"))),
-            [name, rest @ ..] => Err(Error::invalid(format!(
-                "tensor {name} and {} more are not part of the flow",
-                rest.len()
-            ))),
+            [name, rest @ ..] => {
+                Err(Error::invalid(format!("tensor {name} and {} more are not part of the flow", rest.len())))
+            }
         }
     }
 
@@ -249,11 +237,7 @@ impl Voice {
     ///
     /// # Errors
     /// If the folder can't be written, is there and isn't a voice, or `extra` fails.
-    pub fn save_with(
-        &self,
-        dir: impl AsRef<Path>,
-        extra: impl FnOnce(&Path) -> Result<()>,
-    ) -> Result<()> {
+    pub fn save_with(&self, dir: impl AsRef<Path>, extra: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let dir = dir.as_ref();
         if dir.exists() && !dir.join(CONFIG_FILE).is_file() {
             return Err(Error::file(dir, "is there already and is not a voice's folder"));
@@ -288,8 +272,7 @@ impl Voice {
 }
 
 fn parse_config(bytes: &[u8]) -> Result<VoiceConfig> {
-    let config: VoiceConfig =
-        serde_json::from_slice(bytes).map_err(|e| Error::invalid(one_line(&e)))?;
+    let config: VoiceConfig = serde_json::from_slice(bytes).map_err(|e| Error::invalid(one_line(&e)))?;
     config.validate()?;
     Ok(config)
 }
@@ -343,14 +326,8 @@ fn to_safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
     for (name, tensor) in tensors {
         let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
         let (dtype, bytes): (_, Vec<u8>) = match tensor.dtype() {
-            DType::F16 => (
-                Dtype::F16,
-                flat.to_vec1::<half::f16>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            ),
-            DType::BF16 => (
-                Dtype::BF16,
-                flat.to_vec1::<half::bf16>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            ),
+            DType::F16 => (Dtype::F16, flat.to_vec1::<half::f16>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            DType::BF16 => (Dtype::BF16, flat.to_vec1::<half::bf16>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
             _ => {
                 let values = flat.to_dtype(DType::F32)?.to_vec1::<f32>()?;
                 (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
@@ -378,9 +355,7 @@ fn to_tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor> {
         Dtype::F16 => Tensor::from_raw_buffer(data, DType::F16, shape, &Device::Cpu)?,
         Dtype::BF16 => Tensor::from_raw_buffer(data, DType::BF16, shape, &Device::Cpu)?,
         other => {
-            return Err(Error::invalid(format!(
-                "tensor {name} is of type {other:?}, expected F32, F16 or BF16"
-            )));
+            return Err(Error::invalid(format!("tensor {name} is of type {other:?}, expected F32, F16 or BF16")));
         }
     };
     Ok(tensor)

@@ -92,8 +92,12 @@ impl Source {
                     }
                     return Err(format!("truncated after {} samples", samples.len()));
                 }
-                Err(Symphonia::ResetRequired) => return Err("changes its format midway, which is not supported".into()),
-                Err(cause) => return Err(format!("damaged after {} samples ({cause})", samples.len())),
+                Err(Symphonia::ResetRequired) => {
+                    return Err("changes its format midway, which is not supported".into());
+                }
+                Err(cause) => {
+                    return Err(format!("damaged after {} samples ({cause})", samples.len()));
+                }
             };
             if packet.track_id != self.track {
                 continue;
@@ -101,7 +105,9 @@ impl Source {
             let decoded = match self.decoder.decode(&packet) {
                 Ok(decoded) => decoded,
                 Err(Symphonia::DecodeError(_)) if self.lossy => continue,
-                Err(cause) => return Err(format!("damaged after {} samples ({cause})", samples.len())),
+                Err(cause) => {
+                    return Err(format!("damaged after {} samples ({cause})", samples.len()));
+                }
             };
             let (rate, channels) = (decoded.spec().rate(), decoded.spec().channels().count());
             if sample_rate != 0 && rate != sample_rate {
@@ -112,7 +118,9 @@ impl Source {
             match channels {
                 0 => return Err("has no channels".into()),
                 1 => samples.extend_from_slice(&interleaved),
-                _ => samples.extend(interleaved.chunks_exact(channels).map(|c| c.iter().sum::<f32>() / channels as f32)),
+                _ => {
+                    samples.extend(interleaved.chunks_exact(channels).map(|c| c.iter().sum::<f32>() / channels as f32))
+                }
             }
         }
         match self.promised {
@@ -194,7 +202,8 @@ mod tests {
     /// The files hold 0.1 s of a 440 Hz sine of amplitude 0.5 at 16 kHz, stereo, both channels alike.
     #[test]
     fn compressed_formats() {
-        for (name, least, tolerance) in [("tone.flac", 1600, 1e-4), ("tone.ogg", 1600, 0.05), ("tone.mp3", 1600, 0.05)] {
+        for (name, least, tolerance) in [("tone.flac", 1600, 1e-4), ("tone.ogg", 1600, 0.05), ("tone.mp3", 1600, 0.05)]
+        {
             let sound = read(&data(name)).unwrap();
             assert_eq!(sound.sample_rate, 16_000, "{name}");
             assert!(sound.samples.len() >= least && sound.samples.len() < 5000, "{name}: {}", sound.samples.len());

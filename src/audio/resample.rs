@@ -2,16 +2,14 @@
 
 use crate::{Error, Result};
 use rubato::audioadapter_buffers::direct::InterleavedSlice;
-use rubato::{
-    Async, FixedAsync, Resampler, SincInterpolationParameters, SincInterpolationType, WindowFunction,
-};
+use rubato::{Fft, FixedSync, Resampler, WindowFunction};
 
 /// Sample rates between which we convert, Hz.
 const RATES: std::ops::RangeInclusive<u32> = 1000..=768_000;
-/// Input samples a call of the resampler takes.
-const CHUNK: usize = 4096;
+/// Input samples a block takes: the longer, the steeper the filter below the Nyquist frequency.
+const CHUNK: usize = 1024;
 
-/// Resamples mono sound by band-limited interpolation, without delay: `round(n · to / from)` samples.
+/// Resamples mono sound by a windowed sinc, without delay: `round(n · to / from)` samples.
 ///
 /// # Errors
 /// If a rate isn't within 1 kHz to 768 kHz.
@@ -27,17 +25,24 @@ pub fn resample(samples: &[f32], from: u32, to: u32) -> Result<Vec<f32>> {
         return Ok(samples.to_vec());
     }
     let failed = |cause: &dyn std::fmt::Display| Error::invalid(format!("cannot resample {from} to {to} Hz: {cause}"));
-    // 256 taps on each of 256 phases: beyond 16 bits.
-    let parameters = SincInterpolationParameters {
-        sinc_len: 256,
-        f_cutoff: None,
-        interpolation: SincInterpolationType::Cubic,
-        oversampling_factor: 256,
-        window: WindowFunction::BlackmanHarris2,
-    };
-    let ratio = f64::from(to) / f64::from(from);
-    let mut resampler = Async::<f32>::new_sinc(ratio, 1.0, &parameters, CHUNK, 1, FixedAsync::Input)
-        .map_err(|e| failed(&e))?;
+    // The delay is half a block of output: an even number of the smallest blocks makes it whole.
+    let (mut common, mut rest) = (from as usize, to as usize);
+    while rest != 0 {
+        (common, rest) = (rest, common % rest);
+    }
+    let block = 2 * (from as usize / common);
+    // The synchronous resampler: both rates are fixed, and its delay is a whole number of samples
+    // (the asynchronous one's is not, and places the sound up to a sample off).
+    let mut resampler = Fft::<f32>::new_custom(
+        from as usize,
+        to as usize,
+        CHUNK.next_multiple_of(block),
+        1,
+        1,
+        WindowFunction::BlackmanHarris2,
+        FixedSync::Input,
+    )
+    .map_err(|e| failed(&e))?;
     let input = InterleavedSlice::new(samples, 1, samples.len()).map_err(|e| failed(&e))?;
     let mut out = resampler.process_all(&input, samples.len(), None).map_err(|e| failed(&e))?.take_data();
     out.resize(wanted, 0.0);

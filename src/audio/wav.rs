@@ -39,12 +39,7 @@ pub fn write(path: &Path, samples: &[f32], sample_rate: u32, format: WavFormat) 
 ///
 /// # Errors
 /// If the stream fails or the samples exceed WAV's 4 GiB.
-pub fn write_to(
-    mut out: impl Write,
-    samples: &[f32],
-    sample_rate: u32,
-    format: WavFormat,
-) -> io::Result<usize> {
+pub fn write_to(mut out: impl Write, samples: &[f32], sample_rate: u32, format: WavFormat) -> io::Result<usize> {
     write_header(&mut out, samples.len() as u64, sample_rate, format)?;
     let saturated = write_samples(&mut out, samples, format)?;
     write_padding(&mut out, samples.len() as u64, format)?;
@@ -57,12 +52,7 @@ pub fn write_to(
 ///
 /// # Errors
 /// If the stream fails or the samples exceed WAV's 4 GiB.
-pub fn write_header(
-    mut out: impl Write,
-    samples: u64,
-    sample_rate: u32,
-    format: WavFormat,
-) -> io::Result<()> {
+pub fn write_header(mut out: impl Write, samples: u64, sample_rate: u32, format: WavFormat) -> io::Result<()> {
     let bytes_each = u32::from(format.bits() / 8);
     let too_long = || io::Error::new(io::ErrorKind::FileTooLarge, "more than WAV's 4 GiB");
     let data = u32::try_from(samples * u64::from(bytes_each)).map_err(|_| too_long())?;
@@ -164,8 +154,7 @@ mod tests {
         let samples = [1.5, -1.5, 1.0, -1.0, 0.5, f32::NAN, f32::INFINITY];
         let (out, saturated) = bytes(&samples, WavFormat::Int16);
         assert_eq!(saturated, 5);
-        let read: Vec<i16> =
-            hound::WavReader::new(&out[..]).unwrap().samples().map(Result::unwrap).collect();
+        let read: Vec<i16> = hound::WavReader::new(&out[..]).unwrap().samples().map(Result::unwrap).collect();
         assert_eq!(read, [32_767, -32_768, 32_767, -32_768, 16_384, 0, 32_767]);
     }
 
@@ -174,8 +163,7 @@ mod tests {
         let (out, saturated) = bytes(&[0.25, -0.25, 2.0], WavFormat::Int24);
         assert_eq!((out.len(), saturated), (44 + 10, 1));
         assert_eq!(u32::from_le_bytes(out[4..8].try_into().unwrap()) as usize, out.len() - 8);
-        let read: Vec<i32> =
-            hound::WavReader::new(&out[..]).unwrap().samples().map(Result::unwrap).collect();
+        let read: Vec<i32> = hound::WavReader::new(&out[..]).unwrap().samples().map(Result::unwrap).collect();
         assert_eq!(read, [2_097_152, -2_097_152, 8_388_607]);
     }
 
@@ -185,8 +173,7 @@ mod tests {
         let (out, saturated) = bytes(&samples, WavFormat::Float32);
         assert_eq!(saturated, 0);
         assert_eq!(u32::from_le_bytes(out[4..8].try_into().unwrap()) as usize, out.len() - 8);
-        let read: Vec<f32> =
-            hound::WavReader::new(&out[..]).unwrap().samples().map(Result::unwrap).collect();
+        let read: Vec<f32> = hound::WavReader::new(&out[..]).unwrap().samples().map(Result::unwrap).collect();
         assert_eq!(read, samples);
     }
 

@@ -1,34 +1,88 @@
 //! The command line: one file per command.
 
+pub mod synth;
 pub mod train;
 
-use crate::Result;
+use crate::voice::Voice;
+use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
 
-/// Mel spectrograms to speech with a normalizing flow.
-#[derive(Parser, Debug)]
-#[command(name = "melglow", version)]
-pub struct Cli {
-    /// What to do.
+/// A WaveGlow-style vocoder: mel spectrograms to speech.
+#[derive(Parser)]
+#[command(name = "melglow", version, arg_required_else_help = true)]
+struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    command: Command,
 }
 
-/// The commands.
-#[derive(Subcommand, Debug)]
-pub enum Command {
-    /// Train a voice on a folder of clips
+#[derive(Subcommand)]
+enum Command {
+    Synth(synth::SynthArgs),
     Train(train::TrainArgs),
 }
 
-impl Cli {
-    /// Runs the command.
-    ///
-    /// # Errors
-    /// As the command.
-    pub fn run(&self) -> Result<()> {
-        match &self.command {
-            Command::Train(args) => train::run(args),
+/// Runs the command that the process's arguments ask for.
+///
+/// Exit code 1 for an error (one line on standard error), 2 for wrong usage, and 0 when whoever
+/// reads our output has had enough.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Synth(args) => synth::run(args),
+        Command::Train(args) => train::run(&args).map_err(Into::into),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&one_line(&error));
+            ExitCode::FAILURE
         }
     }
+}
+
+/// Writes `melglow: message` to standard error; that nobody listens is no reason to stop.
+pub(crate) fn say(message: &str) {
+    let _ = writeln!(std::io::stderr(), "melglow: {message}");
+}
+
+/// An error and its causes on one line.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").split(['\n', '\r']).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// The voice that `--voice` names: a folder, or the built-in voice by its name or by default.
+pub(crate) fn voice(choice: Option<&str>) -> Result<Voice> {
+    let Some(choice) = choice else {
+        return Ok(Voice::embedded()?);
+    };
+    if !Path::new(choice).exists()
+        && let Ok(voice) = Voice::embedded()
+        && voice.config().name == choice
+    {
+        return Ok(voice);
+    }
+    Ok(Voice::open(choice)?)
+}
+
+/// Sets the number of threads of everything that follows; `None`: one per core.
+pub(crate) fn use_threads(threads: Option<usize>) -> Result<()> {
+    if let Some(threads) = threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    Ok(())
+}
+
+/// Whether someone watches standard error.
+pub(crate) fn watched() -> bool {
+    std::io::stderr().is_terminal()
 }

@@ -8,7 +8,8 @@
 fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer
     let x = x.clamp(-87.0, 87.0);
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let p = 1.987_569_2e-4;
     let p = p * r + 1.398_199_9e-3;
@@ -17,20 +18,21 @@ fn exp(x: f32) -> f32 {
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 5.0e-1;
     let e = p * (r * r) + r + 1.0;
-    e * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    // ROUND's low nine bits are zero, so the shift leaves n's exponent alone
+    e * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
 }
 
 #[inline(always)]
 fn forward_body(pre: &mut [f32], act: &mut [f32], channels: usize) {
     for (row, act) in pre.chunks_exact_mut(2 * channels).zip(act.chunks_exact_mut(channels)) {
         let (a, b) = row.split_at_mut(channels);
-        for ((a, b), act) in a.iter_mut().zip(b).zip(act) {
-            // tanh(a) = (1 − e^−2a) / (1 + e^−2a)
+        // tanh(a) = (1 − e^−2a) / (1 + e^−2a)
+        a.iter_mut().for_each(|a| {
             let e = exp(-2.0 * *a);
             *a = (1.0 - e) / (1.0 + e);
-            *b = 1.0 / (1.0 + exp(-*b));
-            *act = *a * *b;
-        }
+        });
+        b.iter_mut().for_each(|b| *b = 1.0 / (1.0 + exp(-*b)));
+        act.iter_mut().zip(a).zip(b).for_each(|((act, a), b)| *act = *a * *b);
     }
 }
 

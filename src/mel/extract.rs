@@ -74,7 +74,9 @@ mod tests {
     /// NVIDIA's STFT is a float32 matrix product, up to 1.5e-4 from a float64 FFT in quiet bins.
     #[test]
     fn equals_tacotron_stft() {
-        let (Some(wav), Some(npy)) = (parity("LJ001-0002.wav"), parity("lj_mel.npy")) else { return };
+        let (Some(wav), Some(npy)) = (parity("LJ001-0002.wav"), parity("lj_mel.npy")) else {
+            return;
+        };
         let sound = decode::read(&wav).unwrap();
         let mel = extract(&sound.samples, &MelConfig::nvidia()).unwrap();
         let golden = file::read(&npy, 80).unwrap();

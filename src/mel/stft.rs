@@ -201,14 +201,7 @@ impl Stft {
     }
 
     /// Adds up all frames that touch `out`, which starts at sample `start`.
-    fn overlap_add(
-        &self,
-        spectra: &Spectra,
-        start: usize,
-        out: &mut [f32],
-        weight: &mut [f32],
-        scratch: &mut Scratch,
-    ) {
+    fn overlap_add(&self, spectra: &Spectra, start: usize, out: &mut [f32], weight: &mut [f32], scratch: &mut Scratch) {
         let half = self.n_fft / 2;
         weight.fill(0.0);
         let first = start.saturating_sub(half) / self.hop_length;

@@ -136,8 +136,7 @@ pub fn restore(run: &Path, step: usize, optimiser: &mut Optimiser) -> Result<Sta
     let json = fs::read(&path).map_err(Error::io("read", &path))?;
     let mut state: State = serde_json::from_slice(&json).map_err(|e| Error::file(&path, e.to_string()))?;
     let path = dir.join(OPTIMISER_FILE);
-    let moments =
-        candle_core::safetensors::load(&path, &Device::Cpu).map_err(|e| Error::file(&path, e.to_string()))?;
+    let moments = candle_core::safetensors::load(&path, &Device::Cpu).map_err(|e| Error::file(&path, e.to_string()))?;
     optimiser.restore(&moments, state.updates).map_err(|e| Error::file(&path, e.to_string()))?;
     if let Some(norms) = moments.get(NORMS) {
         state.norms = norms.to_vec1()?;

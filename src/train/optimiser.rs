@@ -138,7 +138,10 @@ impl Optimiser {
     /// # Errors
     /// If a tensor can't be made.
     pub fn averages(&self, device: &Device) -> Result<HashMap<String, Tensor>> {
-        self.slots.iter().map(|s| Ok((s.name.clone(), Tensor::from_slice(&s.average, s.var.shape(), device)?))).collect()
+        self.slots
+            .iter()
+            .map(|s| Ok((s.name.clone(), Tensor::from_slice(&s.average, s.var.shape(), device)?)))
+            .collect()
     }
 
     /// Moments, average and weights for a checkpoint: `first.NAME`, `second.NAME`, `average.NAME`,

@@ -77,8 +77,7 @@ pub fn train(options: &Options, stop: &AtomicBool) -> Result<Summary> {
     let recipe = recipe(options, resumed)?;
     let (clips, held) = data(options, &recipe)?;
     std::fs::create_dir_all(&options.out).map_err(Error::io("create", &options.out))?;
-    let sampler =
-        Sampler::new(&clips, recipe.training.segment_samples / recipe.mel.hop_length, recipe.mel.hop_length)?;
+    let sampler = Sampler::new(&clips, recipe.training.segment_samples / recipe.mel.hop_length, recipe.mel.hop_length)?;
     if sampler.clips() < clips.len() {
         eprintln!("{} clips are shorter than a segment and are left out", clips.len() - sampler.clips());
     }
@@ -422,7 +421,8 @@ impl Run {
         self.log.line(&json!({
             "step": step, "held_out_bits": value, "held_out_mean": bits.mean, "held_out_ci95": bits.ci95,
         }))?;
-        progress.say(&format!("step {step}: held out {value:.4} bits per sample ({:.1} s)", begun.elapsed().as_secs_f64()));
+        progress
+            .say(&format!("step {step}: held out {value:.4} bits per sample ({:.1} s)", begun.elapsed().as_secs_f64()));
         self.bits = Some(value);
         if value.is_finite() && self.state.best.is_none_or(|best| value < best.bits) {
             self.state.best = Some(Best { step, bits: value });

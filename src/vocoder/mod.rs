@@ -43,6 +43,17 @@ pub struct SynthOptions {
     pub refine: Option<usize>,
 }
 
+impl SynthOptions {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// Names the option that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        let (sigma, refine) = (self.sigma.unwrap_or_default(), self.refine.unwrap_or_default());
+        SynthesisConfig { sigma, refine }.validate()
+    }
+}
+
 impl Vocoder {
     /// Builds the voice's flow.
     ///
@@ -90,9 +101,9 @@ impl Vocoder {
                 config.mel.n_mels
             )));
         }
+        options.validate()?;
         let sigma = options.sigma.unwrap_or(config.synthesis.sigma);
         let refine = options.refine.unwrap_or(config.synthesis.refine);
-        SynthesisConfig { sigma, refine }.validate()?;
 
         let flow_cost = self.flow.macs_per_sample().max(1.0);
         let flow_share = (flow_cost / (flow_cost + REFINE_COST * refine as f64)) as f32;
@@ -111,13 +122,7 @@ impl Vocoder {
     ///
     /// Each worker has its own small thread pool: in a common one, a worker that waits for a part
     /// of its block would take up another block and hold the memory of both.
-    fn residual(
-        &self,
-        mel: &MelSpectrogram,
-        sigma: f32,
-        seed: u64,
-        progress: &dyn Fn(f32),
-    ) -> Result<Vec<f32>> {
+    fn residual(&self, mel: &MelSpectrogram, sigma: f32, seed: u64, progress: &dyn Fn(f32)) -> Result<Vec<f32>> {
         let hop = self.config.mel.hop_length;
         let halo = (self.flow.halo_steps() * self.flow.group()).div_ceil(hop);
         let block = MIN_BLOCK.max(8 * halo);
@@ -144,8 +149,7 @@ impl Vocoder {
                         && let Some((index, out)) = next()
                     {
                         let start = index * block;
-                        let result =
-                            pool.install(|| self.block(mel, start, halo, &noise, sigma, out));
+                        let result = pool.install(|| self.block(mel, start, halo, &noise, sigma, out));
                         failed.fetch_or(result.is_err(), Ordering::Relaxed);
                         if done.send((index, result)).is_err() {
                             break;

@@ -22,7 +22,7 @@ const FRAMES_PER_TASK: usize = 64;
 ///
 /// A pass takes the sound's short-time spectra, multiplies each bin by the ratio of the wanted to
 /// the present mel there, and returns to samples by overlap-add. With momentum, 30 passes bring the
-/// log-mel distance from .37 to .045. Deterministic, whatever the number of threads. No part of
+/// mean log-mel distance below .05 nats. Deterministic, whatever the number of threads. No part of
 /// the flow or its likelihood.
 pub struct Refiner {
     stft: Stft,
@@ -59,9 +59,7 @@ impl Refiner {
                 let above = centres.partition_point(|&centre| centre <= hz);
                 let band = above.saturating_sub(1);
                 match centres.get(above) {
-                    Some(next) if above > 0 => {
-                        (band, ((hz - centres[band]) / (next - centres[band])) as f32)
-                    }
+                    Some(next) if above > 0 => (band, ((hz - centres[band]) / (next - centres[band])) as f32),
                     _ => (band, 0.0),
                 }
             })
@@ -70,6 +68,10 @@ impl Refiner {
     }
 
     /// Refines `samples` (`frames · hop_length` of them) towards `mel` in `passes` passes.
+    ///
+    /// What comes back is the last pass's own result, without momentum on top: nearer to the mel
+    /// after few passes (mean log-mel distance .105 against .109 after 10 from white noise, six
+    /// LJSpeech clips), equal from 30 on (.047).
     ///
     /// `progress` is called after each pass with the part of the work done.
     ///
@@ -135,14 +137,7 @@ impl Refiner {
     }
 
     /// The samples from `start` for as long as `out` is: all corrected frames that touch them.
-    fn task(
-        &self,
-        samples: &[f32],
-        target: &[f32],
-        start: usize,
-        out: &mut [f32],
-        buffers: &mut Buffers,
-    ) {
+    fn task(&self, samples: &[f32], target: &[f32], start: usize, out: &mut [f32], buffers: &mut Buffers) {
         let (hop, n_fft, n_mels) = (self.stft.hop_length(), self.stft.n_fft(), self.bands.n_mels());
         let half = n_fft / 2;
         let frames = target.len() / n_mels;
@@ -157,9 +152,7 @@ impl Refiner {
             let (ours, theirs) = (start + half, frame * hop);
             let (to, from) = (theirs.saturating_sub(ours), ours.saturating_sub(theirs));
             let frame = windowed.iter().zip(self.stft.window()).skip(from);
-            for ((out, weight), (s, w)) in
-                out.iter_mut().zip(&mut buffers.weight).skip(to).zip(frame)
-            {
+            for ((out, weight), (s, w)) in out.iter_mut().zip(&mut buffers.weight).skip(to).zip(frame) {
                 *out += s;
                 *weight += w * w;
             }
@@ -184,11 +177,7 @@ impl Refiner {
         }
         for (bin, &(band, weight)) in bins.iter_mut().zip(&self.between) {
             let next = correction.get(band + 1).copied().unwrap_or_default();
-            let r = if weight > 0.0 {
-                correction[band] + weight * (next - correction[band])
-            } else {
-                correction[band]
-            };
+            let r = if weight > 0.0 { correction[band] + weight * (next - correction[band]) } else { correction[band] };
             *bin *= r.exp();
         }
     }

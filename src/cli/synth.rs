@@ -1,0 +1,361 @@
+//! `melglow synth`: mel files to WAV files.
+
+use super::{one_line, say, use_threads, voice, watched};
+use crate::audio::wav::{self, WavFormat};
+use crate::mel::file::{self, Layout};
+use crate::mel::{MelConfig, MelSpectrogram};
+use crate::vocoder::{SynthOptions, Vocoder};
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The most that standard input may give: an hour of float64 mel is 200 MB.
+const MAX_STDIN: u64 = 4 << 30;
+/// Work on less sound than this shows no progress bar, seconds.
+const LONG_WORK: f64 = 20.0;
+
+/// Turn mel spectrograms into speech
+///
+/// Mels are .npy, .npz, .pt (a tensor saved by torch.save) or .safetensors files of shape
+/// [bands, frames] or [1, bands, frames]: natural log, made as the voice expects (`melglow mel`).
+/// Each gives exactly frames × hop length samples, mono.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  melglow synth a.npy -o a.wav                   one mel, the built-in voice
+  melglow synth mels/ -o speech/                 every mel file of a folder
+  melglow synth a.npy b.pt -o speech/ --seed 7   other noise
+  melglow synth - -o - < a.npy | aplay           as a part of a pipe
+  melglow synth a.npy -o a.wav --voice runs/a/step-20000 --refine 0")]
+pub struct SynthArgs {
+    /// Mel files, folders of them, or `-` for standard input
+    #[arg(required = true, value_name = "MEL")]
+    mels: Vec<PathBuf>,
+    /// WAV file, folder (created if its parent exists; required for several mels), or `-` for
+    /// standard output
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// Folder of a voice or checkpoint, or the name of the built-in voice [default: built-in]
+    #[arg(long, value_name = "DIR|NAME")]
+    voice: Option<String>,
+    /// Standard deviation of the noise, 0 to 10 [default: the voice's]
+    #[arg(long)]
+    sigma: Option<f32>,
+    /// Which noise: the same seed gives the same bytes, whatever the number of threads
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Passes of refinement towards the mel, 0 (the bare flow) to 1000 [default: the voice's]
+    #[arg(long, value_name = "PASSES")]
+    refine: Option<usize>,
+    /// Sample format of the WAV: integers of 16 or 24 bits, or floats of 32
+    #[arg(long, default_value = "16")]
+    bits: Bits,
+    /// The mels are stored as [frames, bands]
+    #[arg(long)]
+    transpose: bool,
+    /// Threads to use [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    threads: Option<usize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Bits {
+    #[value(name = "16")]
+    Int16,
+    #[value(name = "24")]
+    Int24,
+    #[value(name = "32f")]
+    Float32,
+}
+
+impl From<Bits> for WavFormat {
+    fn from(bits: Bits) -> Self {
+        match bits {
+            Bits::Int16 => Self::Int16,
+            Bits::Int24 => Self::Int24,
+            Bits::Float32 => Self::Float32,
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If anything went wrong; with several mels, after the others are done.
+pub fn run(args: SynthArgs) -> Result<()> {
+    use_threads(args.threads)?;
+    let jobs = plan(&args.mels, &args.output)?;
+    let voice = voice(args.voice.as_deref())?;
+    let options = SynthOptions { sigma: args.sigma, seed: args.seed, refine: args.refine };
+    options.validate()?;
+    let vocoder = Vocoder::new(&voice)?;
+    let folder = OutputFolder::open(&args.output, &jobs)?;
+    let mut session = Session {
+        vocoder,
+        options,
+        format: args.bits.into(),
+        transpose: args.transpose,
+        bar: None,
+        audio: 0.0,
+        compute: Duration::ZERO,
+    };
+    let mut failed = 0;
+    for (index, job) in jobs.iter().enumerate() {
+        match session.speak(job, (index, jobs.len())) {
+            Ok(()) => {}
+            Err(error) if jobs.len() == 1 => return Err(error),
+            Err(error) if super::is_broken_pipe(&error) => return Err(error),
+            Err(error) => {
+                failed += 1;
+                session.say(&one_line(&error));
+            }
+        }
+    }
+    session.finish(jobs.len() - failed);
+    folder.close(failed == jobs.len());
+    if failed > 0 {
+        bail!("{failed} of {} mels failed", jobs.len());
+    }
+    Ok(())
+}
+
+/// One mel and where its sound goes; `-` is standard input or output.
+struct Job {
+    mel: PathBuf,
+    wav: PathBuf,
+}
+
+fn is_stdio(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// Finds the mels and names their WAV files.
+fn plan(mels: &[PathBuf], output: &Path) -> Result<Vec<Job>> {
+    let mut found = Vec::new();
+    for path in mels {
+        if !is_stdio(path) && path.is_dir() {
+            found.extend(mels_in(path)?);
+        } else {
+            found.push(path.clone());
+        }
+    }
+    let ends_like_folder = output.as_os_str().to_string_lossy().ends_with(['/', std::path::MAIN_SEPARATOR]);
+    let single = mels.len() == 1 && found.len() == 1 && !mels[0].is_dir();
+    let to_folder = !is_stdio(output) && (output.is_dir() || ends_like_folder || !single);
+    if !to_folder {
+        if found.len() > 1 || !single && is_stdio(output) {
+            bail!("standard output takes one mel, not {}; give a folder with -o", found.len());
+        }
+        let wav = output.to_path_buf();
+        return Ok(found.into_iter().map(|mel| Job { mel, wav: wav.clone() }).collect());
+    }
+    if output.exists() && !output.is_dir() {
+        bail!("{}: is not a folder; several mels need one for their WAV files", output.display());
+    }
+    let mut jobs = Vec::with_capacity(found.len());
+    let mut taken: HashMap<PathBuf, PathBuf> = HashMap::new();
+    for mel in found {
+        let stem = if is_stdio(&mel) { "stdin".as_ref() } else { mel.file_stem().unwrap_or_default() };
+        let mut name = stem.to_os_string();
+        name.push(".wav");
+        let wav = output.join(name);
+        if let Some(other) = taken.insert(wav.clone(), mel.clone()) {
+            bail!("{} and {} would both be written to {}", other.display(), mel.display(), wav.display());
+        }
+        jobs.push(Job { mel, wav });
+    }
+    Ok(jobs)
+}
+
+/// The mel files of a folder, in the order of their names.
+fn mels_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let cannot = || format!("cannot read {}", folder.display());
+    let mut mels = Vec::new();
+    for entry in fs::read_dir(folder).with_context(cannot)? {
+        let path = entry.with_context(cannot)?.path();
+        if file::is_mel_file(&path) && path.is_file() {
+            mels.push(path);
+        }
+    }
+    if mels.is_empty() {
+        let extensions = file::EXTENSIONS.join(", .");
+        bail!("{}: no mel files in this folder (.{extensions})", folder.display());
+    }
+    mels.sort();
+    Ok(mels)
+}
+
+/// The folder that WAV files go to, and whether it is new.
+struct OutputFolder {
+    created: Option<PathBuf>,
+}
+
+impl OutputFolder {
+    /// Sees to it that the folder is there and can be written, before any long work.
+    fn open(output: &Path, jobs: &[Job]) -> Result<Self> {
+        let wav = &jobs[0].wav;
+        if is_stdio(wav) || wav.exists() && !wav.is_file() {
+            return Ok(Self { created: None });
+        }
+        let folder = match wav.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let mut created = None;
+        if !folder.is_dir() {
+            if wav == output {
+                bail!("cannot write {}: no folder {}", wav.display(), folder.display());
+            }
+            fs::create_dir(folder).with_context(|| format!("cannot create folder {}", folder.display()))?;
+            created = Some(folder.to_path_buf());
+        }
+        tempfile::Builder::new()
+            .prefix(".melglow-")
+            .tempfile_in(folder)
+            .map_err(|e| e.kind())
+            .map_err(io::Error::from)
+            .with_context(|| format!("cannot write into folder {}", folder.display()))?;
+        Ok(Self { created })
+    }
+
+    /// Removes a new folder that got nothing.
+    fn close(self, nothing_written: bool) {
+        if let (Some(folder), true) = (self.created, nothing_written) {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+/// What the jobs share, and what they add up to.
+struct Session {
+    vocoder: Vocoder,
+    options: SynthOptions,
+    format: WavFormat,
+    transpose: bool,
+    bar: Option<ProgressBar>,
+    audio: f64,
+    compute: Duration,
+}
+
+impl Session {
+    /// Reads, speaks and writes one mel, the `index`th of `count`.
+    fn speak(&mut self, job: &Job, (index, count): (usize, usize)) -> Result<()> {
+        let name = if is_stdio(&job.mel) { Path::new("standard input") } else { &job.mel };
+        let mel = self.read(&job.mel, name)?;
+        self.check_size(mel.frames()).with_context(|| name.display().to_string())?;
+
+        let config = &self.vocoder.config().mel;
+        let seconds = mel.frames() as f64 * config.hop_length as f64 / f64::from(config.sample_rate);
+        if self.bar.is_none() && watched() && (count > 1 || seconds > LONG_WORK) {
+            self.bar = Some(progress_bar(count));
+        }
+        let progress = self.bar.as_ref().map(|bar| {
+            bar.set_message(name.file_name().unwrap_or_default().to_string_lossy().into_owned());
+            move |part: f32| bar.set_position((1000.0 * (index as f32 + part)) as u64)
+        });
+        let start = Instant::now();
+        let sound = self
+            .vocoder
+            .vocode(&mel, &self.options, progress.as_ref().map(|p| p as &dyn Fn(f32)))
+            .with_context(|| name.display().to_string())?;
+        self.compute += start.elapsed();
+        self.audio += seconds;
+        drop(mel);
+
+        let saturated = if is_stdio(&job.wav) {
+            let mut out = io::BufWriter::new(io::stdout().lock());
+            wav::write_to(&mut out, &sound.samples, sound.sample_rate, self.format)
+                .context("cannot write to standard output")?
+        } else {
+            wav::write(&job.wav, &sound.samples, sound.sample_rate, self.format)?
+        };
+        if saturated > 0 {
+            let to = if is_stdio(&job.wav) { name } else { &job.wav };
+            self.say(&format!("{}: {saturated} samples saturated", to.display()));
+        }
+        Ok(())
+    }
+
+    fn read(&self, path: &Path, name: &Path) -> Result<MelSpectrogram> {
+        let n_mels = self.vocoder.config().mel.n_mels;
+        let layout = Layout { n_mels, transpose: self.transpose };
+        if !is_stdio(path) {
+            return Ok(file::read_with(path, layout)?);
+        }
+        let mut bytes = Vec::new();
+        io::stdin().lock().take(MAX_STDIN + 1).read_to_end(&mut bytes).context("cannot read standard input")?;
+        if bytes.len() as u64 > MAX_STDIN {
+            bail!("standard input: more than {MAX_STDIN} bytes");
+        }
+        Ok(file::read_bytes(&bytes, name, layout)?)
+    }
+
+    /// Refuses mels so long that their sound can't be held or stored.
+    fn check_size(&self, frames: usize) -> Result<()> {
+        let MelConfig { hop_length, sample_rate, .. } = self.vocoder.config().mel;
+        let hours = frames as f64 * hop_length as f64 / f64::from(sample_rate) / 3600.0;
+        let bytes_each = match self.format {
+            WavFormat::Int16 => 2,
+            WavFormat::Int24 => 3,
+            WavFormat::Float32 => 4,
+        };
+        if frames as u64 * hop_length as u64 * bytes_each > u64::from(u32::MAX) - 1024 {
+            bail!("{hours:.1} hours of sound are more than a WAV file's 4 GiB; split the mel");
+        }
+        let needed = self.vocoder.memory(frames) as u64;
+        if let Some(available) = available_memory()
+            && needed > available
+        {
+            bail!(
+                "{hours:.1} hours of sound need {:.1} GB of memory, {:.1} GB are available; split the mel",
+                needed as f64 / 1e9,
+                available as f64 / 1e9
+            );
+        }
+        Ok(())
+    }
+
+    fn say(&self, message: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| say(message)),
+            None => say(message),
+        }
+    }
+
+    /// Says how it went.
+    fn finish(&self, done: usize) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        if done > 0 {
+            let (audio, compute) = (self.audio, self.compute.as_secs_f64());
+            let threads = rayon::current_num_threads();
+            say(&format!(
+                "{audio:.2} s of sound in {compute:.2} s: real-time factor {:.3} ({threads} thread{})",
+                compute / audio,
+                if threads == 1 { "" } else { "s" }
+            ));
+        }
+    }
+}
+
+fn progress_bar(count: usize) -> ProgressBar {
+    let bar = ProgressBar::new(1000 * count as u64);
+    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {percent:>3} % {eta:>4} {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Bytes of memory that the system can still give; `None` where it doesn't say.
+fn available_memory() -> Option<u64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kilobytes.checked_mul(1024)
+}

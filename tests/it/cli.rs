@@ -1,0 +1,272 @@
+//! The real program in a temporary folder: exit codes, exact messages, bytes.
+
+use super::{Place, npy, tiny_mel};
+use assert_cmd::Command;
+use std::fs;
+use std::path::Path;
+
+/// A run of the program: exit code, standard output, standard error.
+type Outcome = (i32, Vec<u8>, String);
+
+fn run(place: &Place, args: &[&str], input: &[u8]) -> Outcome {
+    let mut command: Command = assert_cmd::cargo::cargo_bin_cmd!("melglow");
+    let output = command.current_dir(place.path("")).args(args).write_stdin(input).output().unwrap();
+    let code = output.status.code().expect("no signal");
+    (code, output.stdout, String::from_utf8(output.stderr).unwrap())
+}
+
+/// `melglow synth … --voice voice`.
+fn synth(place: &Place, args: &[&str]) -> Outcome {
+    run(place, &[&["synth"], args, &["--voice", "voice"]].concat(), b"")
+}
+
+/// The one line that a failing run leaves.
+fn failure(place: &Place, args: &[&str]) -> String {
+    let before = place.names(".");
+    let (code, out, err) = synth(place, args);
+    assert_eq!(code, 1, "{err}");
+    assert!(out.is_empty());
+    assert_eq!(err.lines().count(), 1, "{err}");
+    assert_eq!(place.names("."), before, "something is left behind");
+    err.trim_end().strip_prefix("melglow: ").expect("our name in front").to_string()
+}
+
+/// Samples of a 16-bit mono WAV with the plain 44-byte header.
+fn samples(wav: &[u8]) -> usize {
+    assert_eq!((&wav[..4], &wav[36..40]), (&b"RIFF"[..], &b"data"[..]));
+    (wav.len() - 44) / 2
+}
+
+fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+    values.into_iter().flat_map(f32::to_le_bytes).collect()
+}
+
+#[test]
+fn one_mel_to_one_wav_of_exactly_frames_times_hop() {
+    let place = Place::new();
+    place.mel("a.npy", 40);
+    let (code, out, err) = synth(&place, &["a.npy", "-o", "a.wav", "--threads", "1"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.is_empty());
+    assert_eq!(samples(&fs::read(place.path("a.wav")).unwrap()), 40 * 256);
+    let line = err.trim_end();
+    assert!(line.starts_with("melglow: 0.46 s of sound in "), "{err}");
+    assert!(line.contains("real-time factor ") && line.ends_with("(1 thread)"), "{err}");
+    // an existing file is replaced, a folder is written into
+    fs::write(place.path("a.wav"), "old").unwrap();
+    fs::create_dir(place.path("out")).unwrap();
+    assert_eq!(synth(&place, &["a.npy", "-o", "a.wav"]).0, 0);
+    assert_eq!(synth(&place, &["a.npy", "-o", "out"]).0, 0);
+    assert_eq!(synth(&place, &["a.npy", "-o", "new/"]).0, 0);
+    let wav = fs::read(place.path("a.wav")).unwrap();
+    assert_eq!(wav, fs::read(place.path("out/a.wav")).unwrap());
+    assert_eq!(wav, fs::read(place.path("new/a.wav")).unwrap());
+}
+
+#[test]
+fn same_seed_same_bytes_for_any_threads() {
+    let place = Place::new();
+    place.mel("a.npy", 700);
+    let wav = |args: &[&str]| {
+        let (code, _, err) = synth(&place, &[&["a.npy", "-o", "a.wav"], args].concat());
+        assert_eq!(code, 0, "{err}");
+        fs::read(place.path("a.wav")).unwrap()
+    };
+    let one = wav(&["--threads", "1"]);
+    assert!(one == wav(&["--threads", "2"]));
+    assert!(one == wav(&["--threads", "5", "--seed", "0"]));
+    assert!(one != wav(&["--seed", "1"]));
+    assert!(one != wav(&["--sigma", "0.1"]));
+    assert!(one != wav(&["--refine", "0"]));
+    assert_eq!(wav(&["--bits", "24"]).len(), 44 + 3 * 700 * 256);
+    assert_eq!(wav(&["--bits", "32f"]).len(), 58 + 4 * 700 * 256);
+}
+
+#[test]
+fn standard_input_to_standard_output() {
+    let place = Place::new();
+    place.mel("a.npy", 30);
+    synth(&place, &["a.npy", "-o", "a.wav"]);
+    let mel = fs::read(place.path("a.npy")).unwrap();
+    let (code, out, err) = run(&place, &["synth", "-", "-o", "-", "--voice", "voice"], &mel);
+    assert_eq!(code, 0, "{err}");
+    assert!(out == fs::read(place.path("a.wav")).unwrap());
+    let (code, out, err) = run(&place, &["synth", "-", "-o", "-", "--voice", "voice"], b"nonsense");
+    assert_eq!((code, out.len()), (1, 0));
+    assert_eq!(
+        err,
+        "melglow: standard input: is not a mel file we can read; expected .npy, .npz, .pt or .safetensors\n"
+    );
+}
+
+#[test]
+fn many_mels_go_to_a_folder_past_bad_ones() {
+    let place = Place::new();
+    place.mel("mels/b.npy", 10);
+    place.mel("mels/a.npy", 20);
+    place.file("mels/bad.npy", b"nonsense");
+    place.file("mels/notes.txt", b"not a mel");
+    let (code, _, err) = synth(&place, &["mels", "-o", "out"]);
+    assert_eq!(code, 1);
+    assert_eq!(place.names("out"), ["a.wav", "b.wav"]);
+    let lines: Vec<_> = err.lines().collect();
+    assert_eq!(lines.len(), 3, "{err}");
+    assert!(lines[0].starts_with("melglow: mels/bad.npy: is not a mel file"), "{err}");
+    assert!(lines[1].contains("real-time factor"), "{err}");
+    assert_eq!(lines[2], "melglow: 1 of 3 mels failed");
+
+    place.mel("c.npy", 5);
+    let (code, _, err) = synth(&place, &["c.npy", "mels/a.npy", "-o", "two"]);
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(place.names("two"), ["a.wav", "c.wav"]);
+
+    // nothing but bad mels leaves no folder
+    let (code, _, _) = synth(&place, &["mels/bad.npy", "mels/gone.npy", "-o", "none"]);
+    assert_eq!(code, 1);
+    assert!(!place.path("none").exists());
+}
+
+#[test]
+fn outputs_that_cannot_be() {
+    let place = Place::new();
+    place.mel("a.npy", 2);
+    place.mel("mels/a.npy", 2);
+    place.file("file", b"x");
+    assert_eq!(failure(&place, &["a.npy", "-o", "no/a.wav"]), "cannot write no/a.wav: no folder no");
+    assert_eq!(failure(&place, &["a.npy", "-o", "file/a.wav"]), "cannot write file/a.wav: no folder file");
+    let message = failure(&place, &["mels", "-o", "file/out"]);
+    assert!(message.starts_with("cannot create folder file/out: "), "{message}");
+    assert_eq!(
+        failure(&place, &["mels", "-o", "file"]),
+        "file: is not a folder; several mels need one for their WAV files"
+    );
+    let message = failure(&place, &["mels", "-o", "no/out"]);
+    assert!(message.starts_with("cannot create folder no/out: "), "{message}");
+    assert_eq!(
+        failure(&place, &["a.npy", "mels", "-o", "out"]),
+        "a.npy and mels/a.npy would both be written to out/a.wav"
+    );
+    assert_eq!(
+        failure(&place, &["a.npy", "mels", "-o", "-"]),
+        "standard output takes one mel, not 2; give a folder with -o"
+    );
+    assert_eq!(fs::read(place.path("file")).unwrap(), b"x");
+    #[cfg(target_os = "linux")]
+    if Path::new("/dev/full").exists() {
+        let message = failure(&place, &["a.npy", "-o", "/dev/full"]);
+        assert!(message.starts_with("cannot write /dev/full: No space left"), "{message}");
+    }
+}
+
+#[test]
+fn inputs_that_are_not_mels() {
+    let place = Place::new();
+    let out = ["-o", "out.wav"];
+    let say = |name: &str| failure(&place, &[&[name], &out[..]].concat());
+    let of = |name: &str, bytes: &[u8]| {
+        place.file(name, bytes);
+        say(name)
+    };
+    assert!(say("gone.npy").starts_with("cannot read gone.npy: No such file"), "{}", say("gone.npy"));
+    fs::create_dir(place.path("empty")).unwrap();
+    assert!(say("empty").starts_with("empty: no mel files in this folder (.npy, "));
+    assert_eq!(of("zero.npy", b""), "zero.npy: is empty (0 bytes)");
+    assert_eq!(
+        of("random.pt", &[0x11; 300]),
+        "random.pt: is not a mel file we can read; expected .npy, .npz, .pt or .safetensors"
+    );
+
+    let good = npy("<f4", "(80, 3)", &floats(tiny_mel(3).values().iter().copied()));
+    for keep in [8, 20, 127, 128, 500] {
+        let message = of("cut.npy", &good[..keep]);
+        assert!(message.starts_with("cut.npy: "), "{message}");
+    }
+    assert!(
+        of("bins.npy", &npy("<f4", "(64, 3)", &[0; 64 * 3 * 4]))
+            .starts_with("bins.npy: shape is [64, 3], expected [80, frames]")
+    );
+    assert_eq!(
+        of("turned.npy", &npy("<f4", "(3, 80)", &[0; 240 * 4])),
+        "turned.npy: shape is [3, 80], expected [80, frames]; it looks transposed, try --transpose"
+    );
+    assert!(of("flat.npy", &npy("<f4", "(240,)", &[0; 240 * 4])).starts_with("flat.npy: shape is [240]"));
+    assert_eq!(of("none.npy", &npy("<f4", "(80, 0)", &[])), "none.npy: the mel is empty (shape [80, 0])");
+    for (bad, name) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
+        let values = (0..240).map(|i| if i == 3 * 7 + 2 { bad } else { -5.0 });
+        assert_eq!(
+            of("nan.npy", &npy("<f4", "(80, 3)", &floats(values))),
+            format!("nan.npy: value {name} at band 7, frame 2 is not finite")
+        );
+    }
+    for (descr, size) in [("<i4", 4), ("|u1", 1), ("<c8", 8), ("|O", 8)] {
+        let message = of("type.npy", &npy(descr, "(80, 3)", &vec![0; 240 * size]));
+        assert!(message.contains("expected float16, float32 or float64"), "{descr}: {message}");
+    }
+}
+
+#[test]
+fn transposed_and_one_frame_mels_are_spoken() {
+    let place = Place::new();
+    let mel = tiny_mel(3);
+    place.file("right.npy", &npy("<f4", "(80, 3)", &floats(mel.values().iter().copied())));
+    place.file("turned.npy", &npy("<f4", "(3, 80)", &floats(mel.transposed().values().iter().copied())));
+    assert_eq!(synth(&place, &["right.npy", "-o", "a.wav"]).0, 0);
+    assert_eq!(synth(&place, &["turned.npy", "-o", "b.wav", "--transpose"]).0, 0);
+    assert!(fs::read(place.path("a.wav")).unwrap() == fs::read(place.path("b.wav")).unwrap());
+    place.mel("one.npy", 1);
+    assert_eq!(synth(&place, &["one.npy", "-o", "one.wav"]).0, 0);
+    assert_eq!(samples(&fs::read(place.path("one.wav")).unwrap()), 256);
+}
+
+#[test]
+fn loud_sound_is_saturated_and_counted() {
+    let place = Place::new();
+    place.mel("a.npy", 10);
+    let (code, _, err) = synth(&place, &["a.npy", "-o", "a.wav", "--sigma", "10", "--refine", "0"]);
+    assert_eq!(code, 0, "{err}");
+    let line = err.lines().next().unwrap();
+    assert!(line.starts_with("melglow: a.wav: ") && line.ends_with(" samples saturated"), "{err}");
+}
+
+#[test]
+fn voices_that_are_not() {
+    let place = Place::new();
+    place.mel("a.npy", 2);
+    let say = |voice: &str| {
+        let (code, _, err) = run(&place, &["synth", "a.npy", "-o", "a.wav", "--voice", voice], b"");
+        assert_eq!((code, place.path("a.wav").exists()), (1, false));
+        err
+    };
+    assert_eq!(
+        say("nobody"),
+        "melglow: nobody: no such folder; a voice is a folder with config.json and model.safetensors\n"
+    );
+    assert_eq!(
+        say("a.npy"),
+        "melglow: a.npy: is not a folder; a voice is a folder with config.json and model.safetensors\n"
+    );
+    fs::remove_file(place.path("voice/model.safetensors")).unwrap();
+    assert!(say("voice").starts_with("melglow: cannot read voice/model.safetensors: No such file"));
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    let place = Place::new();
+    place.mel("a.npy", 2);
+    for args in [
+        &["sing"][..],
+        &["synth"],
+        &["synth", "a.npy"],
+        &["synth", "a.npy", "-o", "a.wav", "--bits", "8"],
+        &["synth", "a.npy", "-o", "a.wav", "--threads", "0"],
+        &["synth", "a.npy", "-o", "a.wav", "--seed", "-1"],
+    ] {
+        let (code, out, err) = run(&place, args, b"");
+        assert_eq!((code, out.len()), (2, 0), "{args:?}: {err}");
+    }
+    assert_eq!(failure(&place, &["a.npy", "-o", "a.wav", "--sigma", "nan"]), "sigma is NaN, expected 0 to 10");
+    assert_eq!(failure(&place, &["a.npy", "-o", "a.wav", "--refine", "5000"]), "refine is 5000, expected 0 to 1000");
+    let (code, out, _) = run(&place, &["synth", "--help"], b"");
+    assert_eq!(code, 0);
+    assert!(String::from_utf8(out).unwrap().contains("melglow synth - -o - < a.npy | aplay"));
+}
