@@ -17,11 +17,6 @@ fn main() -> anyhow::Result<()> {
     };
     let mel = file::read(Path::new(&mel), voice.config().mel.n_mels)?;
     let sound = Vocoder::new(&voice)?.vocode(&mel, &SynthOptions::default(), None)?;
-    wav::write(
-        Path::new(&out),
-        &sound.samples,
-        sound.sample_rate,
-        WavFormat::Int16,
-    )?;
+    wav::write(Path::new(&out), &sound.samples, sound.sample_rate, WavFormat::Int16)?;
     Ok(())
 }

@@ -21,10 +21,7 @@ fn replace<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<T>) -
     let existing = fs::metadata(path).ok();
     if let Some(meta) = existing.as_ref().filter(|meta| !meta.is_file()) {
         if meta.is_dir() {
-            return Err(io::Error::new(
-                io::ErrorKind::IsADirectory,
-                "it is a folder",
-            ));
+            return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder"));
         }
         let mut direct = BufWriter::new(fs::OpenOptions::new().write(true).open(path)?);
         let value = fill(&mut direct)?;
@@ -32,11 +29,7 @@ fn replace<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<T>) -
         return Ok(value);
     }
     // A link is followed: its target is replaced, not the link.
-    let target = if existing.is_some() {
-        fs::canonicalize(path)?
-    } else {
-        path.to_owned()
-    };
+    let target = if existing.is_some() { fs::canonicalize(path)? } else { path.to_owned() };
     let folder = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -51,9 +44,7 @@ fn replace<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<T>) -
     }
     let mut temporary = BufWriter::new(builder.tempfile_in(folder)?);
     let value = fill(&mut temporary)?;
-    let temporary = temporary
-        .into_inner()
-        .map_err(io::IntoInnerError::into_error)?;
+    let temporary = temporary.into_inner().map_err(io::IntoInnerError::into_error)?;
     temporary.persist(&target).map_err(|failed| failed.error)?;
     Ok(value)
 }

@@ -40,24 +40,14 @@ pub enum Error {
 
 impl Error {
     /// An [`Error::Io`] as `map_err` wants it.
-    pub fn io(
-        action: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(std::io::Error) -> Self {
+    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Self::Io { action, path, source }
     }
 
     /// An [`Error::File`].
     pub fn file(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
-        Self::File {
-            path: path.into(),
-            problem: problem.into(),
-        }
+        Self::File { path: path.into(), problem: problem.into() }
     }
 
     /// An [`Error::Invalid`].

@@ -61,14 +61,7 @@ impl VoiceConfig {
     /// A configuration of the current format; [`Voice::from_parts`] fills in the digest.
     pub fn new(name: &str, mel: MelConfig, flow: FlowConfig, synthesis: SynthesisConfig) -> Self {
         let (name, weights_sha256) = (name.to_string(), String::new());
-        Self {
-            format: FORMAT,
-            name,
-            mel,
-            flow,
-            synthesis,
-            weights_sha256,
-        }
+        Self { format: FORMAT, name, mel, flow, synthesis, weights_sha256 }
     }
 
     /// Checks ranges and relations once, on reading.
@@ -83,13 +76,11 @@ impl VoiceConfig {
             )));
         }
         self.mel.validate()?;
-        self.flow.validate()?;
+        self.flow.validate(&self.mel)?;
         self.synthesis.validate()?;
         let (hop, group) = (self.mel.hop_length, self.flow.group);
         if group == 0 || !hop.is_multiple_of(group) {
-            return Err(Error::invalid(format!(
-                "hop_length {hop} is not a multiple of the flow's group {group}"
-            )));
+            return Err(Error::invalid(format!("hop_length {hop} is not a multiple of the flow's group {group}")));
         }
         Ok(())
     }
@@ -108,16 +99,10 @@ impl SynthesisConfig {
     pub fn validate(&self) -> Result<()> {
         let (sigma, refine) = (self.sigma, self.refine);
         if !(0.0..=Self::MAX_SIGMA).contains(&sigma) {
-            return Err(Error::invalid(format!(
-                "sigma is {sigma}, expected 0 to {}",
-                Self::MAX_SIGMA
-            )));
+            return Err(Error::invalid(format!("sigma is {sigma}, expected 0 to {}", Self::MAX_SIGMA)));
         }
         if refine > Self::MAX_REFINE {
-            return Err(Error::invalid(format!(
-                "refine is {refine}, expected 0 to {}",
-                Self::MAX_REFINE
-            )));
+            return Err(Error::invalid(format!("refine is {refine}, expected 0 to {}", Self::MAX_REFINE)));
         }
         Ok(())
     }
@@ -139,11 +124,7 @@ impl Voice {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         if !dir.is_dir() {
-            let problem = if dir.exists() {
-                "is not a folder"
-            } else {
-                "no such folder"
-            };
+            let problem = if dir.exists() { "is not a folder" } else { "no such folder" };
             return Err(Error::file(
                 dir,
                 format!("{problem}; a voice is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"),
@@ -169,10 +150,7 @@ impl Voice {
         config.validate()?;
         let weights = to_safetensors(tensors)?;
         config.weights_sha256 = digest(&weights);
-        Ok(Self {
-            config,
-            weights: Cow::Owned(weights),
-        })
+        Ok(Self { config, weights: Cow::Owned(weights) })
     }
 
     /// The voice that is built into the program.
@@ -181,18 +159,9 @@ impl Voice {
     /// If this build has none.
     #[cfg(embedded_voice)]
     pub fn embedded() -> Result<Self> {
-        const CONFIG: &[u8] = include_bytes!(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/voices/lj/config.json"
-        ));
-        const WEIGHTS: &[u8] = include_bytes!(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/voices/lj/model.safetensors"
-        ));
-        Ok(Self {
-            config: parse_config(CONFIG)?,
-            weights: Cow::Borrowed(WEIGHTS),
-        })
+        const CONFIG: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/voices/lj/config.json"));
+        const WEIGHTS: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/voices/lj/model.safetensors"));
+        Ok(Self { config: parse_config(CONFIG)?, weights: Cow::Borrowed(WEIGHTS) })
     }
 
     /// The voice that is built into the program.
@@ -223,9 +192,7 @@ impl Voice {
         }
         let file = SafeTensors::deserialize(&self.weights)
             .map_err(|e| Error::invalid(format!("not a safetensors file: {}", one_line(&e))))?;
-        file.iter()
-            .map(|(name, view)| Ok((name.to_string(), to_tensor(name, &view)?)))
-            .collect()
+        file.iter().map(|(name, view)| Ok((name.to_string(), to_tensor(name, &view)?))).collect()
     }
 
     /// Builds the flow on the CPU, and gives the parameters that it is made of.
@@ -242,21 +209,16 @@ impl Voice {
     /// As [`Voice::build_flow`].
     pub fn build_flow_on(&self, device: &Device) -> Result<(Flow, Params)> {
         let params = Params::loaded(self.tensors()?, device);
-        let flow = Flow::new(&self.config.flow, &self.config.mel, params.builder()).map_err(
-            |e| match e {
-                Error::Tensor(e) => Error::invalid(one_line(&e)),
-                other => other,
-            },
-        )?;
+        let flow = Flow::new(&self.config.flow, &self.config.mel, params.builder()).map_err(|e| match e {
+            Error::Tensor(e) => Error::invalid(one_line(&e)),
+            other => other,
+        })?;
         match params.surplus().as_slice() {
             [] => Ok((flow, params)),
-            [name] => Err(Error::invalid(format!(
-                "tensor {name} is not part of the flow"
-            ))),
-            [name, rest @ ..] => Err(Error::invalid(format!(
-                "tensor {name} and {} more are not part of the flow",
-                rest.len()
-            ))),
+            [name] => Err(Error::invalid(format!("tensor {name} is not part of the flow"))),
+            [name, rest @ ..] => {
+                Err(Error::invalid(format!("tensor {name} and {} more are not part of the flow", rest.len())))
+            }
         }
     }
 
@@ -275,17 +237,10 @@ impl Voice {
     ///
     /// # Errors
     /// If the folder can't be written, is there and isn't a voice, or `extra` fails.
-    pub fn save_with(
-        &self,
-        dir: impl AsRef<Path>,
-        extra: impl FnOnce(&Path) -> Result<()>,
-    ) -> Result<()> {
+    pub fn save_with(&self, dir: impl AsRef<Path>, extra: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let dir = dir.as_ref();
         if dir.exists() && !dir.join(CONFIG_FILE).is_file() {
-            return Err(Error::file(
-                dir,
-                "is there already and is not a voice's folder",
-            ));
+            return Err(Error::file(dir, "is there already and is not a voice's folder"));
         }
         let parent = match dir.parent() {
             Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
@@ -317,8 +272,7 @@ impl Voice {
 }
 
 fn parse_config(bytes: &[u8]) -> Result<VoiceConfig> {
-    let config: VoiceConfig =
-        serde_json::from_slice(bytes).map_err(|e| Error::invalid(one_line(&e)))?;
+    let config: VoiceConfig = serde_json::from_slice(bytes).map_err(|e| Error::invalid(one_line(&e)))?;
     config.validate()?;
     Ok(config)
 }
@@ -332,20 +286,13 @@ fn at(path: &Path, error: Error) -> Error {
 }
 
 fn one_line(error: &dyn std::fmt::Display) -> String {
-    error
-        .to_string()
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_string()
+    error.to_string().lines().next().unwrap_or_default().to_string()
 }
 
 fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let file = fs::File::open(path).map_err(Error::io("read", path))?;
     let mut bytes = Vec::new();
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(Error::io("read", path))?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     if bytes.len() as u64 > limit {
         return Err(Error::file(path, format!("is larger than {limit} bytes")));
     }
@@ -355,9 +302,7 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     let mut file = fs::File::create(path).map_err(Error::io("create", path))?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(Error::io("write", path))
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", path))
 }
 
 /// A temporary folder in `parent` with the permissions of an ordinary one.
@@ -369,16 +314,11 @@ fn staging(parent: &Path) -> Result<tempfile::TempDir> {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o777));
     }
-    builder
-        .tempdir_in(parent)
-        .map_err(Error::io("create a folder in", PathBuf::from(parent)))
+    builder.tempdir_in(parent).map_err(Error::io("create a folder in", PathBuf::from(parent)))
 }
 
 fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn to_safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
@@ -386,42 +326,22 @@ fn to_safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
     for (name, tensor) in tensors {
         let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
         let (dtype, bytes): (_, Vec<u8>) = match tensor.dtype() {
-            DType::F16 => (
-                Dtype::F16,
-                flat.to_vec1::<half::f16>()?
-                    .iter()
-                    .flat_map(|v| v.to_le_bytes())
-                    .collect(),
-            ),
-            DType::BF16 => (
-                Dtype::BF16,
-                flat.to_vec1::<half::bf16>()?
-                    .iter()
-                    .flat_map(|v| v.to_le_bytes())
-                    .collect(),
-            ),
+            DType::F16 => (Dtype::F16, flat.to_vec1::<half::f16>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            DType::BF16 => (Dtype::BF16, flat.to_vec1::<half::bf16>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
             _ => {
                 let values = flat.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-                (
-                    Dtype::F32,
-                    values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                )
+                (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
             }
         };
         stored.push((name.as_str(), dtype, tensor.dims().to_vec(), bytes));
     }
     stored.sort_by_key(|(name, ..)| *name);
     if let Some(pair) = stored.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        return Err(Error::invalid(format!(
-            "two tensors are named {}",
-            pair[0].0
-        )));
+        return Err(Error::invalid(format!("two tensors are named {}", pair[0].0)));
     }
     let views = stored
         .iter()
-        .map(|(name, dtype, shape, bytes)| {
-            Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?))
-        })
+        .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
     views
         .and_then(|views| safetensors::serialize(views, None))
@@ -435,9 +355,7 @@ fn to_tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor> {
         Dtype::F16 => Tensor::from_raw_buffer(data, DType::F16, shape, &Device::Cpu)?,
         Dtype::BF16 => Tensor::from_raw_buffer(data, DType::BF16, shape, &Device::Cpu)?,
         other => {
-            return Err(Error::invalid(format!(
-                "tensor {name} is of type {other:?}, expected F32, F16 or BF16"
-            )));
+            return Err(Error::invalid(format!("tensor {name} is of type {other:?}, expected F32, F16 or BF16")));
         }
     };
     Ok(tensor)

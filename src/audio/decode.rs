@@ -17,13 +17,8 @@ pub const EXTENSIONS: [&str; 8] = ["wav", "wave", "flac", "mp3", "ogg", "oga", "
 
 /// Whether a file's name ends like that of a sound file, in any case.
 pub fn is_audio_file(path: &Path) -> bool {
-    let extension = path
-        .extension()
-        .and_then(|e| e.to_str())
-        .unwrap_or_default();
-    EXTENSIONS
-        .iter()
-        .any(|known| extension.eq_ignore_ascii_case(known))
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
 /// Reads a sound file whole, channels mixed down to their mean, at the file's own sample rate.
@@ -43,9 +38,7 @@ pub fn read(path: &Path) -> Result<Waveform> {
         return Err(Error::file(path, "is empty, expected a sound file"));
     }
     let mut source = Source::open(file, path)?;
-    source
-        .read_all()
-        .map_err(|problem| Error::file(path, problem))
+    source.read_all().map_err(|problem| Error::file(path, problem))
 }
 
 /// The first sound track of a file, and its decoder.
@@ -62,10 +55,7 @@ struct Source {
 impl Source {
     fn open(file: File, path: &Path) -> Result<Self> {
         let unknown = |cause: Symphonia| {
-            Error::file(
-                path,
-                format!("not a sound file we can read ({cause}); expected WAV, FLAC, MP3 or Ogg"),
-            )
+            Error::file(path, format!("not a sound file we can read ({cause}); expected WAV, FLAC, MP3 or Ogg"))
         };
         let mut hint = Hint::new();
         if let Some(extension) = path.extension().and_then(|e| e.to_str()) {
@@ -73,35 +63,18 @@ impl Source {
         }
         let stream = MediaSourceStream::new(Box::new(file), Default::default());
         let format = symphonia::default::get_probe()
-            .probe(
-                &hint,
-                stream,
-                FormatOptions::default(),
-                MetadataOptions::default(),
-            )
+            .probe(&hint, stream, FormatOptions::default(), MetadataOptions::default())
             .map_err(unknown)?;
         let no_sound = || Error::file(path, "has no sound track");
-        let track = format
-            .default_track(TrackType::Audio)
-            .ok_or_else(no_sound)?;
-        let parameters = track
-            .codec_params
-            .as_ref()
-            .and_then(|p| p.audio())
-            .ok_or_else(no_sound)?;
+        let track = format.default_track(TrackType::Audio).ok_or_else(no_sound)?;
+        let parameters = track.codec_params.as_ref().and_then(|p| p.audio()).ok_or_else(no_sound)?;
         let lossy = [CODEC_ID_MP3, CODEC_ID_VORBIS, CODEC_ID_AAC].contains(&parameters.codec);
         let promised = track.num_frames.filter(|_| !lossy);
         let decoder = symphonia::default::get_codecs()
             .make_audio_decoder(parameters, &AudioDecoderOptions::default())
             .map_err(unknown)?;
         let track = track.id;
-        Ok(Self {
-            format,
-            decoder,
-            track,
-            promised,
-            lossy,
-        })
+        Ok(Self { format, decoder, track, promised, lossy })
     }
 
     fn read_all(&mut self) -> Result<Waveform, String> {
@@ -138,33 +111,25 @@ impl Source {
             };
             let (rate, channels) = (decoded.spec().rate(), decoded.spec().channels().count());
             if sample_rate != 0 && rate != sample_rate {
-                return Err(format!(
-                    "changes its sample rate from {sample_rate} to {rate} midway"
-                ));
+                return Err(format!("changes its sample rate from {sample_rate} to {rate} midway"));
             }
             sample_rate = rate;
             decoded.copy_to_vec_interleaved(&mut interleaved);
             match channels {
                 0 => return Err("has no channels".into()),
                 1 => samples.extend_from_slice(&interleaved),
-                _ => samples.extend(
-                    interleaved
-                        .chunks_exact(channels)
-                        .map(|c| c.iter().sum::<f32>() / channels as f32),
-                ),
+                _ => {
+                    samples.extend(interleaved.chunks_exact(channels).map(|c| c.iter().sum::<f32>() / channels as f32))
+                }
             }
         }
         match self.promised {
-            Some(promised) if (samples.len() as u64) < promised => Err(format!(
-                "truncated: {} of {promised} samples",
-                samples.len()
-            )),
+            Some(promised) if (samples.len() as u64) < promised => {
+                Err(format!("truncated: {} of {promised} samples", samples.len()))
+            }
             _ if samples.is_empty() => Err("holds no sound (0 samples)".into()),
             _ if sample_rate == 0 => Err("has a sample rate of 0".into()),
-            _ => Ok(Waveform {
-                samples,
-                sample_rate,
-            }),
+            _ => Ok(Waveform { samples, sample_rate }),
         }
     }
 }
@@ -182,9 +147,7 @@ mod tests {
     }
 
     fn data(name: &str) -> std::path::PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/data")
-            .join(name)
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
     }
 
     #[test]
@@ -193,45 +156,24 @@ mod tests {
         let mut bytes = Vec::new();
         wav::write_to(&mut bytes, &samples, 22_050, WavFormat::Int16).unwrap();
         let (_folder, path) = temporary(&bytes, "a.wav");
-        assert_eq!(
-            read(&path).unwrap(),
-            Waveform {
-                samples,
-                sample_rate: 22_050
-            }
-        );
+        assert_eq!(read(&path).unwrap(), Waveform { samples, sample_rate: 22_050 });
     }
 
     #[test]
     fn every_wav_depth() {
         let folder = tempfile::tempdir().unwrap();
-        for (bits, float, tolerance) in [
-            (8, false, 1.0 / 128.0),
-            (16, false, 4e-5),
-            (24, false, 2e-7),
-            (32, false, 1e-7),
-            (32, true, 0.0),
-        ] {
+        for (bits, float, tolerance) in
+            [(8, false, 1.0 / 128.0), (16, false, 4e-5), (24, false, 2e-7), (32, false, 1e-7), (32, true, 0.0)]
+        {
             let path = folder.path().join("a.wav");
-            let sample_format = if float {
-                hound::SampleFormat::Float
-            } else {
-                hound::SampleFormat::Int
-            };
-            let spec = hound::WavSpec {
-                channels: 2,
-                sample_rate: 16_000,
-                bits_per_sample: bits,
-                sample_format,
-            };
+            let sample_format = if float { hound::SampleFormat::Float } else { hound::SampleFormat::Int };
+            let spec = hound::WavSpec { channels: 2, sample_rate: 16_000, bits_per_sample: bits, sample_format };
             let mut writer = hound::WavWriter::create(&path, spec).unwrap();
             for value in [0.5f32, -0.25, -1.0, 0.0] {
                 if float {
                     writer.write_sample(value).unwrap();
                 } else {
-                    writer
-                        .write_sample((f64::from(value) * 2f64.powi(i32::from(bits) - 1)) as i32)
-                        .unwrap();
+                    writer.write_sample((f64::from(value) * 2f64.powi(i32::from(bits) - 1)) as i32).unwrap();
                 }
             }
             writer.finalize().unwrap();
@@ -260,18 +202,11 @@ mod tests {
     /// The files hold 0.1 s of a 440 Hz sine of amplitude 0.5 at 16 kHz, stereo, both channels alike.
     #[test]
     fn compressed_formats() {
-        for (name, least, tolerance) in [
-            ("tone.flac", 1600, 1e-4),
-            ("tone.ogg", 1600, 0.05),
-            ("tone.mp3", 1600, 0.05),
-        ] {
+        for (name, least, tolerance) in [("tone.flac", 1600, 1e-4), ("tone.ogg", 1600, 0.05), ("tone.mp3", 1600, 0.05)]
+        {
             let sound = read(&data(name)).unwrap();
             assert_eq!(sound.sample_rate, 16_000, "{name}");
-            assert!(
-                sound.samples.len() >= least && sound.samples.len() < 5000,
-                "{name}: {}",
-                sound.samples.len()
-            );
+            assert!(sound.samples.len() >= least && sound.samples.len() < 5000, "{name}: {}", sound.samples.len());
             let power = sound.samples.iter().map(|s| s * s).sum::<f32>() / 1600.0;
             assert!((power - 0.125).abs() < tolerance, "{name}: {power}");
         }
@@ -282,9 +217,7 @@ mod tests {
         let mut bytes = Vec::new();
         wav::write_to(&mut bytes, &[0.1; 1000], 22_050, WavFormat::Int16).unwrap();
         let flac = std::fs::read(data("tone.flac")).unwrap();
-        let garbage: Vec<u8> = (0..5000u32)
-            .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
-            .collect();
+        let garbage: Vec<u8> = (0..5000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         for (bytes, name) in [
             (&bytes[..1000], "cut.wav"),
             (&bytes[..44], "cut.wav"),
@@ -296,15 +229,9 @@ mod tests {
         ] {
             let (_folder, path) = temporary(bytes, name);
             let message = read(&path).unwrap_err().to_string();
-            assert!(
-                message.contains(name) && !message.contains('\n'),
-                "{message}"
-            );
+            assert!(message.contains(name) && !message.contains('\n'), "{message}");
         }
-        assert!(matches!(
-            read(Path::new("missing.wav")),
-            Err(Error::Io { .. })
-        ));
+        assert!(matches!(read(Path::new("missing.wav")), Err(Error::Io { .. })));
     }
 
     #[test]

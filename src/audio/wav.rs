@@ -39,12 +39,7 @@ pub fn write(path: &Path, samples: &[f32], sample_rate: u32, format: WavFormat) 
 ///
 /// # Errors
 /// If the stream fails or the samples exceed WAV's 4 GiB.
-pub fn write_to(
-    mut out: impl Write,
-    samples: &[f32],
-    sample_rate: u32,
-    format: WavFormat,
-) -> io::Result<usize> {
+pub fn write_to(mut out: impl Write, samples: &[f32], sample_rate: u32, format: WavFormat) -> io::Result<usize> {
     write_header(&mut out, samples.len() as u64, sample_rate, format)?;
     let saturated = write_samples(&mut out, samples, format)?;
     write_padding(&mut out, samples.len() as u64, format)?;
@@ -57,12 +52,7 @@ pub fn write_to(
 ///
 /// # Errors
 /// If the stream fails or the samples exceed WAV's 4 GiB.
-pub fn write_header(
-    mut out: impl Write,
-    samples: u64,
-    sample_rate: u32,
-    format: WavFormat,
-) -> io::Result<()> {
+pub fn write_header(mut out: impl Write, samples: u64, sample_rate: u32, format: WavFormat) -> io::Result<()> {
     let bytes_each = u32::from(format.bits() / 8);
     let too_long = || io::Error::new(io::ErrorKind::FileTooLarge, "more than WAV's 4 GiB");
     let data = u32::try_from(samples * u64::from(bytes_each)).map_err(|_| too_long())?;
@@ -76,11 +66,7 @@ pub fn write_header(
     header.extend(b"RIFF");
     header.extend(riff.to_le_bytes());
     header.extend(b"WAVEfmt ");
-    let (fmt_len, tag) = if format == WavFormat::Float32 {
-        (18u32, 3u16)
-    } else {
-        (16, 1)
-    };
+    let (fmt_len, tag) = if format == WavFormat::Float32 { (18u32, 3u16) } else { (16, 1) };
     header.extend(fmt_len.to_le_bytes());
     header.extend(tag.to_le_bytes());
     header.extend(1u16.to_le_bytes());
@@ -131,11 +117,7 @@ pub fn write_samples(mut out: impl Write, samples: &[f32], format: WavFormat) ->
 /// # Errors
 /// If the stream fails.
 pub fn write_padding(mut out: impl Write, samples: u64, format: WavFormat) -> io::Result<()> {
-    if (samples * u64::from(format.bits() / 8)) % 2 == 1 {
-        out.write_all(&[0])
-    } else {
-        Ok(())
-    }
+    if (samples * u64::from(format.bits() / 8)) % 2 == 1 { out.write_all(&[0]) } else { Ok(()) }
 }
 
 /// The nearest integer of `sample · scale` within `-scale ..= scale - 1`; NaN is 0 and counts.
@@ -164,12 +146,7 @@ mod tests {
         assert_eq!(saturated, 0);
         let mut reader = hound::WavReader::new(&out[..]).unwrap();
         assert_eq!(reader.spec().sample_rate, 22_050);
-        assert!(
-            reader
-                .samples::<i16>()
-                .map(Result::unwrap)
-                .eq(-32_768..=32_767)
-        );
+        assert!(reader.samples::<i16>().map(Result::unwrap).eq(-32_768..=32_767));
     }
 
     #[test]
@@ -177,11 +154,7 @@ mod tests {
         let samples = [1.5, -1.5, 1.0, -1.0, 0.5, f32::NAN, f32::INFINITY];
         let (out, saturated) = bytes(&samples, WavFormat::Int16);
         assert_eq!(saturated, 5);
-        let read: Vec<i16> = hound::WavReader::new(&out[..])
-            .unwrap()
-            .samples()
-            .map(Result::unwrap)
-            .collect();
+        let read: Vec<i16> = hound::WavReader::new(&out[..]).unwrap().samples().map(Result::unwrap).collect();
         assert_eq!(read, [32_767, -32_768, 32_767, -32_768, 16_384, 0, 32_767]);
     }
 
@@ -189,15 +162,8 @@ mod tests {
     fn odd_24_bit_length_is_padded() {
         let (out, saturated) = bytes(&[0.25, -0.25, 2.0], WavFormat::Int24);
         assert_eq!((out.len(), saturated), (44 + 10, 1));
-        assert_eq!(
-            u32::from_le_bytes(out[4..8].try_into().unwrap()) as usize,
-            out.len() - 8
-        );
-        let read: Vec<i32> = hound::WavReader::new(&out[..])
-            .unwrap()
-            .samples()
-            .map(Result::unwrap)
-            .collect();
+        assert_eq!(u32::from_le_bytes(out[4..8].try_into().unwrap()) as usize, out.len() - 8);
+        let read: Vec<i32> = hound::WavReader::new(&out[..]).unwrap().samples().map(Result::unwrap).collect();
         assert_eq!(read, [2_097_152, -2_097_152, 8_388_607]);
     }
 
@@ -206,15 +172,8 @@ mod tests {
         let samples = [1.5, -0.1, 0.0];
         let (out, saturated) = bytes(&samples, WavFormat::Float32);
         assert_eq!(saturated, 0);
-        assert_eq!(
-            u32::from_le_bytes(out[4..8].try_into().unwrap()) as usize,
-            out.len() - 8
-        );
-        let read: Vec<f32> = hound::WavReader::new(&out[..])
-            .unwrap()
-            .samples()
-            .map(Result::unwrap)
-            .collect();
+        assert_eq!(u32::from_le_bytes(out[4..8].try_into().unwrap()) as usize, out.len() - 8);
+        let read: Vec<f32> = hound::WavReader::new(&out[..]).unwrap().samples().map(Result::unwrap).collect();
         assert_eq!(read, samples);
     }
 

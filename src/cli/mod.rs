@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 pub mod synth;
+pub mod train;
 
 use crate::voice::Voice;
 use anyhow::Result;
@@ -20,6 +21,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Synth(synth::SynthArgs),
+    Train(train::TrainArgs),
 }
 
 /// Runs the command that the process's arguments ask for.
@@ -29,6 +31,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Synth(args) => synth::run(args),
+        Command::Train(args) => train::run(&args).map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -47,11 +50,7 @@ pub(crate) fn say(message: &str) {
 
 /// An error and its causes on one line.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
-    format!("{error:#}")
-        .split(['\n', '\r'])
-        .filter(|l| !l.is_empty())
-        .collect::<Vec<_>>()
-        .join("; ")
+    format!("{error:#}").split(['\n', '\r']).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -78,9 +77,7 @@ pub(crate) fn voice(choice: Option<&str>) -> Result<Voice> {
 /// Sets the number of threads of everything that follows; `None`: one per core.
 pub(crate) fn use_threads(threads: Option<usize>) -> Result<()> {
     if let Some(threads) = threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build_global()?;
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
     Ok(())
 }

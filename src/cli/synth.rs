@@ -91,11 +91,7 @@ pub fn run(args: SynthArgs) -> Result<()> {
     use_threads(args.threads)?;
     let jobs = plan(&args.mels, &args.output)?;
     let voice = voice(args.voice.as_deref())?;
-    let options = SynthOptions {
-        sigma: args.sigma,
-        seed: args.seed,
-        refine: args.refine,
-    };
+    let options = SynthOptions { sigma: args.sigma, seed: args.seed, refine: args.refine };
     options.validate()?;
     let vocoder = Vocoder::new(&voice)?;
     let folder = OutputFolder::open(&args.output, &jobs)?;
@@ -148,52 +144,28 @@ fn plan(mels: &[PathBuf], output: &Path) -> Result<Vec<Job>> {
             found.push(path.clone());
         }
     }
-    let ends_like_folder = output
-        .as_os_str()
-        .to_string_lossy()
-        .ends_with(['/', std::path::MAIN_SEPARATOR]);
+    let ends_like_folder = output.as_os_str().to_string_lossy().ends_with(['/', std::path::MAIN_SEPARATOR]);
     let single = mels.len() == 1 && found.len() == 1 && !mels[0].is_dir();
     let to_folder = !is_stdio(output) && (output.is_dir() || ends_like_folder || !single);
     if !to_folder {
         if found.len() > 1 || !single && is_stdio(output) {
-            bail!(
-                "standard output takes one mel, not {}; give a folder with -o",
-                found.len()
-            );
+            bail!("standard output takes one mel, not {}; give a folder with -o", found.len());
         }
         let wav = output.to_path_buf();
-        return Ok(found
-            .into_iter()
-            .map(|mel| Job {
-                mel,
-                wav: wav.clone(),
-            })
-            .collect());
+        return Ok(found.into_iter().map(|mel| Job { mel, wav: wav.clone() }).collect());
     }
     if output.exists() && !output.is_dir() {
-        bail!(
-            "{}: is not a folder; several mels need one for their WAV files",
-            output.display()
-        );
+        bail!("{}: is not a folder; several mels need one for their WAV files", output.display());
     }
     let mut jobs = Vec::with_capacity(found.len());
     let mut taken: HashMap<PathBuf, PathBuf> = HashMap::new();
     for mel in found {
-        let stem = if is_stdio(&mel) {
-            "stdin".as_ref()
-        } else {
-            mel.file_stem().unwrap_or_default()
-        };
+        let stem = if is_stdio(&mel) { "stdin".as_ref() } else { mel.file_stem().unwrap_or_default() };
         let mut name = stem.to_os_string();
         name.push(".wav");
         let wav = output.join(name);
         if let Some(other) = taken.insert(wav.clone(), mel.clone()) {
-            bail!(
-                "{} and {} would both be written to {}",
-                other.display(),
-                mel.display(),
-                wav.display()
-            );
+            bail!("{} and {} would both be written to {}", other.display(), mel.display(), wav.display());
         }
         jobs.push(Job { mel, wav });
     }
@@ -212,10 +184,7 @@ fn mels_in(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     if mels.is_empty() {
         let extensions = file::EXTENSIONS.join(", .");
-        bail!(
-            "{}: no mel files in this folder (.{extensions})",
-            folder.display()
-        );
+        bail!("{}: no mel files in this folder (.{extensions})", folder.display());
     }
     mels.sort();
     Ok(mels)
@@ -240,14 +209,9 @@ impl OutputFolder {
         let mut created = None;
         if !folder.is_dir() {
             if wav == output {
-                bail!(
-                    "cannot write {}: no folder {}",
-                    wav.display(),
-                    folder.display()
-                );
+                bail!("cannot write {}: no folder {}", wav.display(), folder.display());
             }
-            fs::create_dir(folder)
-                .with_context(|| format!("cannot create folder {}", folder.display()))?;
+            fs::create_dir(folder).with_context(|| format!("cannot create folder {}", folder.display()))?;
             created = Some(folder.to_path_buf());
         }
         tempfile::Builder::new()
@@ -281,38 +245,23 @@ struct Session {
 impl Session {
     /// Reads, speaks and writes one mel, the `index`th of `count`.
     fn speak(&mut self, job: &Job, (index, count): (usize, usize)) -> Result<()> {
-        let name = if is_stdio(&job.mel) {
-            Path::new("standard input")
-        } else {
-            &job.mel
-        };
+        let name = if is_stdio(&job.mel) { Path::new("standard input") } else { &job.mel };
         let mel = self.read(&job.mel, name)?;
-        self.check_size(mel.frames())
-            .with_context(|| name.display().to_string())?;
+        self.check_size(mel.frames()).with_context(|| name.display().to_string())?;
 
         let config = &self.vocoder.config().mel;
-        let seconds =
-            mel.frames() as f64 * config.hop_length as f64 / f64::from(config.sample_rate);
+        let seconds = mel.frames() as f64 * config.hop_length as f64 / f64::from(config.sample_rate);
         if self.bar.is_none() && watched() && (count > 1 || seconds > LONG_WORK) {
             self.bar = Some(progress_bar(count));
         }
         let progress = self.bar.as_ref().map(|bar| {
-            bar.set_message(
-                name.file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned(),
-            );
+            bar.set_message(name.file_name().unwrap_or_default().to_string_lossy().into_owned());
             move |part: f32| bar.set_position((1000.0 * (index as f32 + part)) as u64)
         });
         let start = Instant::now();
         let sound = self
             .vocoder
-            .vocode(
-                &mel,
-                &self.options,
-                progress.as_ref().map(|p| p as &dyn Fn(f32)),
-            )
+            .vocode(&mel, &self.options, progress.as_ref().map(|p| p as &dyn Fn(f32)))
             .with_context(|| name.display().to_string())?;
         self.compute += start.elapsed();
         self.audio += seconds;
@@ -334,19 +283,12 @@ impl Session {
 
     fn read(&self, path: &Path, name: &Path) -> Result<MelSpectrogram> {
         let n_mels = self.vocoder.config().mel.n_mels;
-        let layout = Layout {
-            n_mels,
-            transpose: self.transpose,
-        };
+        let layout = Layout { n_mels, transpose: self.transpose };
         if !is_stdio(path) {
             return Ok(file::read_with(path, layout)?);
         }
         let mut bytes = Vec::new();
-        io::stdin()
-            .lock()
-            .take(MAX_STDIN + 1)
-            .read_to_end(&mut bytes)
-            .context("cannot read standard input")?;
+        io::stdin().lock().take(MAX_STDIN + 1).read_to_end(&mut bytes).context("cannot read standard input")?;
         if bytes.len() as u64 > MAX_STDIN {
             bail!("standard input: more than {MAX_STDIN} bytes");
         }
@@ -355,11 +297,7 @@ impl Session {
 
     /// Refuses mels so long that their sound can't be held or stored.
     fn check_size(&self, frames: usize) -> Result<()> {
-        let MelConfig {
-            hop_length,
-            sample_rate,
-            ..
-        } = self.vocoder.config().mel;
+        let MelConfig { hop_length, sample_rate, .. } = self.vocoder.config().mel;
         let hours = frames as f64 * hop_length as f64 / f64::from(sample_rate) / 3600.0;
         let bytes_each = match self.format {
             WavFormat::Int16 => 2,
@@ -417,9 +355,7 @@ fn progress_bar(count: usize) -> ProgressBar {
 /// Bytes of memory that the system can still give; `None` where it doesn't say.
 fn available_memory() -> Option<u64> {
     let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kilobytes.checked_mul(1024)
 }

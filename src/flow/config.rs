@@ -1,5 +1,7 @@
 //! The design of a flow, as it stands in `config.json` and in recipes.
 
+use crate::mel::MelConfig;
+pub use crate::net::wavenet::WaveNetConfig;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -90,28 +92,70 @@ pub enum StepConfig {
     },
 }
 
-/// A WaveNet conditioner.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WaveNetConfig {
-    /// Residual channels.
-    pub channels: usize,
-    /// Width of the dilated convolutions, odd.
-    pub kernel: usize,
-    /// Dilation of each layer, steps.
-    pub dilations: Vec<usize>,
-    /// Weight norm on every convolution but the last, as in WaveGlow.
-    pub weight_norm: bool,
-    /// Sum of skip connections to the output (WaveGlow), or the last residual alone.
-    pub skip: bool,
-}
-
 impl FlowConfig {
     /// Checks ranges and relations once, on reading.
     ///
     /// # Errors
     /// Names what is out of range.
-    pub fn validate(&self) -> Result<()> {
-        Err(Error::invalid("todo"))
+    pub fn validate(&self, mel: &MelConfig) -> Result<()> {
+        let wrong = |problem: String| Err(Error::invalid(format!("flow config: {problem}")));
+        let hop = mel.hop_length;
+        if self.group < 2 || self.group > 256 || !hop.is_multiple_of(self.group) {
+            return wrong(format!("group is {}, expected 2 to 256 and a divisor of the hop {hop}", self.group));
+        }
+        if let Some(w) = &self.whitening {
+            if !(1..=mel.n_fft / 2).contains(&w.order) || w.hidden == 0 || w.hidden > 4096 || w.context > 16 {
+                return wrong("whitening: order, hidden or context is out of range".to_string());
+            }
+            if w.filters_per_hop == 0 || !hop.is_multiple_of(w.filters_per_hop) {
+                return wrong(format!(
+                    "whitening: filters_per_hop is {}, expected a divisor of the hop {hop}",
+                    w.filters_per_hop
+                ));
+            }
+        }
+        match self.conditioning {
+            ConditioningConfig::Upsample { kernel }
+                if kernel == 0 || kernel > 64 * hop || !kernel.is_multiple_of(hop) =>
+            {
+                return wrong(format!("conditioning: kernel is {kernel}, expected a multiple of the hop {hop}"));
+            }
+            ConditioningConfig::Frame { channels, residual_layers }
+                if !(1..=4096).contains(&channels) || residual_layers > 32 || hop == self.group =>
+            {
+                return wrong(
+                    "conditioning: channels or residual_layers is out of range, or a frame is one step".to_string(),
+                );
+            }
+            _ => {}
+        }
+        let mut channels = self.group;
+        if self.blocks.iter().map(|b| b.repeat.saturating_mul(b.steps.len())).sum::<usize>() > 1024 {
+            return wrong("more than 1024 steps".to_string());
+        }
+        for step in self.blocks.iter().flat_map(|b| std::iter::repeat_n(&b.steps, b.repeat).flatten()) {
+            match step {
+                StepConfig::Early { channels: done } => {
+                    if *done == 0 || done + 2 > channels {
+                        return wrong(format!("early takes {done} of {channels} channels, at least 2 must remain"));
+                    }
+                    channels -= done;
+                }
+                StepConfig::Asinh { scale } if !(1e-3..=1e3).contains(scale) => {
+                    return wrong(format!("asinh: scale is {scale}, expected 0.001 to 1000"));
+                }
+                StepConfig::Gain if matches!(self.conditioning, ConditioningConfig::Upsample { .. }) => {
+                    return wrong("gain wants frame conditioning".to_string());
+                }
+                StepConfig::Coupling { net, bound } => {
+                    net.validate()?;
+                    if bound.is_some_and(|b| !(0.01..=100.0).contains(&b)) {
+                        return wrong("coupling: bound is out of range, expected 0.01 to 100".to_string());
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }

@@ -1,1 +1,71 @@
-//! todo
+//! The inner loops, on slices: no tensors, no allocation policy, the only home of `unsafe`.
+//!
+//! Activations are time-major, `[steps, channels]`, so that a dilation is a row offset and every
+//! convolution is a matrix product without copies.
+
+pub mod gate;
+pub mod predict;
+pub mod wavenet;
+
+use gemm::Parallelism;
+
+/// A strided matrix view: `data[offset + row · row_stride + column · column_stride]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Strides {
+    pub row: usize,
+    pub column: usize,
+}
+
+impl Strides {
+    /// Rows one after the other, `width` apart.
+    pub fn rows(width: usize) -> Self {
+        Self { row: width, column: 1 }
+    }
+
+    /// The transpose.
+    pub fn t(self) -> Self {
+        Self { row: self.column, column: self.row }
+    }
+
+    fn end(self, rows: usize, columns: usize) -> usize {
+        if rows == 0 || columns == 0 { 0 } else { (rows - 1) * self.row + (columns - 1) * self.column + 1 }
+    }
+}
+
+/// `out[m, n] += a[m, k] · b[k, n]`, one thread.
+pub(crate) fn matmul_add(
+    (m, k, n): (usize, usize, usize),
+    a: (&[f32], Strides),
+    b: (&[f32], Strides),
+    out: (&mut [f32], Strides),
+) {
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    assert!(a.0.len() >= a.1.end(m, k) && b.0.len() >= b.1.end(k, n) && out.0.len() >= out.1.end(m, n));
+    // SAFETY: the assertion above keeps every address that the three views reach inside their
+    // slices, and `out` is borrowed mutably, so it overlaps neither `a` nor `b`.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.0.as_mut_ptr(),
+            out.1.column as isize,
+            out.1.row as isize,
+            true,
+            a.0.as_ptr(),
+            a.1.column as isize,
+            a.1.row as isize,
+            b.0.as_ptr(),
+            b.1.column as isize,
+            b.1.row as isize,
+            1.0_f32,
+            1.0_f32,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}

@@ -22,11 +22,7 @@ impl Extractor {
     /// If the convention is out of range.
     pub fn new(config: &MelConfig) -> Result<Self> {
         config.validate()?;
-        Ok(Self {
-            stft: Stft::of(config)?,
-            bands: MelBands::new(config),
-            floor: config.floor as f32,
-        })
+        Ok(Self { stft: Stft::of(config)?, bands: MelBands::new(config), floor: config.floor as f32 })
     }
 
     /// The mel spectrogram of samples in ±1 at the convention's rate: `ln max(basis · |STFT|, floor)`.
@@ -40,21 +36,12 @@ impl Extractor {
             return Err(Error::invalid("the sound is empty"));
         }
         if let Some(at) = samples.iter().position(|s| !s.is_finite()) {
-            return Err(Error::invalid(format!(
-                "sample {at} is {}, expected a finite number",
-                samples[at]
-            )));
+            return Err(Error::invalid(format!("sample {at} is {}, expected a finite number", samples[at])));
         }
         let (frames, n_mels) = (self.stft.frames(samples.len()), self.bands.n_mels());
         let mut by_frame = vec![0.0f32; frames * n_mels];
         by_frame.par_chunks_mut(n_mels).enumerate().for_each_init(
-            || {
-                (
-                    self.stft.scratch(),
-                    vec![Complex32::default(); self.stft.bins()],
-                    vec![0.0; self.stft.bins()],
-                )
-            },
+            || (self.stft.scratch(), vec![Complex32::default(); self.stft.bins()], vec![0.0; self.stft.bins()]),
             |(scratch, spectrum, magnitudes), (frame, out)| {
                 self.stft.analyse(samples, frame, scratch, spectrum);
                 for (m, s) in magnitudes.iter_mut().zip(spectrum.iter()) {
@@ -94,13 +81,8 @@ mod tests {
         let mel = extract(&sound.samples, &MelConfig::nvidia()).unwrap();
         let golden = file::read(&npy, 80).unwrap();
         assert_eq!((mel.n_mels(), mel.frames()), (80, 164));
-        let differences = mel
-            .values()
-            .iter()
-            .zip(golden.values())
-            .map(|(a, b)| (a - b).abs());
-        let (worst, sum) =
-            differences.fold((0.0f32, 0.0), |(worst, sum), d| (worst.max(d), sum + d));
+        let differences = mel.values().iter().zip(golden.values()).map(|(a, b)| (a - b).abs());
+        let (worst, sum) = differences.fold((0.0f32, 0.0), |(worst, sum), d| (worst.max(d), sum + d));
         assert!(worst < 1e-3 && sum / (80.0 * 164.0) < 1e-5, "{worst} {sum}");
     }
 
@@ -125,9 +107,6 @@ mod tests {
         let config = MelConfig::nvidia();
         assert!(extract(&[], &config).is_err());
         let error = extract(&[0.0, f32::NAN], &config).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "sample 1 is NaN, expected a finite number"
-        );
+        assert_eq!(error.to_string(), "sample 1 is NaN, expected a finite number");
     }
 }

@@ -16,29 +16,19 @@ fn log_step() -> f64 {
 
 /// Slaney's mels of a frequency in Hz.
 pub fn hz_to_mel(hz: f64) -> f64 {
-    if hz < LOG_FROM_HZ {
-        hz / HZ_PER_MEL
-    } else {
-        LOG_FROM_MEL + (hz / LOG_FROM_HZ).ln() / log_step()
-    }
+    if hz < LOG_FROM_HZ { hz / HZ_PER_MEL } else { LOG_FROM_MEL + (hz / LOG_FROM_HZ).ln() / log_step() }
 }
 
 /// The frequency in Hz of Slaney's mels.
 pub fn mel_to_hz(mel: f64) -> f64 {
-    if mel < LOG_FROM_MEL {
-        mel * HZ_PER_MEL
-    } else {
-        LOG_FROM_HZ * (log_step() * (mel - LOG_FROM_MEL)).exp()
-    }
+    if mel < LOG_FROM_MEL { mel * HZ_PER_MEL } else { LOG_FROM_HZ * (log_step() * (mel - LOG_FROM_MEL)).exp() }
 }
 
 /// Corner frequencies in Hz, `n_mels + 2`: band `b` rises from corner `b` to `b + 1`, falls to `b + 2`.
 fn corners(config: &MelConfig) -> Vec<f64> {
     let (low, high) = (hz_to_mel(config.f_min), hz_to_mel(config.f_max));
     let steps = (config.n_mels + 1) as f64;
-    (0..config.n_mels + 2)
-        .map(|i| mel_to_hz(low + (high - low) * i as f64 / steps))
-        .collect()
+    (0..config.n_mels + 2).map(|i| mel_to_hz(low + (high - low) * i as f64 / steps)).collect()
 }
 
 /// The frequency in Hz at which each band peaks, `n_mels` values.
@@ -81,10 +71,7 @@ impl MelBands {
             .chunks(bins)
             .map(|row| {
                 let first = row.iter().position(|&w| w != 0.0).unwrap_or(0);
-                let end = row
-                    .iter()
-                    .rposition(|&w| w != 0.0)
-                    .map_or(first, |last| last + 1);
+                let end = row.iter().rposition(|&w| w != 0.0).map_or(first, |last| last + 1);
                 (first, row[first..end].to_vec())
             })
             .collect();
@@ -142,11 +129,7 @@ mod tests {
         let golden = file::read_array(&path).unwrap();
         let basis = mel_filterbank(&MelConfig::nvidia());
         assert_eq!(golden.shape, [80, 513]);
-        let worst = basis
-            .iter()
-            .zip(&golden.values)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
+        let worst = basis.iter().zip(&golden.values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-6, "{worst}");
     }
 
@@ -158,20 +141,10 @@ mod tests {
         let mut out = vec![0.0; 80];
         sparse.apply(&magnitudes, &mut out);
         for (band, &got) in out.iter().enumerate() {
-            let expected: f32 = dense[band * 513..][..513]
-                .iter()
-                .zip(&magnitudes)
-                .map(|(w, m)| w * m)
-                .sum();
+            let expected: f32 = dense[band * 513..][..513].iter().zip(&magnitudes).map(|(w, m)| w * m).sum();
             assert!((got - expected).abs() < 1e-5);
             let (first, weights) = sparse.band(band);
-            let peak = weights
-                .iter()
-                .enumerate()
-                .max_by(|a, b| a.1.total_cmp(b.1))
-                .unwrap()
-                .0
-                + first;
+            let peak = weights.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0 + first;
             let centre = band_centres(&config)[band] * 1024.0 / 22_050.0;
             assert!((peak as f64 - centre).abs() <= 1.0);
         }

@@ -67,35 +67,17 @@ impl MelConfig {
     /// Names the first field that is out of range.
     pub fn validate(&self) -> Result<()> {
         let problem = if !(1000..=384_000).contains(&self.sample_rate) {
-            format!(
-                "sample_rate is {}, expected 1000 to 384000",
-                self.sample_rate
-            )
+            format!("sample_rate is {}, expected 1000 to 384000", self.sample_rate)
         } else if !(16..=65_536).contains(&self.n_fft) || !self.n_fft.is_multiple_of(2) {
-            format!(
-                "n_fft is {}, expected an even number from 16 to 65536",
-                self.n_fft
-            )
+            format!("n_fft is {}, expected an even number from 16 to 65536", self.n_fft)
         } else if self.win_length == 0 || self.win_length > self.n_fft {
-            format!(
-                "win_length is {}, expected 1 to n_fft {}",
-                self.win_length, self.n_fft
-            )
+            format!("win_length is {}, expected 1 to n_fft {}", self.win_length, self.n_fft)
         } else if self.hop_length == 0 || self.hop_length > self.win_length {
-            format!(
-                "hop_length is {}, expected 1 to win_length {}",
-                self.hop_length, self.win_length
-            )
+            format!("hop_length is {}, expected 1 to win_length {}", self.hop_length, self.win_length)
         } else if !(1..=1024).contains(&self.n_mels) {
             format!("n_mels is {}, expected 1 to 1024", self.n_mels)
-        } else if !(self.f_min >= 0.0
-            && self.f_min < self.f_max
-            && self.f_max <= f64::from(self.sample_rate) / 2.0)
-        {
-            format!(
-                "f_min {} and f_max {} must be in order and at most half the sample rate",
-                self.f_min, self.f_max
-            )
+        } else if !(self.f_min >= 0.0 && self.f_min < self.f_max && self.f_max <= f64::from(self.sample_rate) / 2.0) {
+            format!("f_min {} and f_max {} must be in order and at most half the sample rate", self.f_min, self.f_max)
         } else if !(self.floor > 0.0 && self.floor < 1.0) {
             format!("floor is {}, expected between 0 and 1", self.floor)
         } else {
@@ -124,10 +106,7 @@ impl MelSpectrogram {
             return Err(Error::invalid("the mel is empty"));
         }
         if !values.len().is_multiple_of(n_mels) {
-            return Err(Error::invalid(format!(
-                "{} values do not make rows of {n_mels} bands",
-                values.len()
-            )));
+            return Err(Error::invalid(format!("{} values do not make rows of {n_mels} bands", values.len())));
         }
         let frames = values.len() / n_mels;
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
@@ -138,11 +117,7 @@ impl MelSpectrogram {
                 at % frames
             )));
         }
-        Ok(Self {
-            values,
-            n_mels,
-            frames,
-        })
+        Ok(Self { values, n_mels, frames })
     }
 
     /// All values, row-major `[n_mels, frames]`.
@@ -167,13 +142,8 @@ impl MelSpectrogram {
 
     /// Rows and columns exchanged: for mels stored as `[frames, n_mels]`.
     pub fn transposed(&self) -> Self {
-        let values = (0..self.frames)
-            .flat_map(|f| (0..self.n_mels).map(move |b| self.values[b * self.frames + f]))
-            .collect();
-        Self {
-            values,
-            n_mels: self.frames,
-            frames: self.n_mels,
-        }
+        let values =
+            (0..self.frames).flat_map(|f| (0..self.n_mels).map(move |b| self.values[b * self.frames + f])).collect();
+        Self { values, n_mels: self.frames, frames: self.n_mels }
     }
 }

@@ -58,12 +58,7 @@ impl Stft {
     /// # Errors
     /// If `n_fft` is odd or zero, or not `0 < hop_length ≤ win_length ≤ n_fft`.
     pub fn new(n_fft: usize, win_length: usize, hop_length: usize) -> Result<Self> {
-        if n_fft == 0
-            || n_fft % 2 == 1
-            || hop_length == 0
-            || hop_length > win_length
-            || win_length > n_fft
-        {
+        if n_fft == 0 || n_fft % 2 == 1 || hop_length == 0 || hop_length > win_length || win_length > n_fft {
             return Err(Error::invalid(format!(
                 "stft: n_fft {n_fft}, win_length {win_length}, hop_length {hop_length}; \
                  expected an even n_fft and 0 < hop ≤ win ≤ n_fft"
@@ -80,17 +75,8 @@ impl Stft {
             })
             .collect();
         let mut planner = RealFftPlanner::new();
-        let (fft, ifft) = (
-            planner.plan_fft_forward(n_fft),
-            planner.plan_fft_inverse(n_fft),
-        );
-        Ok(Self {
-            n_fft,
-            hop_length,
-            window,
-            fft,
-            ifft,
-        })
+        let (fft, ifft) = (planner.plan_fft_forward(n_fft), planner.plan_fft_inverse(n_fft));
+        Ok(Self { n_fft, hop_length, window, fft, ifft })
     }
 
     /// The plan of a mel convention.
@@ -140,17 +126,9 @@ impl Stft {
     ///
     /// # Panics
     /// If `samples` is empty or `out` has another length.
-    pub fn analyse(
-        &self,
-        samples: &[f32],
-        frame: usize,
-        scratch: &mut Scratch,
-        out: &mut [Complex32],
-    ) {
+    pub fn analyse(&self, samples: &[f32], frame: usize, scratch: &mut Scratch, out: &mut [Complex32]) {
         let start = (frame * self.hop_length) as isize - (self.n_fft / 2) as isize;
-        let inside = usize::try_from(start)
-            .ok()
-            .and_then(|start| samples.get(start..start + self.n_fft));
+        let inside = usize::try_from(start).ok().and_then(|start| samples.get(start..start + self.n_fft));
         if let Some(inside) = inside {
             for ((t, s), w) in scratch.time.iter_mut().zip(inside).zip(&self.window) {
                 *t = s * w;
@@ -195,10 +173,10 @@ impl Stft {
         }
         let bins = self.bins();
         let mut values = vec![Complex32::default(); self.frames(samples.len()) * bins];
-        values.par_chunks_mut(bins).enumerate().for_each_init(
-            || self.scratch(),
-            |scratch, (frame, out)| self.analyse(samples, frame, scratch, out),
-        );
+        values
+            .par_chunks_mut(bins)
+            .enumerate()
+            .for_each_init(|| self.scratch(), |scratch, (frame, out)| self.analyse(samples, frame, scratch, out));
         Ok(Spectra { values, bins })
     }
 
@@ -211,11 +189,7 @@ impl Stft {
     /// If the spectra have another number of bins than the plan.
     pub fn inverse(&self, spectra: &Spectra, samples: usize) -> Result<Vec<f32>> {
         if spectra.bins != self.bins() {
-            return Err(Error::invalid(format!(
-                "spectra have {} bins, expected {}",
-                spectra.bins,
-                self.bins()
-            )));
+            return Err(Error::invalid(format!("spectra have {} bins, expected {}", spectra.bins, self.bins())));
         }
         let mut out = vec![0.0; samples];
         let task = HOPS_PER_TASK * self.hop_length;
@@ -227,14 +201,7 @@ impl Stft {
     }
 
     /// Adds up all frames that touch `out`, which starts at sample `start`.
-    fn overlap_add(
-        &self,
-        spectra: &Spectra,
-        start: usize,
-        out: &mut [f32],
-        weight: &mut [f32],
-        scratch: &mut Scratch,
-    ) {
+    fn overlap_add(&self, spectra: &Spectra, start: usize, out: &mut [f32], weight: &mut [f32], scratch: &mut Scratch) {
         let half = self.n_fft / 2;
         weight.fill(0.0);
         let first = start.saturating_sub(half) / self.hop_length;
@@ -297,21 +264,13 @@ mod tests {
 
     #[test]
     fn inverse_undoes_forward() {
-        for (n_fft, win, hop, len) in [
-            (1024, 1024, 256, 41_885),
-            (64, 48, 16, 1000),
-            (64, 64, 16, 5),
-            (16, 16, 4, 1),
-            (1024, 800, 200, 30_000),
-        ] {
+        for (n_fft, win, hop, len) in
+            [(1024, 1024, 256, 41_885), (64, 48, 16, 1000), (64, 64, 16, 5), (16, 16, 4, 1), (1024, 800, 200, 30_000)]
+        {
             let stft = Stft::new(n_fft, win, hop).unwrap();
             let sound = noise(len);
             let back = stft.inverse(&stft.forward(&sound).unwrap(), len).unwrap();
-            let worst = sound
-                .iter()
-                .zip(&back)
-                .map(|(a, b)| (a - b).abs())
-                .fold(0.0, f32::max);
+            let worst = sound.iter().zip(&back).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst < 1e-4, "{n_fft} {win} {hop} {len}: {worst}");
         }
     }
@@ -319,9 +278,7 @@ mod tests {
     #[test]
     fn a_cosine_peaks_in_its_bin() {
         let stft = Stft::new(64, 64, 16).unwrap();
-        let sound: Vec<f32> = (0..640)
-            .map(|i| (std::f32::consts::TAU * 5.0 * i as f32 / 64.0).cos())
-            .collect();
+        let sound: Vec<f32> = (0..640).map(|i| (std::f32::consts::TAU * 5.0 * i as f32 / 64.0).cos()).collect();
         let spectra = stft.forward(&sound).unwrap();
         assert_eq!(spectra.frames(), 41);
         let frame = spectra.frame(20);

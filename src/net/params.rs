@@ -37,11 +37,7 @@ impl Params {
     }
 
     fn with(source: Source, device: &Device) -> Self {
-        Self(Arc::new(Store {
-            vars: Mutex::default(),
-            source,
-            device: device.clone(),
-        }))
+        Self(Arc::new(Store { vars: Mutex::default(), source, device: device.clone() }))
     }
 
     /// What constructors of nets take.
@@ -51,44 +47,25 @@ impl Params {
 
     /// Every parameter that a constructor has asked for, in name order.
     pub fn named(&self) -> Vec<(String, Var)> {
-        self.lock()
-            .iter()
-            .map(|(name, var)| (name.clone(), var.clone()))
-            .collect()
+        self.lock().iter().map(|(name, var)| (name.clone(), var.clone())).collect()
     }
 
     /// Names in the file that no constructor has asked for, in order.
     pub fn surplus(&self) -> Vec<String> {
-        let Source::Tensors(tensors) = &self.0.source else {
-            return Vec::new();
-        };
+        let Source::Tensors(tensors) = &self.0.source else { return Vec::new() };
         let vars = self.lock();
-        let mut names: Vec<_> = tensors
-            .keys()
-            .filter(|name| !vars.contains_key(*name))
-            .cloned()
-            .collect();
+        let mut names: Vec<_> = tensors.keys().filter(|name| !vars.contains_key(*name)).cloned().collect();
         names.sort();
         names
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Var>> {
-        self.0
-            .vars
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.vars.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 impl SimpleBackend for Params {
-    fn get(
-        &self,
-        shape: Shape,
-        name: &str,
-        init: Init,
-        _: DType,
-        device: &Device,
-    ) -> Result<Tensor> {
+    fn get(&self, shape: Shape, name: &str, init: Init, _: DType, device: &Device) -> Result<Tensor> {
         let mut vars = self.lock();
         if let Some(var) = vars.get(name) {
             return Ok(var.as_tensor().clone());
@@ -96,22 +73,11 @@ impl SimpleBackend for Params {
         let var = match &self.0.source {
             Source::Seed(seed) => Var::from_tensor(&draw(*seed, name, &shape, init, device)?)?,
             Source::Tensors(tensors) => {
-                let Some(tensor) = tensors.get(name) else {
-                    candle_core::bail!("tensor {name} {shape:?} is missing")
-                };
+                let Some(tensor) = tensors.get(name) else { candle_core::bail!("tensor {name} {shape:?} is missing") };
                 if tensor.shape() != &shape {
-                    candle_core::bail!(
-                        "tensor {name} has shape {:?}, expected {:?}",
-                        tensor.dims(),
-                        shape.dims()
-                    )
+                    candle_core::bail!("tensor {name} has shape {:?}, expected {:?}", tensor.dims(), shape.dims())
                 }
-                Var::from_tensor(
-                    &tensor
-                        .to_device(device)?
-                        .to_dtype(DType::F32)?
-                        .contiguous()?,
-                )?
+                Var::from_tensor(&tensor.to_device(device)?.to_dtype(DType::F32)?.contiguous()?)?
             }
         };
         let tensor = var.as_tensor().clone();
@@ -133,9 +99,7 @@ impl SimpleBackend for Params {
 
 /// A stream of random numbers of its own for each (seed, name): FNV-1a of the name picks the stream.
 pub fn named_rng(seed: u64, name: &str) -> ChaCha8Rng {
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
-        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(hash);
     rng
@@ -158,12 +122,8 @@ fn draw(seed: u64, name: &str, shape: &Shape, init: Init, device: &Device) -> Re
     let count = shape.elem_count();
     let values: Vec<f32> = match init {
         Init::Const(value) => vec![value as f32; count],
-        Init::Randn { mean, stdev } => (0..count)
-            .map(|_| mean as f32 + stdev as f32 * normal(&mut rng))
-            .collect(),
-        Init::Uniform { lo, up } => (0..count)
-            .map(|_| lo as f32 + (up - lo) as f32 * uniform(&mut rng))
-            .collect(),
+        Init::Randn { mean, stdev } => (0..count).map(|_| mean as f32 + stdev as f32 * normal(&mut rng)).collect(),
+        Init::Uniform { lo, up } => (0..count).map(|_| lo as f32 + (up - lo) as f32 * uniform(&mut rng)).collect(),
         Init::Kaiming { .. } => candle_core::bail!("{name}: state the range of the initial values"),
     };
     Tensor::from_vec(values, shape, device)

@@ -49,10 +49,7 @@ impl SynthOptions {
     /// # Errors
     /// Names the option that is out of range.
     pub fn validate(&self) -> Result<()> {
-        let (sigma, refine) = (
-            self.sigma.unwrap_or_default(),
-            self.refine.unwrap_or_default(),
-        );
+        let (sigma, refine) = (self.sigma.unwrap_or_default(), self.refine.unwrap_or_default());
         SynthesisConfig { sigma, refine }.validate()
     }
 }
@@ -66,11 +63,7 @@ impl Vocoder {
         let (flow, _) = voice.build_flow()?;
         let config = voice.config().clone();
         let refiner = Refiner::new(&config.mel)?;
-        Ok(Self {
-            config,
-            flow,
-            refiner,
-        })
+        Ok(Self { config, flow, refiner })
     }
 
     /// The voice's configuration.
@@ -115,31 +108,21 @@ impl Vocoder {
         let flow_cost = self.flow.macs_per_sample().max(1.0);
         let flow_share = (flow_cost / (flow_cost + REFINE_COST * refine as f64)) as f32;
         let report = |part: f32| progress.iter().for_each(|progress| progress(part));
-        let residual =
-            self.residual(mel, sigma, options.seed, &|part| report(part * flow_share))?;
+        let residual = self.residual(mel, sigma, options.seed, &|part| report(part * flow_share))?;
         let samples = self.flow.unwhiten(&residual, mel)?;
         drop(residual);
         let samples = self.refiner.refine(samples, mel, refine, &|part| {
             report(flow_share + part * (1.0 - flow_share));
         })?;
         report(1.0);
-        Ok(Waveform {
-            samples,
-            sample_rate: config.mel.sample_rate,
-        })
+        Ok(Waveform { samples, sample_rate: config.mel.sample_rate })
     }
 
     /// The flow's inverse of noise, in blocks at fixed positions, several at a time.
     ///
     /// Each worker has its own small thread pool: in a common one, a worker that waits for a part
     /// of its block would take up another block and hold the memory of both.
-    fn residual(
-        &self,
-        mel: &MelSpectrogram,
-        sigma: f32,
-        seed: u64,
-        progress: &dyn Fn(f32),
-    ) -> Result<Vec<f32>> {
+    fn residual(&self, mel: &MelSpectrogram, sigma: f32, seed: u64, progress: &dyn Fn(f32)) -> Result<Vec<f32>> {
         let hop = self.config.mel.hop_length;
         let halo = (self.flow.halo_steps() * self.flow.group()).div_ceil(hop);
         let block = MIN_BLOCK.max(8 * halo);
@@ -150,11 +133,7 @@ impl Vocoder {
         let noise = Noise::new(seed);
 
         let work = Mutex::new(residual.chunks_mut(block * hop).enumerate());
-        let next = || {
-            work.lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .next()
-        };
+        let next = || work.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
         let failed = AtomicBool::new(false);
         let (done, finished) = mpsc::channel();
         let mut failure: Option<(usize, Error)> = None;
@@ -170,8 +149,7 @@ impl Vocoder {
                         && let Some((index, out)) = next()
                     {
                         let start = index * block;
-                        let result =
-                            pool.install(|| self.block(mel, start, halo, &noise, sigma, out));
+                        let result = pool.install(|| self.block(mel, start, halo, &noise, sigma, out));
                         failed.fetch_or(result.is_err(), Ordering::Relaxed);
                         if done.send((index, result)).is_err() {
                             break;
@@ -215,9 +193,7 @@ impl Vocoder {
         let z = Tensor::from_vec(z, (1, group, steps), &Device::Cpu)?;
         let window = self.flow.mel_window(mel, from, to - from)?;
         let samples = self.flow.inverse(&z, &window)?.flatten_all()?;
-        let samples = samples
-            .narrow(0, (start - from) * hop, out.len())?
-            .to_vec1::<f32>()?;
+        let samples = samples.narrow(0, (start - from) * hop, out.len())?.to_vec1::<f32>()?;
         out.copy_from_slice(&samples);
         Ok(())
     }

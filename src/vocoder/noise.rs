@@ -66,9 +66,6 @@ mod tests {
         assert_ne!(a, b);
         let mean = a.iter().sum::<f32>() / a.len() as f32;
         let var = a.iter().map(|v| v * v).sum::<f32>() / a.len() as f32;
-        assert!(
-            mean.abs() < 0.02 && (var - 1.0).abs() < 0.03,
-            "mean {mean}, variance {var}"
-        );
+        assert!(mean.abs() < 0.02 && (var - 1.0).abs() < 0.03, "mean {mean}, variance {var}");
     }
 }

@@ -59,19 +59,12 @@ impl Refiner {
                 let above = centres.partition_point(|&centre| centre <= hz);
                 let band = above.saturating_sub(1);
                 match centres.get(above) {
-                    Some(next) if above > 0 => {
-                        (band, ((hz - centres[band]) / (next - centres[band])) as f32)
-                    }
+                    Some(next) if above > 0 => (band, ((hz - centres[band]) / (next - centres[band])) as f32),
                     _ => (band, 0.0),
                 }
             })
             .collect();
-        Ok(Self {
-            stft,
-            bands: MelBands::new(config),
-            between,
-            floor: config.floor as f32,
-        })
+        Ok(Self { stft, bands: MelBands::new(config), between, floor: config.floor as f32 })
     }
 
     /// Refines `samples` (`frames · hop_length` of them) towards `mel` in `passes` passes.
@@ -144,19 +137,8 @@ impl Refiner {
     }
 
     /// The samples from `start` for as long as `out` is: all corrected frames that touch them.
-    fn task(
-        &self,
-        samples: &[f32],
-        target: &[f32],
-        start: usize,
-        out: &mut [f32],
-        buffers: &mut Buffers,
-    ) {
-        let (hop, n_fft, n_mels) = (
-            self.stft.hop_length(),
-            self.stft.n_fft(),
-            self.bands.n_mels(),
-        );
+    fn task(&self, samples: &[f32], target: &[f32], start: usize, out: &mut [f32], buffers: &mut Buffers) {
+        let (hop, n_fft, n_mels) = (self.stft.hop_length(), self.stft.n_fft(), self.bands.n_mels());
         let half = n_fft / 2;
         let frames = target.len() / n_mels;
         out.fill(0.0);
@@ -170,9 +152,7 @@ impl Refiner {
             let (ours, theirs) = (start + half, frame * hop);
             let (to, from) = (theirs.saturating_sub(ours), ours.saturating_sub(theirs));
             let frame = windowed.iter().zip(self.stft.window()).skip(from);
-            for ((out, weight), (s, w)) in
-                out.iter_mut().zip(&mut buffers.weight).skip(to).zip(frame)
-            {
+            for ((out, weight), (s, w)) in out.iter_mut().zip(&mut buffers.weight).skip(to).zip(frame) {
                 *out += s;
                 *weight += w * w;
             }
@@ -186,13 +166,7 @@ impl Refiner {
 
     /// The corrected spectrum of one frame, into `buffers.bins`.
     fn correct(&self, samples: &[f32], target: &[f32], frame: usize, buffers: &mut Buffers) {
-        let Buffers {
-            scratch,
-            bins,
-            magnitudes,
-            correction,
-            ..
-        } = buffers;
+        let Buffers { scratch, bins, magnitudes, correction, .. } = buffers;
         self.stft.analyse(samples, frame, scratch, bins);
         for (magnitude, bin) in magnitudes.iter_mut().zip(bins.iter()) {
             *magnitude = bin.norm_sqr().sqrt();
@@ -203,11 +177,7 @@ impl Refiner {
         }
         for (bin, &(band, weight)) in bins.iter_mut().zip(&self.between) {
             let next = correction.get(band + 1).copied().unwrap_or_default();
-            let r = if weight > 0.0 {
-                correction[band] + weight * (next - correction[band])
-            } else {
-                correction[band]
-            };
+            let r = if weight > 0.0 { correction[band] + weight * (next - correction[band]) } else { correction[band] };
             *bin *= r.exp();
         }
     }
@@ -252,11 +222,7 @@ mod tests {
     fn distance(refiner: &Refiner, samples: &[f32], mel: &MelSpectrogram) -> f32 {
         let found = log_mel(refiner, samples, mel.frames());
         let wanted = mel.transposed();
-        let sum: f32 = found
-            .iter()
-            .zip(wanted.values())
-            .map(|(a, b)| (a - b).abs())
-            .sum();
+        let sum: f32 = found.iter().zip(wanted.values()).map(|(a, b)| (a - b).abs()).sum();
         sum / found.len() as f32
     }
 
@@ -280,9 +246,7 @@ mod tests {
         noise.iter_mut().for_each(|v| *v *= 0.1);
         let mut last = distance(&refiner, &noise, &mel);
         for passes in [1, 3, 10, 30] {
-            let refined = refiner
-                .refine(noise.clone(), &mel, passes, &|_| ())
-                .unwrap();
+            let refined = refiner.refine(noise.clone(), &mel, passes, &|_| ()).unwrap();
             let now = distance(&refiner, &refined, &mel);
             assert!(now < last, "{passes} passes: {now}, before {last}");
             last = now;
@@ -299,18 +263,12 @@ mod tests {
             Noise::new(2).fill(0, &mut noise);
             let results: Vec<_> = [1, 3]
                 .map(|threads| {
-                    let pool = rayon::ThreadPoolBuilder::new()
-                        .num_threads(threads)
-                        .build()
-                        .unwrap();
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                     pool.install(|| refiner.refine(noise.clone(), &mel, 3, &|_| ()).unwrap())
                 })
                 .into();
             assert_eq!(results[0], results[1]);
-            assert!(
-                results[0].iter().all(|v| v.is_finite() && v.abs() < 10.0),
-                "{frames} frames"
-            );
+            assert!(results[0].iter().all(|v| v.is_finite() && v.abs() < 10.0), "{frames} frames");
         }
     }
 }

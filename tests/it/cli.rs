@@ -10,27 +10,14 @@ type Outcome = (i32, Vec<u8>, String);
 
 fn run(place: &Place, args: &[&str], input: &[u8]) -> Outcome {
     let mut command: Command = assert_cmd::cargo::cargo_bin_cmd!("melglow");
-    let output = command
-        .current_dir(place.path(""))
-        .args(args)
-        .write_stdin(input)
-        .output()
-        .unwrap();
+    let output = command.current_dir(place.path("")).args(args).write_stdin(input).output().unwrap();
     let code = output.status.code().expect("no signal");
-    (
-        code,
-        output.stdout,
-        String::from_utf8(output.stderr).unwrap(),
-    )
+    (code, output.stdout, String::from_utf8(output.stderr).unwrap())
 }
 
 /// `melglow synth … --voice voice`.
 fn synth(place: &Place, args: &[&str]) -> Outcome {
-    run(
-        place,
-        &[&["synth"], args, &["--voice", "voice"]].concat(),
-        b"",
-    )
+    run(place, &[&["synth"], args, &["--voice", "voice"]].concat(), b"")
 }
 
 /// The one line that a failing run leaves.
@@ -41,10 +28,7 @@ fn failure(place: &Place, args: &[&str]) -> String {
     assert!(out.is_empty());
     assert_eq!(err.lines().count(), 1, "{err}");
     assert_eq!(place.names("."), before, "something is left behind");
-    err.trim_end()
-        .strip_prefix("melglow: ")
-        .expect("our name in front")
-        .to_string()
+    err.trim_end().strip_prefix("melglow: ").expect("our name in front").to_string()
 }
 
 /// Samples of a 16-bit mono WAV with the plain 44-byte header.
@@ -67,10 +51,7 @@ fn one_mel_to_one_wav_of_exactly_frames_times_hop() {
     assert_eq!(samples(&fs::read(place.path("a.wav")).unwrap()), 40 * 256);
     let line = err.trim_end();
     assert!(line.starts_with("melglow: 0.46 s of sound in "), "{err}");
-    assert!(
-        line.contains("real-time factor ") && line.ends_with("(1 thread)"),
-        "{err}"
-    );
+    assert!(line.contains("real-time factor ") && line.ends_with("(1 thread)"), "{err}");
     // an existing file is replaced, a folder is written into
     fs::write(place.path("a.wav"), "old").unwrap();
     fs::create_dir(place.path("out")).unwrap();
@@ -110,11 +91,7 @@ fn standard_input_to_standard_output() {
     let (code, out, err) = run(&place, &["synth", "-", "-o", "-", "--voice", "voice"], &mel);
     assert_eq!(code, 0, "{err}");
     assert!(out == fs::read(place.path("a.wav")).unwrap());
-    let (code, out, err) = run(
-        &place,
-        &["synth", "-", "-o", "-", "--voice", "voice"],
-        b"nonsense",
-    );
+    let (code, out, err) = run(&place, &["synth", "-", "-o", "-", "--voice", "voice"], b"nonsense");
     assert_eq!((code, out.len()), (1, 0));
     assert_eq!(
         err,
@@ -134,10 +111,7 @@ fn many_mels_go_to_a_folder_past_bad_ones() {
     assert_eq!(place.names("out"), ["a.wav", "b.wav"]);
     let lines: Vec<_> = err.lines().collect();
     assert_eq!(lines.len(), 3, "{err}");
-    assert!(
-        lines[0].starts_with("melglow: mels/bad.npy: is not a mel file"),
-        "{err}"
-    );
+    assert!(lines[0].starts_with("melglow: mels/bad.npy: is not a mel file"), "{err}");
     assert!(lines[1].contains("real-time factor"), "{err}");
     assert_eq!(lines[2], "melglow: 1 of 3 mels failed");
 
@@ -158,28 +132,16 @@ fn outputs_that_cannot_be() {
     place.mel("a.npy", 2);
     place.mel("mels/a.npy", 2);
     place.file("file", b"x");
-    assert_eq!(
-        failure(&place, &["a.npy", "-o", "no/a.wav"]),
-        "cannot write no/a.wav: no folder no"
-    );
-    assert_eq!(
-        failure(&place, &["a.npy", "-o", "file/a.wav"]),
-        "cannot write file/a.wav: no folder file"
-    );
+    assert_eq!(failure(&place, &["a.npy", "-o", "no/a.wav"]), "cannot write no/a.wav: no folder no");
+    assert_eq!(failure(&place, &["a.npy", "-o", "file/a.wav"]), "cannot write file/a.wav: no folder file");
     let message = failure(&place, &["mels", "-o", "file/out"]);
-    assert!(
-        message.starts_with("cannot create folder file/out: "),
-        "{message}"
-    );
+    assert!(message.starts_with("cannot create folder file/out: "), "{message}");
     assert_eq!(
         failure(&place, &["mels", "-o", "file"]),
         "file: is not a folder; several mels need one for their WAV files"
     );
     let message = failure(&place, &["mels", "-o", "no/out"]);
-    assert!(
-        message.starts_with("cannot create folder no/out: "),
-        "{message}"
-    );
+    assert!(message.starts_with("cannot create folder no/out: "), "{message}");
     assert_eq!(
         failure(&place, &["a.npy", "mels", "-o", "out"]),
         "a.npy and mels/a.npy would both be written to out/a.wav"
@@ -192,10 +154,7 @@ fn outputs_that_cannot_be() {
     #[cfg(target_os = "linux")]
     if Path::new("/dev/full").exists() {
         let message = failure(&place, &["a.npy", "-o", "/dev/full"]);
-        assert!(
-            message.starts_with("cannot write /dev/full: No space left"),
-            "{message}"
-        );
+        assert!(message.starts_with("cannot write /dev/full: No space left"), "{message}");
     }
 }
 
@@ -208,11 +167,7 @@ fn inputs_that_are_not_mels() {
         place.file(name, bytes);
         say(name)
     };
-    assert!(
-        say("gone.npy").starts_with("cannot read gone.npy: No such file"),
-        "{}",
-        say("gone.npy")
-    );
+    assert!(say("gone.npy").starts_with("cannot read gone.npy: No such file"), "{}", say("gone.npy"));
     fs::create_dir(place.path("empty")).unwrap();
     assert!(say("empty").starts_with("empty: no mel files in this folder (.npy, "));
     assert_eq!(of("zero.npy", b""), "zero.npy: is empty (0 bytes)");
@@ -221,11 +176,7 @@ fn inputs_that_are_not_mels() {
         "random.pt: is not a mel file we can read; expected .npy, .npz, .pt or .safetensors"
     );
 
-    let good = npy(
-        "<f4",
-        "(80, 3)",
-        &floats(tiny_mel(3).values().iter().copied()),
-    );
+    let good = npy("<f4", "(80, 3)", &floats(tiny_mel(3).values().iter().copied()));
     for keep in [8, 20, 127, 128, 500] {
         let message = of("cut.npy", &good[..keep]);
         assert!(message.starts_with("cut.npy: "), "{message}");
@@ -238,19 +189,9 @@ fn inputs_that_are_not_mels() {
         of("turned.npy", &npy("<f4", "(3, 80)", &[0; 240 * 4])),
         "turned.npy: shape is [3, 80], expected [80, frames]; it looks transposed, try --transpose"
     );
-    assert!(
-        of("flat.npy", &npy("<f4", "(240,)", &[0; 240 * 4]))
-            .starts_with("flat.npy: shape is [240]")
-    );
-    assert_eq!(
-        of("none.npy", &npy("<f4", "(80, 0)", &[])),
-        "none.npy: the mel is empty (shape [80, 0])"
-    );
-    for (bad, name) in [
-        (f32::NAN, "NaN"),
-        (f32::INFINITY, "inf"),
-        (f32::NEG_INFINITY, "-inf"),
-    ] {
+    assert!(of("flat.npy", &npy("<f4", "(240,)", &[0; 240 * 4])).starts_with("flat.npy: shape is [240]"));
+    assert_eq!(of("none.npy", &npy("<f4", "(80, 0)", &[])), "none.npy: the mel is empty (shape [80, 0])");
+    for (bad, name) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
         let values = (0..240).map(|i| if i == 3 * 7 + 2 { bad } else { -5.0 });
         assert_eq!(
             of("nan.npy", &npy("<f4", "(80, 3)", &floats(values))),
@@ -259,10 +200,7 @@ fn inputs_that_are_not_mels() {
     }
     for (descr, size) in [("<i4", 4), ("|u1", 1), ("<c8", 8), ("|O", 8)] {
         let message = of("type.npy", &npy(descr, "(80, 3)", &vec![0; 240 * size]));
-        assert!(
-            message.contains("expected float16, float32 or float64"),
-            "{descr}: {message}"
-        );
+        assert!(message.contains("expected float16, float32 or float64"), "{descr}: {message}");
     }
 }
 
@@ -270,23 +208,10 @@ fn inputs_that_are_not_mels() {
 fn transposed_and_one_frame_mels_are_spoken() {
     let place = Place::new();
     let mel = tiny_mel(3);
-    place.file(
-        "right.npy",
-        &npy("<f4", "(80, 3)", &floats(mel.values().iter().copied())),
-    );
-    place.file(
-        "turned.npy",
-        &npy(
-            "<f4",
-            "(3, 80)",
-            &floats(mel.transposed().values().iter().copied()),
-        ),
-    );
+    place.file("right.npy", &npy("<f4", "(80, 3)", &floats(mel.values().iter().copied())));
+    place.file("turned.npy", &npy("<f4", "(3, 80)", &floats(mel.transposed().values().iter().copied())));
     assert_eq!(synth(&place, &["right.npy", "-o", "a.wav"]).0, 0);
-    assert_eq!(
-        synth(&place, &["turned.npy", "-o", "b.wav", "--transpose"]).0,
-        0
-    );
+    assert_eq!(synth(&place, &["turned.npy", "-o", "b.wav", "--transpose"]).0, 0);
     assert!(fs::read(place.path("a.wav")).unwrap() == fs::read(place.path("b.wav")).unwrap());
     place.mel("one.npy", 1);
     assert_eq!(synth(&place, &["one.npy", "-o", "one.wav"]).0, 0);
@@ -297,16 +222,10 @@ fn transposed_and_one_frame_mels_are_spoken() {
 fn loud_sound_is_saturated_and_counted() {
     let place = Place::new();
     place.mel("a.npy", 10);
-    let (code, _, err) = synth(
-        &place,
-        &["a.npy", "-o", "a.wav", "--sigma", "10", "--refine", "0"],
-    );
+    let (code, _, err) = synth(&place, &["a.npy", "-o", "a.wav", "--sigma", "10", "--refine", "0"]);
     assert_eq!(code, 0, "{err}");
     let line = err.lines().next().unwrap();
-    assert!(
-        line.starts_with("melglow: a.wav: ") && line.ends_with(" samples saturated"),
-        "{err}"
-    );
+    assert!(line.starts_with("melglow: a.wav: ") && line.ends_with(" samples saturated"), "{err}");
 }
 
 #[test]
@@ -314,11 +233,7 @@ fn voices_that_are_not() {
     let place = Place::new();
     place.mel("a.npy", 2);
     let say = |voice: &str| {
-        let (code, _, err) = run(
-            &place,
-            &["synth", "a.npy", "-o", "a.wav", "--voice", voice],
-            b"",
-        );
+        let (code, _, err) = run(&place, &["synth", "a.npy", "-o", "a.wav", "--voice", voice], b"");
         assert_eq!((code, place.path("a.wav").exists()), (1, false));
         err
     };
@@ -349,19 +264,9 @@ fn wrong_usage_is_exit_code_2() {
         let (code, out, err) = run(&place, args, b"");
         assert_eq!((code, out.len()), (2, 0), "{args:?}: {err}");
     }
-    assert_eq!(
-        failure(&place, &["a.npy", "-o", "a.wav", "--sigma", "nan"]),
-        "sigma is NaN, expected 0 to 10"
-    );
-    assert_eq!(
-        failure(&place, &["a.npy", "-o", "a.wav", "--refine", "5000"]),
-        "refine is 5000, expected 0 to 1000"
-    );
+    assert_eq!(failure(&place, &["a.npy", "-o", "a.wav", "--sigma", "nan"]), "sigma is NaN, expected 0 to 10");
+    assert_eq!(failure(&place, &["a.npy", "-o", "a.wav", "--refine", "5000"]), "refine is 5000, expected 0 to 1000");
     let (code, out, _) = run(&place, &["synth", "--help"], b"");
     assert_eq!(code, 0);
-    assert!(
-        String::from_utf8(out)
-            .unwrap()
-            .contains("melglow synth - -o - < a.npy | aplay")
-    );
+    assert!(String::from_utf8(out).unwrap().contains("melglow synth - -o - < a.npy | aplay"));
 }

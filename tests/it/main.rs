@@ -1,6 +1,7 @@
 //! One binary for all integration tests.
 
 mod cli;
+mod laws;
 mod voice;
 
 use melglow::flow::Flow;
@@ -12,27 +13,11 @@ use std::path::{Path, PathBuf};
 
 /// The design of a flow that is built and run in no time.
 fn tiny_flow() -> FlowConfig {
-    let net = WaveNetConfig {
-        channels: 8,
-        kernel: 3,
-        dilations: vec![1, 2],
-        weight_norm: false,
-        skip: false,
-    };
-    let steps = vec![
-        StepConfig::Actnorm,
-        StepConfig::Mix,
-        StepConfig::Coupling {
-            net,
-            bound: Some(2.0),
-        },
-    ];
+    let net = WaveNetConfig { channels: 8, kernel: 3, dilations: vec![1, 2], weight_norm: false, skip: false };
+    let steps = vec![StepConfig::Actnorm, StepConfig::Mix, StepConfig::Coupling { net, bound: Some(2.0) }];
     FlowConfig {
         whitening: None,
-        conditioning: ConditioningConfig::Frame {
-            channels: 8,
-            residual_layers: 1,
-        },
+        conditioning: ConditioningConfig::Frame { channels: 8, residual_layers: 1 },
         group: 16,
         blocks: vec![Block { repeat: 2, steps }],
     }
@@ -43,22 +28,14 @@ fn tiny_voice(name: &str) -> Voice {
     let (mel, flow) = (MelConfig::nvidia(), tiny_flow());
     let params = Params::seeded(1, &candle_core::Device::Cpu);
     Flow::new(&flow, &mel, params.builder()).unwrap();
-    let tensors: Vec<_> = params
-        .named()
-        .into_iter()
-        .map(|(name, var)| (name, var.as_tensor().clone()))
-        .collect();
-    let synthesis = SynthesisConfig {
-        sigma: 0.5,
-        refine: 2,
-    };
+    let tensors: Vec<_> = params.named().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
+    let synthesis = SynthesisConfig { sigma: 0.5, refine: 2 };
     Voice::from_parts(VoiceConfig::new(name, mel, flow, synthesis), &tensors).unwrap()
 }
 
 /// A mel of 80 bands that looks a little like speech.
 fn tiny_mel(frames: usize) -> MelSpectrogram {
-    let values =
-        (0..80 * frames).map(|i| -6.0 + (i as f32 * 0.37).sin() - (i / frames) as f32 / 40.0);
+    let values = (0..80 * frames).map(|i| -6.0 + (i as f32 * 0.37).sin() - (i / frames) as f32 / 40.0);
     MelSpectrogram::new(values.collect(), 80).unwrap()
 }
 
@@ -70,9 +47,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        tiny_voice("tiny")
-            .save(folder.path().join("voice"))
-            .unwrap();
+        tiny_voice("tiny").save(folder.path().join("voice")).unwrap();
         Self { folder }
     }
 
@@ -99,9 +74,7 @@ impl Place {
     /// Names in a folder, sorted.
     fn names(&self, name: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.path(name)).unwrap();
-        let mut names: Vec<_> = entries
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }

@@ -13,10 +13,7 @@ fn tensors(voice: &Voice) -> Vec<(String, Tensor)> {
 }
 
 fn config() -> VoiceConfig {
-    let synthesis = SynthesisConfig {
-        sigma: 0.5,
-        refine: 2,
-    };
+    let synthesis = SynthesisConfig { sigma: 0.5, refine: 2 };
     VoiceConfig::new("tiny", MelConfig::nvidia(), tiny_flow(), synthesis)
 }
 
@@ -35,8 +32,7 @@ fn saved_and_loaded_is_the_same_bytes() {
     let again = Voice::from_parts(voice.config().clone(), &tensors(&voice)).unwrap();
     again.save(place.path("again")).unwrap();
     for file in ["config.json", "model.safetensors"] {
-        let same = fs::read(first.join(file)).unwrap()
-            == fs::read(place.path("again").join(file)).unwrap();
+        let same = fs::read(first.join(file)).unwrap() == fs::read(place.path("again").join(file)).unwrap();
         assert!(same, "{file}");
     }
     assert_eq!(place.names("."), ["again", "voice"]);
@@ -53,28 +49,16 @@ fn a_voice_replaces_a_voice_and_nothing_else() {
             Ok(())
         })
         .unwrap();
-    assert_eq!(
-        place.names("voice"),
-        ["config.json", "extra", "model.safetensors"]
-    );
-    assert_eq!(
-        Voice::open(place.path("voice")).unwrap().config().name,
-        "other"
-    );
+    assert_eq!(place.names("voice"), ["config.json", "extra", "model.safetensors"]);
+    assert_eq!(Voice::open(place.path("voice")).unwrap().config().name, "other");
 
     let failed = voice.save_with(place.path("voice"), |_| Err(melglow::Error::Interrupted));
     assert!(failed.is_err());
-    assert_eq!(
-        Voice::open(place.path("voice")).unwrap().config().name,
-        "other"
-    );
+    assert_eq!(Voice::open(place.path("voice")).unwrap().config().name, "other");
 
     place.file("letters/a.txt", b"dear");
     let message = voice.save(place.path("letters")).unwrap_err().to_string();
-    assert!(
-        message.ends_with("letters: is there already and is not a voice's folder"),
-        "{message}"
-    );
+    assert!(message.ends_with("letters: is there already and is not a voice's folder"), "{message}");
     assert_eq!(place.names("letters"), ["a.txt"]);
     assert_eq!(place.names("."), ["letters", "voice"]);
 }
@@ -82,20 +66,11 @@ fn a_voice_replaces_a_voice_and_nothing_else() {
 #[test]
 fn half_precision_is_kept() {
     let place = Place::new();
-    let halves: Vec<_> = tensors(&tiny_voice("tiny"))
-        .into_iter()
-        .map(|(name, t)| (name, t.to_dtype(DType::BF16).unwrap()))
-        .collect();
-    Voice::from_parts(config(), &halves)
-        .unwrap()
-        .save(place.path("half"))
-        .unwrap();
+    let halves: Vec<_> =
+        tensors(&tiny_voice("tiny")).into_iter().map(|(name, t)| (name, t.to_dtype(DType::BF16).unwrap())).collect();
+    Voice::from_parts(config(), &halves).unwrap().save(place.path("half")).unwrap();
     let voice = Voice::open(place.path("half")).unwrap();
-    assert!(
-        tensors(&voice)
-            .iter()
-            .all(|(_, t)| t.dtype() == DType::BF16)
-    );
+    assert!(tensors(&voice).iter().all(|(_, t)| t.dtype() == DType::BF16));
     voice.build_flow().unwrap();
 }
 
@@ -107,18 +82,12 @@ fn tensors_that_do_not_fit_are_named() {
     let (name, tensor) = good[0].clone();
     let save = |folder: &str, tensors: &[(String, Tensor)]| {
         let dir = place.path(folder);
-        Voice::from_parts(config(), tensors)
-            .unwrap()
-            .save(&dir)
-            .unwrap();
+        Voice::from_parts(config(), tensors).unwrap().save(&dir).unwrap();
         refusal(&dir)
     };
     assert_eq!(
         save("missing", &good[1..]),
-        format!(
-            "model.safetensors: tensor {name} {:?} is missing",
-            tensor.shape()
-        )
+        format!("model.safetensors: tensor {name} {:?} is missing", tensor.shape())
     );
 
     let mut shape = tensor.dims().to_vec();
@@ -127,30 +96,18 @@ fn tensors_that_do_not_fit_are_named() {
     wrong[0].1 = Tensor::zeros(shape.as_slice(), DType::F32, &Device::Cpu).unwrap();
     assert_eq!(
         save("shape", &wrong),
-        format!(
-            "model.safetensors: tensor {name} has shape {shape:?}, expected {:?}",
-            tensor.dims()
-        )
+        format!("model.safetensors: tensor {name} has shape {shape:?}, expected {:?}", tensor.dims())
     );
 
     let mut surplus = good.clone();
     surplus.push(("stray".into(), tensor.clone()));
-    assert_eq!(
-        save("surplus", &surplus),
-        "model.safetensors: tensor stray is not part of the flow"
-    );
+    assert_eq!(save("surplus", &surplus), "model.safetensors: tensor stray is not part of the flow");
     surplus.push(("stray2".into(), tensor.clone()));
-    assert_eq!(
-        save("surplus2", &surplus),
-        "model.safetensors: tensor stray and 1 more are not part of the flow"
-    );
+    assert_eq!(save("surplus2", &surplus), "model.safetensors: tensor stray and 1 more are not part of the flow");
 
     let mut integer = good.clone();
     integer.push((name.clone(), tensor));
-    let message = Voice::from_parts(config(), &integer)
-        .err()
-        .unwrap()
-        .to_string();
+    let message = Voice::from_parts(config(), &integer).err().unwrap().to_string();
     assert_eq!(message, format!("two tensors are named {name}"));
 }
 
@@ -159,34 +116,20 @@ fn damaged_folders_are_refused_in_one_line() {
     let place = Place::new();
     let dir = place.path("voice");
     let (json, weights) = (dir.join("config.json"), dir.join("model.safetensors"));
-    let (good, bytes) = (
-        fs::read_to_string(&json).unwrap(),
-        fs::read(&weights).unwrap(),
-    );
+    let (good, bytes) = (fs::read_to_string(&json).unwrap(), fs::read(&weights).unwrap());
     let with = |from: &str, to: &str| {
         assert!(good.contains(from), "{from}");
         fs::write(&json, good.replacen(from, to, 1)).unwrap();
         refusal(&dir)
     };
-    assert!(
-        with("\"name\"", "\"colour\": 1, \"name\"")
-            .starts_with("config.json: unknown field `colour`, expected")
-    );
-    assert!(
-        with("\"sigma\"", "\"sigmoid\"")
-            .starts_with("config.json: unknown field `sigmoid`, expected")
-    );
-    assert!(
-        with("\"name\": \"tiny\",", "").starts_with("config.json: missing field `name` at line")
-    );
+    assert!(with("\"name\"", "\"colour\": 1, \"name\"").starts_with("config.json: unknown field `colour`, expected"));
+    assert!(with("\"sigma\"", "\"sigmoid\"").starts_with("config.json: unknown field `sigmoid`, expected"));
+    assert!(with("\"name\": \"tiny\",", "").starts_with("config.json: missing field `name` at line"));
     assert_eq!(
         with("\"format\": 1", "\"format\": 2"),
         "config.json: format is 2, expected 1: another version of melglow wrote this voice"
     );
-    assert_eq!(
-        with("\"sigma\": 0.5", "\"sigma\": -1"),
-        "config.json: sigma is -1, expected 0 to 10"
-    );
+    assert_eq!(with("\"sigma\": 0.5", "\"sigma\": -1"), "config.json: sigma is -1, expected 0 to 10");
     assert_eq!(
         with("\"hop_length\": 256", "\"hop_length\": 250"),
         "config.json: hop_length 250 is not a multiple of the flow's group 16"
@@ -202,23 +145,15 @@ fn damaged_folders_are_refused_in_one_line() {
     for damaged in [&flipped[..], &bytes[..bytes.len() - 5], b"", b"nonsense"] {
         fs::write(&weights, damaged).unwrap();
         let message = refusal(&dir);
-        assert!(
-            message.starts_with("model.safetensors: SHA-256 is "),
-            "{message}"
-        );
-        assert!(
-            message.ends_with(": the file is damaged or belongs to another voice"),
-            "{message}"
-        );
+        assert!(message.starts_with("model.safetensors: SHA-256 is "), "{message}");
+        assert!(message.ends_with(": the file is damaged or belongs to another voice"), "{message}");
     }
     fs::remove_file(&weights).unwrap();
-    assert_eq!(
-        refusal(&dir),
-        format!("cannot read {}", "model.safetensors")
+    assert_eq!(refusal(&dir), format!("cannot read {}", "model.safetensors"));
+    assert!(
+        refusal(&place.path("nowhere"))
+            .ends_with("nowhere: no such folder; a voice is a folder with config.json and model.safetensors")
     );
-    assert!(refusal(&place.path("nowhere")).ends_with(
-        "nowhere: no such folder; a voice is a folder with config.json and model.safetensors"
-    ));
 }
 
 #[test]
@@ -226,33 +161,21 @@ fn whole_equals_blocks_and_any_number_of_threads() {
     let vocoder = Vocoder::new(&tiny_voice("tiny")).unwrap();
     // more than two blocks, the last one ragged
     let mel = tiny_mel(2 * 256 + 37);
-    let options = SynthOptions {
-        seed: 3,
-        ..SynthOptions::default()
-    };
+    let options = SynthOptions { seed: 3, ..SynthOptions::default() };
     let sounds = [1, 2, 5].map(|threads| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| vocoder.vocode(&mel, &options, None).unwrap())
     });
     assert_eq!(sounds[0].samples.len(), mel.frames() * 256);
     assert!(sounds[0] == sounds[1] && sounds[0] == sounds[2]);
 
-    let bare = SynthOptions {
-        seed: 3,
-        refine: Some(0),
-        ..SynthOptions::default()
-    };
+    let bare = SynthOptions { seed: 3, refine: Some(0), ..SynthOptions::default() };
     let blocks = vocoder.vocode(&mel, &bare, None).unwrap();
     // a shorter mel starts with the same sound, up to what its end influences
     let rows: Vec<f32> = (0..80).flat_map(|b| mel.band(b)[..300].to_vec()).collect();
     let start = melglow::mel::MelSpectrogram::new(rows, 80).unwrap();
     let start = vocoder.vocode(&start, &bare, None).unwrap();
-    let worst = (0..280 * 256)
-        .map(|i| (blocks.samples[i] - start.samples[i]).abs())
-        .fold(0.0, f32::max);
+    let worst = (0..280 * 256).map(|i| (blocks.samples[i] - start.samples[i]).abs()).fold(0.0, f32::max);
     assert!(worst < 1e-4, "{worst}");
 }
 
@@ -261,9 +184,7 @@ fn progress_rises_to_one() {
     let vocoder = Vocoder::new(&tiny_voice("tiny")).unwrap();
     let seen = std::cell::RefCell::new(vec![0.0]);
     let progress = |part: f32| seen.borrow_mut().push(part);
-    vocoder
-        .vocode(&tiny_mel(600), &SynthOptions::default(), Some(&progress))
-        .unwrap();
+    vocoder.vocode(&tiny_mel(600), &SynthOptions::default(), Some(&progress)).unwrap();
     let seen = seen.into_inner();
     assert!(seen.windows(2).all(|pair| pair[0] <= pair[1]), "{seen:?}");
     assert_eq!(seen.last(), Some(&1.0));
@@ -272,21 +193,10 @@ fn progress_rises_to_one() {
 #[test]
 fn options_out_of_range_are_refused() {
     let vocoder = Vocoder::new(&tiny_voice("tiny")).unwrap();
-    let say = |options: SynthOptions| {
-        vocoder
-            .vocode(&tiny_mel(2), &options, None)
-            .unwrap_err()
-            .to_string()
-    };
-    let sigma = |sigma| SynthOptions {
-        sigma: Some(sigma),
-        ..SynthOptions::default()
-    };
+    let say = |options: SynthOptions| vocoder.vocode(&tiny_mel(2), &options, None).unwrap_err().to_string();
+    let sigma = |sigma| SynthOptions { sigma: Some(sigma), ..SynthOptions::default() };
     assert_eq!(say(sigma(f32::NAN)), "sigma is NaN, expected 0 to 10");
     assert_eq!(say(sigma(-0.5)), "sigma is -0.5, expected 0 to 10");
-    let refine = SynthOptions {
-        refine: Some(1001),
-        ..SynthOptions::default()
-    };
+    let refine = SynthOptions { refine: Some(1001), ..SynthOptions::default() };
     assert_eq!(say(refine), "refine is 1001, expected 0 to 1000");
 }

@@ -21,30 +21,17 @@ pub(super) fn parse(bytes: &[u8]) -> Result<TensorData, String> {
         Some(value) if value.starts_with("False") => false,
         _ => return Err("header lacks 'fortran_order'".into()),
     };
-    let shape = field(header, "shape")
-        .and_then(tuple)
-        .ok_or("header lacks a valid 'shape'")?;
+    let shape = field(header, "shape").and_then(tuple).ok_or("header lacks a valid 'shape'")?;
     let (element, big) = element(descr)?;
     let size = element.size();
     let count = super::element_count(&shape).ok_or("shape is out of range")?;
     let needed = count.checked_mul(size).ok_or("shape is out of range")?;
     if data.len() < needed {
-        return Err(format!(
-            "truncated: {} of {needed} bytes of data for shape {shape:?}",
-            data.len()
-        ));
+        return Err(format!("truncated: {} of {needed} bytes of data for shape {shape:?}", data.len()));
     }
     let values = element.decode(&data[..needed], big);
-    let values = if fortran {
-        from_fortran(values, &shape)
-    } else {
-        values
-    };
-    Ok(TensorData {
-        shape,
-        values,
-        dtype: element.name(),
-    })
+    let values = if fortran { from_fortran(values, &shape) } else { values };
+    Ok(TensorData { shape, values, dtype: element.name() })
 }
 
 /// Header text and data.
@@ -52,15 +39,9 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let rest = bytes.strip_prefix(MAGIC)?;
     let version = *rest.first()?;
     let (len, start) = if version == 1 {
-        (
-            usize::from(u16::from_le_bytes(rest.get(2..4)?.try_into().ok()?)),
-            4,
-        )
+        (usize::from(u16::from_le_bytes(rest.get(2..4)?.try_into().ok()?)), 4)
     } else {
-        (
-            usize::try_from(u32::from_le_bytes(rest.get(2..6)?.try_into().ok()?)).ok()?,
-            6,
-        )
+        (usize::try_from(u32::from_le_bytes(rest.get(2..6)?.try_into().ok()?)).ok()?, 6)
     };
     if len > MAX_HEADER {
         return None;
@@ -70,10 +51,7 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// What follows `'name':` in the header's dictionary.
 fn field<'a>(header: &'a str, name: &str) -> Option<&'a str> {
-    let after = ['\'', '"']
-        .iter()
-        .find_map(|quote| header.split_once(&format!("{quote}{name}{quote}")))?
-        .1;
+    let after = ['\'', '"'].iter().find_map(|quote| header.split_once(&format!("{quote}{name}{quote}")))?.1;
     Some(after.trim_start().strip_prefix(':')?.trim_start())
 }
 
@@ -86,19 +64,12 @@ fn quoted(text: &str) -> Option<&str> {
 /// The tuple of numbers at the start of `text`.
 fn tuple(text: &str) -> Option<Vec<usize>> {
     let (inside, _) = text.strip_prefix('(')?.split_once(')')?;
-    let items: Vec<&str> = inside
-        .split(',')
-        .map(str::trim)
-        .filter(|item| !item.is_empty())
-        .collect();
+    let items: Vec<&str> = inside.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
     if items.len() > MAX_DIMS {
         return None;
     }
     // Python 2 wrote long integers with an L.
-    items
-        .into_iter()
-        .map(|item| item.trim_end_matches('L').parse().ok())
-        .collect()
+    items.into_iter().map(|item| item.trim_end_matches('L').parse().ok()).collect()
 }
 
 /// The type of an element and whether it is big-endian.
@@ -119,9 +90,7 @@ fn element(descr: &str) -> Result<(Element, bool), String> {
                 Some(b'O') => "pickled Python objects",
                 _ => "no numbers we know",
             };
-            return Err(format!(
-                "holds {what} (dtype '{descr}'), expected float16, float32 or float64"
-            ));
+            return Err(format!("holds {what} (dtype '{descr}'), expected float16, float32 or float64"));
         }
     };
     Ok((element, order == ">"))
@@ -142,14 +111,7 @@ fn from_fortran(values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
 pub(super) fn write(out: &mut dyn Write, shape: &[usize], values: &[f32]) -> io::Result<()> {
     let shape = match shape {
         [one] => format!("({one},)"),
-        _ => format!(
-            "({})",
-            shape
-                .iter()
-                .map(usize::to_string)
-                .collect::<Vec<_>>()
-                .join(", ")
-        ),
+        _ => format!("({})", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
     };
     let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
     // Magic, version, length, header and newline fill a multiple of 64 bytes.
@@ -186,8 +148,7 @@ pub(super) mod tests {
     }
 
     fn array(descr: &str, fortran: &str, shape: &str, data: &[u8]) -> Vec<u8> {
-        let header =
-            format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n");
+        let header = format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n");
         with_header(1, &header, data)
     }
 
@@ -198,74 +159,37 @@ pub(super) mod tests {
             write(&mut bytes, &shape, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
             assert_eq!((bytes.len() - 24) % 64, 0);
             let read = parse(&bytes).unwrap();
-            assert_eq!(
-                (read.shape, read.values),
-                (shape, vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-            );
+            assert_eq!((read.shape, read.values), (shape, vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
         }
     }
 
     #[test]
     fn versions_orders_and_types() {
         let values = [1.5f32, -2.0, 0.25, 8.0, -0.5, 3.0];
-        let f8_big: Vec<u8> = values
-            .iter()
-            .flat_map(|&v| f64::from(v).to_be_bytes())
-            .collect();
-        let f2: Vec<u8> = values
-            .iter()
-            .flat_map(|&v| half::f16::from_f32(v).to_le_bytes())
-            .collect();
-        let f2_big: Vec<u8> = values
-            .iter()
-            .flat_map(|&v| half::f16::from_f32(v).to_be_bytes())
-            .collect();
+        let f8_big: Vec<u8> = values.iter().flat_map(|&v| f64::from(v).to_be_bytes()).collect();
+        let f2: Vec<u8> = values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect();
+        let f2_big: Vec<u8> = values.iter().flat_map(|&v| half::f16::from_f32(v).to_be_bytes()).collect();
         let f4_big: Vec<u8> = values.iter().flat_map(|&v| v.to_be_bytes()).collect();
-        for (descr, data) in [
-            (">f8", &f8_big),
-            ("<f2", &f2),
-            (">f2", &f2_big),
-            (">f4", &f4_big),
-        ] {
-            assert_eq!(
-                parse(&array(descr, "False", "(2, 3)", data))
-                    .unwrap()
-                    .values,
-                values
-            );
+        for (descr, data) in [(">f8", &f8_big), ("<f2", &f2), (">f2", &f2_big), (">f4", &f4_big)] {
+            assert_eq!(parse(&array(descr, "False", "(2, 3)", data)).unwrap().values, values);
             let fortran = parse(&array(descr, "True", "(2, 3)", data)).unwrap();
             assert_eq!(fortran.values, [1.5, 0.25, -0.5, -2.0, 8.0, 3.0], "{descr}");
         }
         for version in [2, 3] {
             let header = "{\"shape\": (2L, 3L), \"fortran_order\": False, \"descr\": \">f4\"}";
-            assert_eq!(
-                parse(&with_header(version, header, &f4_big)).unwrap().shape,
-                [2, 3]
-            );
+            assert_eq!(parse(&with_header(version, header, &f4_big)).unwrap().shape, [2, 3]);
         }
     }
 
     #[test]
     fn bad_files_say_why() {
         for (bytes, part) in [
-            (
-                array("<c8", "False", "(1,)", &[0; 8]),
-                "complex numbers (dtype '<c8')",
-            ),
+            (array("<c8", "False", "(1,)", &[0; 8]), "complex numbers (dtype '<c8')"),
             (array("<i8", "False", "(1,)", &[0; 8]), "integers"),
             (array("|O", "False", "(1,)", &[0; 8]), "pickled"),
-            (
-                array("<f4", "False", "(2, 3)", &[0; 8]),
-                "truncated: 8 of 24 bytes",
-            ),
-            (
-                array("<f4", "False", "(18446744073709551615, 3)", &[0; 8]),
-                "out of range",
-            ),
-            (
-                array("<f4", "False", "(4294967296, 4294967296)", &[0; 8]),
-                "out of range",
-            ),
+            (array("<f4", "False", "(2, 3)", &[0; 8]), "truncated: 8 of 24 bytes"),
+            (array("<f4", "False", "(18446744073709551615, 3)", &[0; 8]), "out of range"),
+            (array("<f4", "False", "(4294967296, 4294967296)", &[0; 8]), "out of range"),
             (array("<f4", "False", "(-1, 3)", &[0; 8]), "valid 'shape'"),
             (array("<f4", "Perhaps", "(1,)", &[0; 8]), "fortran_order"),
             (MAGIC.to_vec(), "truncated within its header"),

@@ -86,22 +86,10 @@ fn as_usize(value: &Value) -> Option<usize> {
 
 /// Reads the first pickle of `bytes`.
 pub(super) fn read(bytes: &[u8]) -> Result<Pickle, String> {
-    let mut machine = Machine {
-        bytes,
-        at: 0,
-        heap: Vec::new(),
-        stack: Vec::new(),
-        marks: Vec::new(),
-        memo: Vec::new(),
-    };
-    let root = machine
-        .run()
-        .map_err(|problem| format!("pickle: {problem} at byte {}", machine.at))?;
-    Ok(Pickle {
-        root,
-        len: machine.at,
-        heap: machine.heap,
-    })
+    let mut machine =
+        Machine { bytes, at: 0, heap: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: Vec::new() };
+    let root = machine.run().map_err(|problem| format!("pickle: {problem} at byte {}", machine.at))?;
+    Ok(Pickle { root, len: machine.at, heap: machine.heap })
 }
 
 struct Machine<'a> {
@@ -156,12 +144,8 @@ impl<'a> Machine<'a> {
             b'I' | b'L' => self.text_number(),
             0x8a => self.long(1),
             0x8b => self.long(4),
-            b'F' => self
-                .line()
-                .and_then(|_| self.push(Value::Opaque("float".into()))),
-            b'G' => self
-                .take(8)
-                .and_then(|_| self.push(Value::Opaque("float".into()))),
+            b'F' => self.line().and_then(|_| self.push(Value::Opaque("float".into()))),
+            b'G' => self.take(8).and_then(|_| self.push(Value::Opaque("float".into()))),
             b'X' => self.string(4, true),
             0x8c => self.string(1, true),
             0x8d => self.string(8, true),
@@ -219,8 +203,7 @@ impl<'a> Machine<'a> {
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                let (Value::Str(module), Value::Str(name)) = (self.value(module), self.value(name))
-                else {
+                let (Value::Str(module), Value::Str(name)) = (self.value(module), self.value(name)) else {
                     return Err("global without a name");
                 };
                 if module.len() + name.len() > 1024 {
@@ -259,11 +242,7 @@ impl<'a> Machine<'a> {
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], Problem> {
-        let end = self
-            .at
-            .checked_add(len)
-            .filter(|&end| end <= self.bytes.len())
-            .ok_or("truncated")?;
+        let end = self.at.checked_add(len).filter(|&end| end <= self.bytes.len()).ok_or("truncated")?;
         let taken = &self.bytes[self.at..end];
         self.at = end;
         Ok(taken)
@@ -275,11 +254,7 @@ impl<'a> Machine<'a> {
 
     fn line(&mut self) -> Result<&'a str, Problem> {
         let rest = &self.bytes[self.at..];
-        let len = rest
-            .iter()
-            .take(4096)
-            .position(|&b| b == b'\n')
-            .ok_or("truncated or endless line")?;
+        let len = rest.iter().take(4096).position(|&b| b == b'\n').ok_or("truncated or endless line")?;
         self.at += len + 1;
         std::str::from_utf8(&rest[..len]).map_err(|_| "line is not text")
     }
@@ -311,11 +286,7 @@ impl<'a> Machine<'a> {
     /// The stack's height without its `count` top values, which must lie above the last mark.
     fn height(&self, count: usize) -> Result<usize, Problem> {
         let floor = self.marks.last().copied().unwrap_or(0);
-        self.stack
-            .len()
-            .checked_sub(count)
-            .filter(|&h| h >= floor)
-            .ok_or("stack is empty")
+        self.stack.len().checked_sub(count).filter(|&h| h >= floor).ok_or("stack is empty")
     }
 
     fn popped_mark(&mut self) -> Result<Vec<Id>, Problem> {
@@ -355,11 +326,7 @@ impl<'a> Machine<'a> {
     fn text_number(&mut self) -> Result<(), Problem> {
         let value = match self.line()? {
             "00" | "01" => Value::Bool,
-            line => Value::Int(
-                line.trim_end_matches('L')
-                    .parse()
-                    .map_err(|_| "bad number")?,
-            ),
+            line => Value::Int(line.trim_end_matches('L').parse().map_err(|_| "bad number")?),
         };
         self.push(value)
     }
@@ -373,11 +340,7 @@ impl<'a> Machine<'a> {
     }
 
     fn memoize(&mut self, opcode: u8) -> Result<(), Problem> {
-        let key = if opcode == 0x94 {
-            self.memo.len()
-        } else {
-            self.memo_key(b'q'..b'r', opcode)?
-        };
+        let key = if opcode == 0x94 { self.memo.len() } else { self.memo_key(b'q'..b'r', opcode)? };
         // Writers number from 0 upwards; a wild key must not size the table.
         if key > self.bytes.len() {
             return Err("memo key is out of range");
@@ -391,12 +354,7 @@ impl<'a> Machine<'a> {
 
     fn recall(&mut self, opcode: u8) -> Result<(), Problem> {
         let key = self.memo_key(b'h'..b'j', opcode)?;
-        let id = self
-            .memo
-            .get(key)
-            .copied()
-            .flatten()
-            .ok_or("memo key is unknown")?;
+        let id = self.memo.get(key).copied().flatten().ok_or("memo key is unknown")?;
         self.stack.push(id);
         Ok(())
     }
@@ -437,19 +395,14 @@ impl<'a> Machine<'a> {
                 &[storage, offset, shape, strides, ..],
             ) => self.tensor(storage, offset, shape, strides)?,
             (
-                "torch._utils._rebuild_parameter"
-                | "torch._utils._rebuild_parameter_with_state"
-                | "torch.Size",
+                "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" | "torch.Size",
                 &[inner, ..],
             ) => {
                 self.stack.push(inner);
                 return Ok(());
             }
             ("collections.OrderedDict" | "collections.defaultdict" | "builtins.dict", items) => {
-                let pairs = items
-                    .first()
-                    .and_then(|&list| self.pair_list(list))
-                    .unwrap_or_default();
+                let pairs = items.first().and_then(|&list| self.pair_list(list)).unwrap_or_default();
                 Value::Dict(pairs)
             }
             (name, _) => Value::Opaque(name.to_owned()),
@@ -465,9 +418,7 @@ impl<'a> Machine<'a> {
         items
             .iter()
             .map(|&item| match self.value(item) {
-                Value::Sequence(pair) => <[Id; 2]>::try_from(pair.as_slice())
-                    .ok()
-                    .map(|[k, v]| (k, v)),
+                Value::Sequence(pair) => <[Id; 2]>::try_from(pair.as_slice()).ok().map(|[k, v]| (k, v)),
                 _ => None,
             })
             .collect()
@@ -475,10 +426,9 @@ impl<'a> Machine<'a> {
 
     fn tensor(&self, storage: Id, offset: Id, shape: Id, strides: Id) -> Result<Value, Problem> {
         let numbers = |id: Id| match self.value(id) {
-            Value::Sequence(items) if items.len() <= super::MAX_DIMS => items
-                .iter()
-                .map(|&item| as_usize(self.value(item)))
-                .collect::<Option<Vec<_>>>(),
+            Value::Sequence(items) if items.len() <= super::MAX_DIMS => {
+                items.iter().map(|&item| as_usize(self.value(item))).collect::<Option<Vec<_>>>()
+            }
             _ => None,
         };
         let Value::Persistent(_) = self.value(storage) else {
@@ -486,15 +436,8 @@ impl<'a> Machine<'a> {
         };
         let offset = as_usize(self.value(offset)).ok_or("tensor with a bad offset")?;
         let shape = numbers(shape).ok_or("tensor with a bad shape")?;
-        let strides = numbers(strides)
-            .filter(|s| s.len() == shape.len())
-            .ok_or("tensor with bad strides")?;
-        Ok(Value::Tensor(TensorRef {
-            storage,
-            offset,
-            shape,
-            strides,
-        }))
+        let strides = numbers(strides).filter(|s| s.len() == shape.len()).ok_or("tensor with bad strides")?;
+        Ok(Value::Tensor(TensorRef { storage, offset, shape, strides }))
     }
 }
 
@@ -502,10 +445,7 @@ fn pairs(items: &[Id]) -> Result<Vec<(Id, Id)>, Problem> {
     if items.len() % 2 == 1 {
         return Err("key without a value");
     }
-    Ok(items
-        .chunks_exact(2)
-        .map(|pair| (pair[0], pair[1]))
-        .collect())
+    Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
 }
 
 #[cfg(test)]
@@ -518,23 +458,15 @@ mod tests {
         let two = b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01K\x01J\xfe\xff\xff\xffN\x87q\x02X\x01\x00\x00\x00bq\x03]q\x04(\x88G@\x0c\x00\x00\x00\x00\x00\x00eu.";
         let pickle = read(two).unwrap();
         assert_eq!(pickle.len, two.len());
-        let Value::Dict(pairs) = pickle.get(pickle.root) else {
-            panic!()
-        };
+        let Value::Dict(pairs) = pickle.get(pickle.root) else { panic!() };
         assert_eq!(pickle.str(pairs[0].0), Some("a"));
         let tuple = pickle.sequence(pairs[0].1).unwrap();
         assert_eq!(pickle.usize(tuple[0]), Some(1));
-        assert!(
-            matches!(pickle.get(tuple[1]), Value::Int(-2))
-                && matches!(pickle.get(tuple[2]), Value::None)
-        );
+        assert!(matches!(pickle.get(tuple[1]), Value::Int(-2)) && matches!(pickle.get(tuple[2]), Value::None));
         // pickle.dumps(("x", 300), 4)
         let four = b"\x80\x04\x95\x0a\x00\x00\x00\x00\x00\x00\x00\x8c\x01x\x94M\x2c\x01\x86\x94.";
         let pickle = read(four).unwrap();
-        assert_eq!(
-            pickle.usize(pickle.sequence(pickle.root).unwrap()[1]),
-            Some(300)
-        );
+        assert_eq!(pickle.usize(pickle.sequence(pickle.root).unwrap()[1]), Some(300));
     }
 
     #[test]
@@ -555,17 +487,9 @@ mod tests {
 
     #[test]
     fn damage_is_an_error() {
-        for bytes in [
-            &b"X\xff\xff\xff\x7f"[..],
-            b".",
-            b"u.",
-            b"(K\x01u.",
-            b"h\x05.",
-            b"r\xff\xff\xff\xff.",
-            b"\xfe",
-            b"",
-            b"R.",
-        ] {
+        for bytes in
+            [&b"X\xff\xff\xff\x7f"[..], b".", b"u.", b"(K\x01u.", b"h\x05.", b"r\xff\xff\xff\xff.", b"\xfe", b"", b"R."]
+        {
             assert!(read(bytes).is_err(), "{bytes:?}");
         }
     }

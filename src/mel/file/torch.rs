@@ -33,26 +33,17 @@ pub fn read_tensors(path: &Path) -> Result<Vec<(String, TensorData)>> {
 
 /// Whether bytes begin like a legacy file.
 pub(super) fn is_legacy(bytes: &[u8]) -> bool {
-    bytes.first() == Some(&0x80)
-        && bytes
-            .get(2..)
-            .is_some_and(|rest| rest.starts_with(LEGACY_MAGIC))
+    bytes.first() == Some(&0x80) && bytes.get(2..).is_some_and(|rest| rest.starts_with(LEGACY_MAGIC))
 }
 
 /// The name of an archive's pickle, if `torch.save` wrote the archive.
 pub(super) fn pickle_entry(archive: &Archive) -> Option<String> {
     let mut names = archive.file_names().filter_map(|name| name.ok());
-    names
-        .find(|name| name == "data.pkl" || name.ends_with("/data.pkl"))
-        .map(|name| name.into_owned())
+    names.find(|name| name == "data.pkl" || name.ends_with("/data.pkl")).map(|name| name.into_owned())
 }
 
 /// Reads an archive whose pickle is the entry `name`.
-pub(super) fn parse_zip(
-    mut archive: Archive,
-    name: &str,
-    file_len: usize,
-) -> Result<Parsed, String> {
+pub(super) fn parse_zip(mut archive: Archive, name: &str, file_len: usize) -> Result<Parsed, String> {
     let folder = name.strip_suffix("data.pkl").unwrap_or_default().to_owned();
     let bytes = entry(&mut archive, name, file_len.saturating_add(HEADROOM))?;
     let pickle = pickle::read(&bytes)?;
@@ -61,20 +52,14 @@ pub(super) fn parse_zip(
         Err(_) => false,
     };
     let source = |storage: &Storage, budget: usize| {
-        let bytes = entry(
-            &mut archive,
-            &format!("{folder}data/{}", storage.key),
-            budget,
-        )?;
+        let bytes = entry(&mut archive, &format!("{folder}data/{}", storage.key), budget)?;
         Ok(storage.element.decode(&bytes, big))
     };
     collect(&pickle, source, file_len)
 }
 
 fn entry(archive: &mut Archive, name: &str, budget: usize) -> Result<Vec<u8>, String> {
-    let entry = archive
-        .by_name(name)
-        .map_err(|e| format!("truncated or damaged archive: {name}: {e}"))?;
+    let entry = archive.by_name(name).map_err(|e| format!("truncated or damaged archive: {name}: {e}"))?;
     read_entry(entry, budget).map_err(|problem| format!("{name}: {problem}"))
 }
 
@@ -89,12 +74,7 @@ pub(super) fn parse_legacy(bytes: &[u8]) -> Result<Parsed, String> {
     let (_magic, _version, _machine, object, keys) = (next()?, next()?, next()?, next()?, next()?);
     let keys = keys
         .sequence(keys.root)
-        .and_then(|items| {
-            items
-                .iter()
-                .map(|&id| keys.str(id))
-                .collect::<Option<Vec<_>>>()
-        })
+        .and_then(|items| items.iter().map(|&id| keys.str(id)).collect::<Option<Vec<_>>>())
         .ok_or("truncated or damaged: no list of storages")?;
     // A storage's element type stands only where a tensor refers to it.
     let kinds: HashMap<String, Element> = (0..)
@@ -109,9 +89,7 @@ pub(super) fn parse_legacy(bytes: &[u8]) -> Result<Parsed, String> {
         let count = bytes.get(at..at + 8).ok_or("truncated before a storage")?;
         let count = u64::from_le_bytes(count.try_into().expect("8 bytes"));
         at += 8;
-        let element = *kinds
-            .get(key)
-            .ok_or_else(|| format!("storage {key} is of a kind we don't know"))?;
+        let element = *kinds.get(key).ok_or_else(|| format!("storage {key} is of a kind we don't know"))?;
         let end = usize::try_from(count)
             .ok()
             .and_then(|count| count.checked_mul(element.size())?.checked_add(at))
@@ -121,9 +99,7 @@ pub(super) fn parse_legacy(bytes: &[u8]) -> Result<Parsed, String> {
         at = end;
     }
     let source = |storage: &Storage, _budget: usize| {
-        let range = storages
-            .get(&storage.key)
-            .ok_or_else(|| format!("storage {} is missing", storage.key))?;
+        let range = storages.get(&storage.key).ok_or_else(|| format!("storage {} is missing", storage.key))?;
         Ok(storage.element.decode(&bytes[range.clone()], false))
     };
     collect(&object, source, bytes.len())
@@ -142,8 +118,7 @@ impl Storage {
     fn of(pickle: &Pickle, id: Id) -> Result<Self, String> {
         let bad = || "tensor with a storage we don't understand".to_owned();
         let items = pickle.sequence(id).ok_or_else(bad)?;
-        let (&[tag, kind, key, _device, _count], rest) =
-            items.split_first_chunk().ok_or_else(bad)?;
+        let (&[tag, kind, key, _device, _count], rest) = items.split_first_chunk().ok_or_else(bad)?;
         if pickle.str(tag) != Some("storage") {
             return Err(bad());
         }
@@ -167,18 +142,9 @@ impl Storage {
             _ => return Err(format!("holds numbers of a kind we don't know ({kind})")),
         };
         let key = pickle.str(key).ok_or_else(bad)?.to_owned();
-        let view = rest
-            .first()
-            .and_then(|&view| pickle.sequence(view))
-            .and_then(|view| view.get(1).copied());
-        let offset = view
-            .map_or(Some(0), |offset| pickle.usize(offset))
-            .ok_or_else(bad)?;
-        Ok(Self {
-            key,
-            element,
-            offset,
-        })
+        let view = rest.first().and_then(|&view| pickle.sequence(view)).and_then(|view| view.get(1).copied());
+        let offset = view.map_or(Some(0), |offset| pickle.usize(offset)).ok_or_else(bad)?;
+        Ok(Self { key, element, offset })
     }
 }
 
@@ -195,59 +161,27 @@ fn collect(
     let mut arrays = Vec::new();
     for (name, tensor) in found {
         let named = |problem: String| {
-            if name.is_empty() {
-                problem
-            } else {
-                format!("tensor {name}: {problem}")
-            }
+            if name.is_empty() { problem } else { format!("tensor {name}: {problem}") }
         };
-        let Value::Persistent(id) = pickle.get(tensor.storage) else {
-            unreachable!("checked on building")
-        };
+        let Value::Persistent(id) = pickle.get(tensor.storage) else { unreachable!("checked on building") };
         let storage = Storage::of(pickle, *id).map_err(named)?;
         if !storages.contains_key(&storage.key) {
             let limit = budget.saturating_mul(storage.element.size());
             let values = source(&storage, limit).map_err(named)?;
-            budget = budget
-                .checked_sub(values.len())
-                .ok_or_else(|| named("is too large".into()))?;
+            budget = budget.checked_sub(values.len()).ok_or_else(|| named("is too large".into()))?;
             storages.insert(storage.key.clone(), values);
         }
-        let count =
-            super::element_count(&tensor.shape).ok_or_else(|| named("is too large".into()))?;
-        budget = budget
-            .checked_sub(count)
-            .ok_or_else(|| named("is too large".into()))?;
+        let count = super::element_count(&tensor.shape).ok_or_else(|| named("is too large".into()))?;
+        budget = budget.checked_sub(count).ok_or_else(|| named("is too large".into()))?;
         let values = storage
             .offset
             .checked_add(tensor.offset)
-            .and_then(|offset| {
-                gather(
-                    &storages[&storage.key],
-                    offset,
-                    &tensor.shape,
-                    &tensor.strides,
-                )
-            })
-            .ok_or_else(|| {
-                named(format!(
-                    "truncated: shape {:?} reaches beyond its storage",
-                    tensor.shape
-                ))
-            })?;
-        arrays.push((
-            name,
-            TensorData {
-                shape: tensor.shape.clone(),
-                values,
-                dtype: storage.element.name(),
-            },
-        ));
+            .and_then(|offset| gather(&storages[&storage.key], offset, &tensor.shape, &tensor.strides))
+            .ok_or_else(|| named(format!("truncated: shape {:?} reaches beyond its storage", tensor.shape)))?;
+        arrays.push((name, TensorData { shape: tensor.shape.clone(), values, dtype: storage.element.name() }));
     }
     let instead = match pickle.get(pickle.root) {
-        Value::Opaque(class) | Value::Global(class) => {
-            Some(format!("a Python object ({})", clip(class)))
-        }
+        Value::Opaque(class) | Value::Global(class) => Some(format!("a Python object ({})", clip(class))),
         Value::Dict(_) | Value::Sequence(_) => Some("a dictionary or list without tensors".into()),
         _ => Some("a plain value".into()),
     };
@@ -277,11 +211,7 @@ fn visit<'a>(pickle: &'a Pickle, found: &mut Vec<(String, &'a TensorRef)>) -> Re
                     _ => None,
                 })
                 .collect(),
-            Value::Sequence(items) => items
-                .iter()
-                .enumerate()
-                .map(|(i, &item)| (i.to_string(), item))
-                .collect(),
+            Value::Sequence(items) => items.iter().enumerate().map(|(i, &item)| (i.to_string(), item)).collect(),
             _ => continue,
         };
         visits += children.len();
@@ -289,17 +219,10 @@ fn visit<'a>(pickle: &'a Pickle, found: &mut Vec<(String, &'a TensorRef)>) -> Re
             return Err("is nested too deeply to be a set of tensors".into());
         }
         for (key, child) in children.into_iter().rev() {
-            if !matches!(
-                pickle.get(child),
-                Value::Tensor(_) | Value::Dict(_) | Value::Sequence(_)
-            ) {
+            if !matches!(pickle.get(child), Value::Tensor(_) | Value::Dict(_) | Value::Sequence(_)) {
                 continue;
             }
-            let name = if name.is_empty() {
-                key
-            } else {
-                format!("{name}.{key}")
-            };
+            let name = if name.is_empty() { key } else { format!("{name}.{key}") };
             if name.len() > MAX_NAME {
                 return Err("has an endless tensor name".into());
             }
@@ -315,11 +238,7 @@ mod tests {
     use super::*;
 
     fn find<'a>(tensors: &'a [(String, TensorData)], name: &str) -> &'a TensorData {
-        &tensors
-            .iter()
-            .find(|(n, _)| n == name)
-            .unwrap_or_else(|| panic!("no tensor {name}"))
-            .1
+        &tensors.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no tensor {name}")).1
     }
 
     /// The same weights in the archive, the legacy file with its `module.` prefix, and in half.
@@ -332,25 +251,15 @@ mod tests {
         let legacy = read_tensors(&path.with_file_name("a_dle_state_dict_ddp_legacy.pt")).unwrap();
         assert!(zip.len() > 50 && zip.len() == legacy.len());
         for (name, tensor) in &zip {
-            let other = find(
-                &legacy,
-                &name.replacen("state_dict.", "state_dict.module.", 1),
-            );
+            let other = find(&legacy, &name.replacen("state_dict.", "state_dict.module.", 1));
             assert_eq!(tensor, other, "{name}");
         }
         let plain = read_tensors(&path.with_file_name("a_state_dict_no_weightnorm.pt")).unwrap();
-        let half =
-            read_tensors(&path.with_file_name("a_state_dict_no_weightnorm_fp16.pt")).unwrap();
+        let half = read_tensors(&path.with_file_name("a_state_dict_no_weightnorm_fp16.pt")).unwrap();
         for (name, tensor) in &plain {
             let half = find(&half, name);
             assert_eq!((&tensor.shape, half.dtype), (&half.shape, "float16"));
-            assert!(
-                tensor
-                    .values
-                    .iter()
-                    .zip(&half.values)
-                    .all(|(a, b)| (a - b).abs() <= 1e-3 * a.abs() + 1e-6)
-            );
+            assert!(tensor.values.iter().zip(&half.values).all(|(a, b)| (a - b).abs() <= 1e-3 * a.abs() + 1e-6));
         }
     }
 
@@ -373,26 +282,17 @@ mod tests {
         let trained = read_tensors(&path.with_file_name("a_model_state_dict.pt")).unwrap();
         for (name, expected) in &after {
             let got = find(&trained, &format!("model.{name}"));
-            assert_eq!(
-                (&got.shape, &got.values),
-                (&expected.shape, &expected.values),
-                "{name}"
-            );
+            assert_eq!((&got.shape, &got.values), (&expected.shape, &expected.values), "{name}");
         }
     }
 
     /// A pickled module is opaque; the optimiser beside it isn't.
     #[test]
     fn a_pickled_module_is_opaque() {
-        for name in [
-            "a_nvidia_train_module.pt",
-            "a_nvidia_train_module_legacy.pt",
-        ] {
+        for name in ["a_nvidia_train_module.pt", "a_nvidia_train_module_legacy.pt"] {
             let Some(path) = parity(name) else { return };
             let tensors = read_tensors(&path).unwrap();
-            assert!(
-                !tensors.is_empty() && tensors.iter().all(|(n, _)| n.starts_with("optimizer."))
-            );
+            assert!(!tensors.is_empty() && tensors.iter().all(|(n, _)| n.starts_with("optimizer.")));
             let error = super::super::read(&path, 80).unwrap_err().to_string();
             assert!(!error.contains('\n'), "{error}");
         }

@@ -1,0 +1,114 @@
+//! `melglow train`: a voice from recordings.
+
+use crate::train::{self, Options, Recipe};
+use crate::{Error, Result};
+use candle_core::Device;
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Train a voice on a folder of clips.
+#[derive(Args, Clone, Debug)]
+pub struct TrainArgs {
+    /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or a plain folder of audio files
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Recipe: tiny, lj, waveglow, waveglow-64, or the path of one's own
+    #[arg(long, value_name = "NAME|PATH", required_unless_present = "resume")]
+    pub recipe: Option<String>,
+    /// Folder of the run: checkpoints (which are voice folders) and log
+    #[arg(long, value_name = "RUN")]
+    pub out: PathBuf,
+    /// Steps of the whole run, in place of the recipe's
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Seed of weights and segments [default: 0]
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Continue from the last checkpoint in RUN
+    #[arg(long)]
+    pub resume: bool,
+    /// Segments per forward pass, in place of the recipe's
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Save and leave after this step; --resume goes on
+    #[arg(long, value_name = "N")]
+    pub stop_after: Option<usize>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    pub device: DeviceName,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceName {
+    /// The processor.
+    Cpu,
+    /// The first CUDA GPU.
+    Cuda,
+}
+
+impl DeviceName {
+    /// The device.
+    ///
+    /// # Errors
+    /// If there is no GPU, or this build can't use one.
+    pub fn open(self) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda if !cfg!(feature = "cuda") => {
+                Err(Error::invalid("this build has no CUDA; build with --features cuda, or use --device cpu"))
+            }
+            Self::Cuda => Ok(Device::new_cuda(0)?),
+        }
+    }
+}
+
+/// Limits the threads of all parallel work, once per process.
+///
+/// # Errors
+/// If the pool is already running.
+pub fn limit_threads(threads: Option<usize>) -> Result<()> {
+    let Some(threads) = threads else { return Ok(()) };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|e| Error::invalid(format!("cannot limit threads: {e}")))
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// As [`train::train`].
+pub fn run(args: &TrainArgs) -> Result<()> {
+    limit_threads(args.threads)?;
+    let options = Options {
+        data: args.data.clone(),
+        out: args.out.clone(),
+        recipe: args.recipe.as_deref().map(Recipe::open).transpose()?,
+        steps: args.steps,
+        batch: args.batch,
+        seed: args.seed,
+        resume: args.resume,
+        stop_after: args.stop_after,
+        device: args.device.open()?,
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        // a second Ctrl-C doesn't wait for the checkpoint
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("saving; press Ctrl-C again to leave at once");
+    })
+    .map_err(|e| Error::invalid(format!("cannot watch for Ctrl-C: {e}")))?;
+    let summary = train::train(&options, &stop)?;
+    let bits = summary.bits.map_or_else(String::new, |bits| format!(", held out {bits:.4} bits per sample"));
+    eprintln!("step {}{bits}: {}", summary.step, summary.checkpoint.display());
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Steps that treat each value by itself: actnorm, gain, asinh.
+
+use super::{Bijector, Cond};
+use crate::net::wavenet::{linear, upsample};
+use candle_core::{D, Result, Tensor, Var};
+use candle_nn::{Init, VarBuilder};
+
+/// Per-channel shift and scale: `z = (x + shift) · e^log_scale`.
+///
+/// log_det = steps · Σ log_scale. Kingma & Dhariwal 2018, §3.1.
+pub struct Actnorm {
+    log_scale: Tensor,
+    shift: Tensor,
+}
+
+impl Actnorm {
+    /// Asks `vb` for `log_scale` and `shift`, `[channels]`.
+    pub fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            log_scale: vb.get_with_hints(channels, "log_scale", Init::Const(0.0))?,
+            shift: vb.get_with_hints(channels, "shift", Init::Const(0.0))?,
+        })
+    }
+}
+
+impl Bijector for Actnorm {
+    fn forward(&self, x: &Tensor, _: &Cond) -> Result<(Tensor, Tensor)> {
+        let (batch, steps, _) = x.dims3()?;
+        let z = x.broadcast_add(&self.shift)?.broadcast_mul(&self.log_scale.exp()?)?;
+        let log_det = self.log_scale.sum_all()?.affine(steps as f64, 0.0)?;
+        Ok((z, log_det.broadcast_as(batch)?))
+    }
+
+    fn inverse(&self, z: &Tensor, _: &Cond) -> Result<Tensor> {
+        z.broadcast_mul(&self.log_scale.neg()?.exp()?)?.broadcast_sub(&self.shift)
+    }
+
+    fn initialise(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        let rows = x.flatten_to(1)?;
+        let mean = rows.mean(0)?;
+        let variance = rows.broadcast_sub(&mean)?.sqr()?.mean(0)?;
+        Var::from_tensor(&self.shift)?.set(&mean.neg()?)?;
+        Var::from_tensor(&self.log_scale)?.set(&((variance + 1e-12)?.log()? * -0.5)?)?;
+        self.forward(x, cond)
+    }
+}
+
+/// A gain per channel and step from the mel's features: `z = x · e^g(mel)`.
+///
+/// log_det = Σ g. `g` is linear in the features at the frame rate, interpolated to steps.
+pub struct Gain {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Gain {
+    /// Asks `vb` for `weight` `[features, channels]` and `bias`, zero at first.
+    pub fn new(features: usize, channels: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get_with_hints((features, channels), "weight", Init::Const(0.0))?,
+            bias: vb.get_with_hints(channels, "bias", Init::Const(0.0))?,
+        })
+    }
+
+    fn log_gain(&self, cond: &Cond, steps: usize) -> Result<Tensor> {
+        upsample(&linear(&cond.rows, &self.weight, &self.bias)?, cond.up, steps)
+    }
+}
+
+impl Bijector for Gain {
+    fn forward(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        let log_gain = self.log_gain(cond, x.dim(1)?)?;
+        Ok(((x * log_gain.exp()?)?, log_gain.sum((1, 2))?))
+    }
+
+    fn inverse(&self, z: &Tensor, cond: &Cond) -> Result<Tensor> {
+        z * self.log_gain(cond, z.dim(1)?)?.neg()?.exp()?
+    }
+}
+
+/// `z = asinh(scale · x) / scale`: nearly the identity for small values, a logarithm for large ones.
+///
+/// log_det = −½ Σ ln(1 + (scale · x)²).
+pub struct Asinh {
+    /// Where the bend begins: around `1 / scale`.
+    pub scale: f64,
+}
+
+impl Bijector for Asinh {
+    fn forward(&self, x: &Tensor, _: &Cond) -> Result<(Tensor, Tensor)> {
+        let u = (x * self.scale)?;
+        let square = (u.sqr()? + 1.0)?;
+        // on |u|: u + √(u² + 1) cancels for negative u
+        let z = (u.sign()?.detach() * (u.abs()? + square.sqrt()?)?.log()?)?;
+        Ok(((z / self.scale)?, (square.log()?.sum((D::Minus2, D::Minus1))? * -0.5)?))
+    }
+
+    fn inverse(&self, z: &Tensor, _: &Cond) -> Result<Tensor> {
+        let u = (z * self.scale)?;
+        (u.exp()? - u.neg()?.exp()?)? * (0.5 / self.scale)
+    }
+}

@@ -1,0 +1,385 @@
+//! The whitening front: an exactly invertible autoregressive filter that the mel drives.
+//!
+//! The mel gives a power spectrum (smooth interpolation, a regression above the last band, and a
+//! small net that corrects both), the spectrum its best linear predictor, twice a hop; filtering by
+//! it leaves a residual near white noise of unit variance. Relatives: LPCNet (Valin & Skoglund
+//! 2019), ExcitGlow, SpecGrad.
+
+use super::config::WhiteningConfig;
+use crate::kernels::predict::{Predictor, levinson, residual, synthesise};
+use crate::mel::filterbank::{band_centres, mel_filterbank};
+use crate::mel::stft::Stft;
+use crate::mel::{MelConfig, MelSpectrogram};
+use crate::net::params::{named_rng, uniform};
+use crate::net::wavenet::linear;
+use crate::{Error, Result};
+use candle_core::{Device, Tensor, Var};
+use candle_nn::{Init, VarBuilder};
+use rayon::prelude::*;
+use realfft::RealFftPlanner;
+
+/// Width of the bands above the mel's range, Hz.
+const HIGH_BAND_HZ: f64 = 500.0;
+/// Power of 16-bit quantisation noise at ±1 full scale.
+const QUANTISATION_POWER: f64 = 1.0 / 12.0 / (32_768.0 * 32_768.0);
+/// The net's log-ratio is clamped here in the fit: one wild bin must not rule it.
+const LOG_RATIO_LIMIT: f64 = 12.0;
+/// Frames per step of the fit.
+const FIT_FRAMES: usize = 512;
+/// Ridge of the regression, relative to the number of frames.
+const RIDGE: f64 = 1e-3;
+
+/// The whitening front.
+pub struct Whiten {
+    config: WhiteningConfig,
+    mel: MelConfig,
+    /// `[n_mels + 1, high bands]`.
+    high: Tensor,
+    layers: Vec<(Tensor, Tensor)>,
+    /// ln Σ_k W[b, k] of each band.
+    log_area: Vec<f64>,
+    /// Band centres in bins.
+    centres: Vec<f64>,
+    /// First bin of each high band, and the end of the last.
+    high_edges: Vec<usize>,
+    stft: Stft,
+}
+
+impl Whiten {
+    /// Asks `vb` for `high` and `layers.N.{weight,bias}`.
+    pub fn new(config: &WhiteningConfig, mel: &MelConfig, vb: VarBuilder) -> Result<Self> {
+        let bins = mel.n_fft / 2 + 1;
+        let hz_per_bin = f64::from(mel.sample_rate) / mel.n_fft as f64;
+        let high_bands = ((f64::from(mel.sample_rate) / 2.0 - mel.f_max) / HIGH_BAND_HZ).floor() as usize;
+        let high_edges =
+            (0..=high_bands).map(|i| ((mel.f_max + i as f64 * HIGH_BAND_HZ) / hz_per_bin).round() as usize).collect();
+        let sizes = [(2 * config.context + 1) * mel.n_mels, config.hidden, config.hidden, bins];
+        let layer = |i: usize| -> Result<_> {
+            let bound = if i == 2 { 0.0 } else { 1.0 / (sizes[i] as f64).sqrt() };
+            let uniform = Init::Uniform { lo: -bound, up: bound };
+            let vb = vb.pp(format!("layers.{i}"));
+            Ok((
+                vb.get_with_hints((sizes[i], sizes[i + 1]), "weight", uniform)?,
+                vb.get_with_hints(sizes[i + 1], "bias", uniform)?,
+            ))
+        };
+        Ok(Self {
+            config: config.clone(),
+            mel: mel.clone(),
+            high: vb.get_with_hints((mel.n_mels + 1, high_bands), "high", Init::Const(0.0))?,
+            layers: (0..3).map(layer).collect::<Result<_>>()?,
+            log_area: mel_filterbank(mel)
+                .chunks_exact(bins)
+                .map(|row| row.iter().map(|&w| f64::from(w)).sum::<f64>().max(1e-9).ln())
+                .collect(),
+            centres: band_centres(mel).into_iter().map(|hz| hz / hz_per_bin).collect(),
+            high_edges,
+            stft: Stft::of(mel)?,
+        })
+    }
+
+    fn bins(&self) -> usize {
+        self.mel.n_fft / 2 + 1
+    }
+
+    /// Σ window², which makes `|X|²` a power per sample.
+    fn window_power(&self) -> f64 {
+        self.stft.window().iter().map(|&w| f64::from(w) * f64::from(w)).sum()
+    }
+
+    /// The spectrum before correction: `ln S₀` per bin, from one frame.
+    fn base_spectrum(&self, column: &[f32], high: &[f32]) -> Vec<f32> {
+        let log_power = |b: usize| 2.0 * (f64::from(column[b]) - self.log_area[b]) - self.window_power().ln();
+        let mut anchors: Vec<(f64, f64)> = self.centres.iter().enumerate().map(|(b, &c)| (c, log_power(b))).collect();
+        let n_high = self.high_edges.len() - 1;
+        for i in 0..n_high {
+            let value = high[self.mel.n_mels * n_high + i]
+                + column.iter().enumerate().map(|(b, v)| v * high[b * n_high + i]).sum::<f32>();
+            anchors.push(((self.high_edges[i] + self.high_edges[i + 1]) as f64 / 2.0, f64::from(value)));
+        }
+        let mut at = 0;
+        (0..self.bins())
+            .map(|k| {
+                let k = k as f64;
+                while at + 1 < anchors.len() && anchors[at + 1].0 < k {
+                    at += 1;
+                }
+                let (x0, y0) = anchors[at];
+                let value = match anchors.get(at + 1) {
+                    Some(&(x1, y1)) if k > x0 => y0 + (y1 - y0) * (k - x0) / (x1 - x0),
+                    _ => y0,
+                };
+                (value.exp() + QUANTISATION_POWER).ln() as f32
+            })
+            .collect()
+    }
+
+    /// `ln S₀` of every frame, `[frames, bins]`.
+    fn base_spectra(&self, mel: &MelSpectrogram) -> Result<Vec<f32>> {
+        let high: Vec<f32> = self.high.flatten_all()?.to_vec1()?;
+        let columns = mel.transposed();
+        Ok(columns
+            .values()
+            .par_chunks(mel.n_mels())
+            .flat_map_iter(|column| self.base_spectrum(column, &high))
+            .collect())
+    }
+
+    /// The net's input, `[frames, (2·context + 1)·n_mels]`, edges repeated.
+    fn net_input(&self, mel: &MelSpectrogram) -> Vec<f32> {
+        let (frames, context) = (mel.frames(), self.config.context);
+        let columns = mel.transposed();
+        let n = mel.n_mels();
+        (0..frames)
+            .flat_map(|f| (0..=2 * context).map(move |d| (f + d).saturating_sub(context).min(frames - 1)))
+            .flat_map(|f| columns.values()[f * n..][..n].iter().map(|v| v * 0.25 + 1.25))
+            .collect()
+    }
+
+    fn correction(&self, input: &Tensor) -> candle_core::Result<Tensor> {
+        let mut h = input.unsqueeze(0)?;
+        for (i, (weight, bias)) in self.layers.iter().enumerate() {
+            if i > 0 {
+                h = candle_nn::ops::silu(&h)?;
+            }
+            h = linear(&h, weight, bias)?;
+        }
+        h.squeeze(0)
+    }
+
+    /// `ln S` of every frame, `[frames, bins]`.
+    fn log_spectra(&self, mel: &MelSpectrogram) -> Result<Vec<f32>> {
+        let mut spectra = self.base_spectra(mel)?;
+        let width = (2 * self.config.context + 1) * mel.n_mels();
+        let input = Tensor::from_vec(self.net_input(mel), (mel.frames(), width), self.high.device())?;
+        let correction: Vec<f32> = self.correction(&input)?.flatten_all()?.to_vec1()?;
+        spectra.iter_mut().zip(correction).for_each(|(s, c)| *s += c);
+        Ok(spectra)
+    }
+
+    /// The filters of a whole mel, `filters_per_hop` a frame; filter `j` of frame `f` is for the
+    /// `j`-th share of the hop after the frame's centre.
+    fn predictors(&self, mel: &MelSpectrogram) -> Result<Vec<Predictor>> {
+        if mel.n_mels() != self.mel.n_mels {
+            return Err(Error::invalid(format!(
+                "the mel has {} bands, the whitening expects {}",
+                mel.n_mels(),
+                self.mel.n_mels
+            )));
+        }
+        let (bins, per_hop) = (self.bins(), self.config.filters_per_hop);
+        let spectra = self.log_spectra(mel)?;
+        let inverse = RealFftPlanner::<f64>::new().plan_fft_inverse(self.mel.n_fft);
+        (0..mel.frames() * per_hop)
+            .into_par_iter()
+            .map_init(
+                || (inverse.make_input_vec(), inverse.make_output_vec()),
+                |(spectrum, lags), i| {
+                    let (f, share) = (i / per_hop, ((i % per_hop) as f32 + 0.5) / per_hop as f32);
+                    let now = &spectra[f * bins..][..bins];
+                    let next = &spectra[(f + 1).min(mel.frames() - 1) * bins..][..bins];
+                    for ((s, a), b) in spectrum.iter_mut().zip(now).zip(next) {
+                        *s = f64::from((a + share * (b - a)).clamp(-60.0, 60.0)).exp().into();
+                    }
+                    inverse.process(spectrum, lags).map_err(|e| Error::invalid(format!("whitening: {e}")))?;
+                    let scale = 1.0 / self.mel.n_fft as f64;
+                    let r: Vec<f64> = lags[..=self.config.order].iter().map(|v| v * scale).collect();
+                    let (a, error) = levinson(&r);
+                    Ok(Predictor::new(&a, error))
+                },
+            )
+            .collect()
+    }
+
+    /// Samples → residual, and log|∂e/∂x| per sample: `−ln gain`.
+    ///
+    /// # Errors
+    /// If there are more samples than `frames · hop`, or the mel has the wrong number of bands.
+    pub fn forward(&self, samples: &[f32], mel: &MelSpectrogram) -> Result<(Vec<f32>, Vec<f32>)> {
+        self.check_length(samples.len(), mel)?;
+        let (predictors, share) = (self.predictors(mel)?, self.share());
+        let mut e = vec![0.0; samples.len()];
+        let mut log_det = vec![0.0; samples.len()];
+        e.par_chunks_mut(share).zip(log_det.par_chunks_mut(share)).zip(&predictors).enumerate().for_each(
+            |(i, ((e, log_det), predictor))| {
+                residual(predictor, samples, i * share..i * share + e.len(), e);
+                log_det.fill(-predictor.gain.ln());
+            },
+        );
+        Ok((e, log_det))
+    }
+
+    /// Residual → samples, the inverse of [`Whiten::forward`].
+    ///
+    /// # Errors
+    /// As [`Whiten::forward`].
+    pub fn inverse(&self, e: &[f32], mel: &MelSpectrogram) -> Result<Vec<f32>> {
+        self.check_length(e.len(), mel)?;
+        let (predictors, share) = (self.predictors(mel)?, self.share());
+        let mut x = vec![0.0; e.len()];
+        for (i, (e, predictor)) in e.chunks(share).zip(&predictors).enumerate() {
+            synthesise(predictor, &mut x, i * share..i * share + e.len(), e);
+        }
+        Ok(x)
+    }
+
+    fn share(&self) -> usize {
+        self.mel.hop_length / self.config.filters_per_hop
+    }
+
+    fn check_length(&self, samples: usize, mel: &MelSpectrogram) -> Result<()> {
+        let most = mel.frames() * self.mel.hop_length;
+        if samples > most {
+            return Err(Error::invalid(format!(
+                "{samples} samples are more than the mel's {} frames cover ({most})",
+                mel.frames()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Multiply-adds per sample of filtering (the predictors' own cost is per frame and small).
+    pub fn macs_per_sample(&self) -> f64 {
+        let net: usize = self.layers.iter().map(|(w, _)| w.elem_count()).sum();
+        let recursion = self.config.order * self.config.order * self.config.filters_per_hop;
+        self.config.order as f64 + (net + recursion) as f64 / self.mel.hop_length as f64
+    }
+
+    /// Fits the regression and the net to clips, by Whittle's likelihood of their periodograms.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] when `progress` says so.
+    pub fn fit(
+        &self,
+        clips: &[(&[f32], &MelSpectrogram)],
+        seed: u64,
+        progress: &mut dyn FnMut(usize, usize, f64) -> bool,
+    ) -> Result<()> {
+        let bins = self.bins();
+        let scale = (1.0 / self.window_power()) as f32;
+        let mut power: Vec<Vec<f32>> = Vec::new();
+        for (samples, _) in clips {
+            let spectra = self.stft.forward(samples)?;
+            power.push((0..spectra.frames()).flat_map(|f| spectra.frame(f)).map(|x| x.norm_sqr() * scale).collect());
+        }
+        self.fit_high(clips, &power)?;
+
+        let base: Vec<Vec<f32>> = clips.iter().map(|(_, mel)| self.base_spectra(mel)).collect::<Result<_>>()?;
+        let input: Vec<Vec<f32>> = clips.iter().map(|(_, mel)| self.net_input(mel)).collect();
+        let index: Vec<(usize, usize)> = clips
+            .iter()
+            .zip(&power)
+            .enumerate()
+            .flat_map(|(c, ((_, mel), power))| (0..mel.frames().min(power.len() / bins)).map(move |f| (c, f)))
+            .collect();
+        if index.is_empty() {
+            return Err(Error::invalid("there are no clips to fit the whitening to"));
+        }
+        let width = input[0].len() / clips[0].1.frames();
+        let vars: Vec<Var> =
+            self.layers.iter().flat_map(|(w, b)| [w, b]).map(Var::from_tensor).collect::<candle_core::Result<_>>()?;
+        let mut moments: Vec<(Tensor, Tensor)> =
+            vars.iter().map(|v| Ok((v.zeros_like()?, v.zeros_like()?))).collect::<candle_core::Result<_>>()?;
+        let mut rng = named_rng(seed, "whitening fit");
+        let device = self.high.device().clone();
+        for step in 0..self.config.fit_steps {
+            let picks: Vec<(usize, usize)> = (0..FIT_FRAMES)
+                .map(|_| index[((uniform(&mut rng) * index.len() as f32) as usize).min(index.len() - 1)])
+                .collect();
+            let gather = |from: &[Vec<f32>], width: usize| -> Result<Tensor> {
+                let rows = picks
+                    .iter()
+                    .flat_map(|&(c, f)| from[c][f * width..][..width].iter().copied())
+                    .collect::<Vec<f32>>();
+                Ok(Tensor::from_vec(rows, (FIT_FRAMES, width), &device)?)
+            };
+            let log_s = (gather(&base, bins)? + self.correction(&gather(&input, width)?)?)?;
+            let log_p = (gather(&power, bins)? + QUANTISATION_POWER)?.log()?;
+            let ratio = (log_p - &log_s)?.minimum(LOG_RATIO_LIMIT)?.exp()?;
+            let loss = ((log_s + ratio)?.mean_all()? * 0.5)?;
+            let value = f64::from(loss.to_scalar::<f32>()?);
+            adam_step(&vars, &mut moments, &loss, step, self.config.fit_steps)?;
+            if !progress(step + 1, self.config.fit_steps, value) {
+                return Err(Error::Interrupted);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ridge regression from the mel to the log-power of the bands above its range.
+    fn fit_high(&self, clips: &[(&[f32], &MelSpectrogram)], power: &[Vec<f32>]) -> Result<()> {
+        let (n, n_high, bins) = (self.mel.n_mels + 1, self.high_edges.len() - 1, self.bins());
+        let mut gram = vec![0.0_f64; n * n];
+        let mut target = vec![0.0_f64; n * n_high];
+        let mut count = 0;
+        for ((_, mel), power) in clips.iter().zip(power) {
+            let columns = mel.transposed();
+            for (column, power) in columns.values().chunks_exact(mel.n_mels()).zip(power.chunks_exact(bins)) {
+                let row: Vec<f64> = column.iter().map(|&v| f64::from(v)).chain([1.0]).collect();
+                let high: Vec<f64> = self
+                    .high_edges
+                    .windows(2)
+                    .map(|edge| {
+                        let band = &power[edge[0]..edge[1].min(bins)];
+                        (band.iter().map(|&p| f64::from(p)).sum::<f64>() / band.len().max(1) as f64
+                            + QUANTISATION_POWER)
+                            .ln()
+                    })
+                    .collect();
+                for i in 0..n {
+                    for j in 0..n {
+                        gram[i * n + j] += row[i] * row[j];
+                    }
+                    for j in 0..n_high {
+                        target[i * n_high + j] += row[i] * high[j];
+                    }
+                }
+                count += 1;
+            }
+        }
+        for i in 0..n {
+            gram[i * n + i] += RIDGE * f64::from(count);
+        }
+        let Some((inverse, _)) = super::mix::invert(&gram, n) else {
+            return Err(Error::invalid("whitening: the regression for the band above the mel has no solution"));
+        };
+        let solution: Vec<f32> = (0..n * n_high)
+            .map(|at| {
+                (0..n).map(|k| inverse[at / n_high * n + k] * target[k * n_high + at % n_high]).sum::<f64>() as f32
+            })
+            .collect();
+        Var::from_tensor(&self.high)?
+            .set(&Tensor::from_vec(solution, (n, n_high), &Device::Cpu)?.to_device(self.high.device())?)?;
+        Ok(())
+    }
+}
+
+/// One step of Adam (β .9, .999) with a cosine from 2e-3 and gradients clipped to norm 1.
+fn adam_step(
+    vars: &[Var],
+    moments: &mut [(Tensor, Tensor)],
+    loss: &Tensor,
+    step: usize,
+    steps: usize,
+) -> candle_core::Result<()> {
+    let grads = loss.backward()?;
+    let mut square = 0.0;
+    for var in vars {
+        if let Some(g) = grads.get(var) {
+            square += f64::from(g.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        }
+    }
+    let clip = 1.0 / square.sqrt().max(1.0);
+    let rate = 1e-3 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos());
+    let t = step as i32 + 1;
+    for (var, (m, v)) in vars.iter().zip(moments) {
+        let Some(g) = grads.get(var) else { continue };
+        let g = (g * clip)?;
+        *m = ((&*m * 0.9)? + (&g * 0.1)?)?;
+        *v = ((&*v * 0.999)? + (g.sqr()? * 0.001)?)?;
+        let scale = ((&*v / (1.0 - 0.999_f64.powi(t)))?.sqrt()? + 1e-8)?;
+        let delta = (((&*m / (1.0 - 0.9_f64.powi(t)))? / scale)? * rate)?;
+        var.set(&(var.as_tensor() - delta)?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,373 @@
+//! A WaveNet conditioner: the graph that defines it, and the fused CPU body that runs it.
+
+use crate::kernels::wavenet::{self as kernel, Shape};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Tensor};
+use candle_nn::{Init, VarBuilder};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::sync::Mutex;
+
+/// A WaveNet conditioner.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WaveNetConfig {
+    /// Residual channels.
+    pub channels: usize,
+    /// Width of the dilated convolutions, odd.
+    pub kernel: usize,
+    /// Dilation of each layer, steps.
+    pub dilations: Vec<usize>,
+    /// Weight norm on every convolution but the last, as in WaveGlow.
+    pub weight_norm: bool,
+    /// Sum of skip connections to the output (WaveGlow), or the last residual alone.
+    pub skip: bool,
+}
+
+impl WaveNetConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// Names the field that is out of range.
+    pub fn validate(&self) -> crate::Result<()> {
+        let problem = if !(1..=4096).contains(&self.channels) {
+            format!("channels is {}, expected 1 to 4096", self.channels)
+        } else if self.kernel.is_multiple_of(2) || self.kernel > 63 {
+            format!("kernel is {}, expected an odd number up to 63", self.kernel)
+        } else if self.dilations.is_empty()
+            || self.dilations.len() > 64
+            || self.dilations.iter().any(|d| !(1..=65_536).contains(d))
+        {
+            "dilations must be 1 to 64 numbers from 1 to 65536".to_string()
+        } else {
+            return Ok(());
+        };
+        Err(crate::Error::invalid(format!("wavenet: {problem}")))
+    }
+}
+
+/// A conditioner: known channels and the mel's features in, coupling parameters out.
+pub struct WaveNet {
+    shape: Shape,
+    start: Linear,
+    layers: Vec<(Linear, Linear)>,
+    end: Linear,
+}
+
+/// A matrix per tap, `[taps, in, out]` or `[in, out]`, and a bias.
+struct Linear {
+    weight: Tensor,
+    /// Weight norm's magnitude per output, `[out]`.
+    magnitude: Option<Tensor>,
+    bias: Tensor,
+}
+
+impl Linear {
+    /// PyTorch's initial range, `1/√fan_in`; magnitudes begin at the rows' own norm on average.
+    fn new(dims: &[usize], weight_norm: bool, vb: VarBuilder) -> Result<Self> {
+        let (fan_in, outputs) = (dims[..dims.len() - 1].iter().product::<usize>() as f64, dims[dims.len() - 1]);
+        let bound = 1.0 / fan_in.sqrt();
+        let uniform = Init::Uniform { lo: -bound, up: bound };
+        Ok(Self {
+            weight: vb.get_with_hints(dims, "weight", uniform)?,
+            // the norm of fan_in uniform values in ±bound
+            magnitude: if weight_norm {
+                Some(vb.get_with_hints(outputs, "magnitude", Init::Const(1.0 / 3.0_f64.sqrt()))?)
+            } else {
+                None
+            },
+            bias: vb.get_with_hints(outputs, "bias", uniform)?,
+        })
+    }
+
+    fn zeros(dims: (usize, usize), vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get_with_hints(dims, "weight", Init::Const(0.0))?,
+            magnitude: None,
+            bias: vb.get_with_hints(dims.1, "bias", Init::Const(0.0))?,
+        })
+    }
+
+    /// The weight with weight norm applied: `magnitude · v / ‖v‖`, norms per output.
+    fn weight(&self) -> Result<Tensor> {
+        let Some(magnitude) = &self.magnitude else { return Ok(self.weight.clone()) };
+        let outputs = self.weight.dim(D::Minus1)?;
+        let rows = self.weight.reshape(((), outputs))?;
+        let scale = (magnitude / rows.sqr()?.sum(0)?.sqrt()?)?;
+        rows.broadcast_mul(&scale)?.reshape(self.weight.dims())
+    }
+}
+
+/// A 1×1 projection with optional weight norm: from the mel's features to every layer's share.
+pub struct Projection(Linear);
+
+impl Projection {
+    /// Asks `vb` for `weight` `[in, out]`, with weight norm `magnitude`, and `bias`.
+    pub fn new(inputs: usize, outputs: usize, weight_norm: bool, vb: VarBuilder) -> Result<Self> {
+        Linear::new(&[inputs, outputs], weight_norm, vb).map(Self)
+    }
+
+    /// `[batch, rows, in]` → `[batch, rows, out]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        linear(x, &self.0.weight()?, &self.0.bias)
+    }
+
+    /// Multiply-adds per row.
+    pub fn macs(&self) -> usize {
+        self.0.weight.elem_count()
+    }
+}
+
+impl WaveNet {
+    /// Asks `vb` for `start`, `layers.N.conv`, `layers.N.out` and `end`.
+    pub fn new(config: &WaveNetConfig, inputs: usize, outputs: usize, up: usize, vb: VarBuilder) -> Result<Self> {
+        let shape = Shape {
+            inputs,
+            channels: config.channels,
+            outputs,
+            kernel: config.kernel,
+            dilations: config.dilations.clone(),
+            skip: config.skip,
+            up,
+        };
+        let (c, norm) = (config.channels, config.weight_norm);
+        let layer = |l: usize| -> Result<_> {
+            let vb = vb.pp(format!("layers.{l}"));
+            Ok((
+                Linear::new(&[config.kernel, c, 2 * c], norm, vb.pp("conv"))?,
+                Linear::new(&[c, shape.out_width(l)], norm, vb.pp("out"))?,
+            ))
+        };
+        Ok(Self {
+            start: Linear::new(&[inputs, c], norm, vb.pp("start"))?,
+            layers: (0..shape.layers()).map(layer).collect::<Result<_>>()?,
+            end: Linear::zeros((c, outputs), vb.pp("end"))?,
+            shape,
+        })
+    }
+
+    /// Columns of conditioning it wants: `2 · channels · layers`.
+    pub fn cond_width(&self) -> usize {
+        self.shape.cond_width()
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// `x` `[batch, steps, inputs]`, `cond` `[batch, rows, cond_width]` → `[batch, steps, outputs]`:
+    /// fused on the CPU, the graph elsewhere.
+    pub fn forward(&self, x: &Tensor, cond: &Tensor) -> Result<Tensor> {
+        if !x.device().is_cpu() {
+            return self.forward_graph(x, cond);
+        }
+        let op = Fused { shape: self.shape.clone(), saved: Mutex::new(None) };
+        x.contiguous()?.apply_op3(&cond.contiguous()?, &self.flat_params()?, op)
+    }
+
+    /// All parameters in the kernel's order, weight norm applied.
+    fn flat_params(&self) -> Result<Tensor> {
+        let mut parts = Vec::new();
+        let mut push = |linear: &Linear| -> Result<()> {
+            parts.push(linear.weight()?.flatten_all()?);
+            parts.push(linear.bias.clone());
+            Ok(())
+        };
+        push(&self.start)?;
+        for (conv, out) in &self.layers {
+            push(conv)?;
+            push(out)?;
+        }
+        push(&self.end)?;
+        Tensor::cat(&parts, 0)
+    }
+
+    /// The definition, in tensor operations of any device: what the fused body is held to.
+    pub fn forward_graph(&self, x: &Tensor, cond: &Tensor) -> Result<Tensor> {
+        let (c, steps) = (self.shape.channels, x.dim(1)?);
+        let cond = upsample(cond, self.shape.up, steps)?;
+        let mut h = linear(x, &self.start.weight()?, &self.start.bias)?;
+        let mut skip: Option<Tensor> = None;
+        for (l, (conv, out)) in self.layers.iter().enumerate() {
+            let dilation = self.shape.dilations[l];
+            let pad = dilation * (self.shape.kernel / 2);
+            let padded = h.pad_with_zeros(1, pad, pad)?;
+            let weight = conv.weight()?;
+            let mut pre = cond.narrow(2, l * 2 * c, 2 * c)?.broadcast_add(&conv.bias)?;
+            for tap in 0..self.shape.kernel {
+                let shifted = padded.narrow(1, tap * dilation, steps)?.contiguous()?;
+                pre = (pre + matmul(&shifted, &weight.get(tap)?)?)?;
+            }
+            let gate = candle_nn::ops::sigmoid(&pre.narrow(2, c, c)?.contiguous()?)?;
+            let act = (pre.narrow(2, 0, c)?.tanh()? * gate)?;
+            let out = linear(&act, &out.weight()?, &out.bias)?;
+            if !self.shape.skip {
+                h = (h + out)?;
+                continue;
+            }
+            let part = if self.shape.out_width(l) == 2 * c {
+                h = (h + out.narrow(2, 0, c)?)?;
+                out.narrow(2, c, c)?
+            } else {
+                out
+            };
+            skip = Some(match skip {
+                Some(skip) => (skip + part)?,
+                None => part,
+            });
+        }
+        linear(&skip.unwrap_or(h), &self.end.weight()?, &self.end.bias)
+    }
+}
+
+/// `x` `[batch, steps, in]` times `weight` `[in, out]`, as one product.
+pub fn matmul(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (batch, steps, inputs) = x.dims3()?;
+    x.reshape((batch * steps, inputs))?.matmul(weight)?.reshape((batch, steps, ()))
+}
+
+/// [`matmul`] plus bias.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    matmul(x, weight)?.broadcast_add(bias)
+}
+
+/// Rows at the frame rate, `[batch, rows, width]`, interpolated linearly to `steps` steps, step `t`
+/// standing at row `(t + ½) / up`; `up` 1 changes nothing.
+pub fn upsample(rows: &Tensor, up: usize, steps: usize) -> Result<Tensor> {
+    if up == 1 {
+        return Ok(rows.clone());
+    }
+    let (batch, n, width) = rows.dims3()?;
+    let fraction: Vec<f32> = (0..up).map(|t| kernel::interpolation(t, up).1).collect();
+    let fraction = Tensor::from_vec(fraction, (1, 1, up, 1), rows.device())?;
+    let now = rows.narrow(1, 0, n - 1)?.unsqueeze(2)?;
+    let next = rows.narrow(1, 1, n - 1)?.unsqueeze(2)?;
+    let between = (&next - &now)?.broadcast_mul(&fraction)?;
+    now.broadcast_add(&between)?.reshape((batch, (n - 1) * up, width))?.narrow(1, 0, steps)
+}
+
+/// Activations above which the backward pass computes them again instead of keeping them: 16 MiB.
+const KEEP_LIMIT: usize = 4 << 20;
+
+/// The kernel as one node of candle's graph.
+struct Fused {
+    shape: Shape,
+    saved: Mutex<Option<Vec<kernel::Saved>>>,
+}
+
+/// A contiguous f32 tensor's values.
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((from, to)) => Ok(&storage.as_slice::<f32>()?[from..to]),
+        None => candle_core::bail!("wavenet: tensors must be contiguous"),
+    }
+}
+
+impl CustomOp3 for Fused {
+    fn name(&self) -> &'static str {
+        "wavenet"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        cond: &CpuStorage,
+        cl: &Layout,
+        params: &CpuStorage,
+        pl: &Layout,
+    ) -> Result<(CpuStorage, candle_core::Shape)> {
+        let (batch, steps, inputs) = xl.shape().dims3()?;
+        let (rows, width) = (cl.dims()[1], cl.dims()[2]);
+        if inputs != self.shape.inputs
+            || width != self.shape.cond_width()
+            || rows < self.shape.cond_rows(steps)
+            || cl.dims()[0] != batch
+        {
+            candle_core::bail!(
+                "wavenet: x {:?} and conditioning {:?} do not fit {:?}",
+                xl.dims(),
+                cl.dims(),
+                self.shape
+            )
+        }
+        let (x, cond, params) = (values(x, xl)?, values(cond, cl)?, values(params, pl)?);
+        let floats = batch * steps * self.shape.layers() * 3 * self.shape.channels;
+        let save = floats <= KEEP_LIMIT;
+        let results: Vec<_> = x
+            .par_chunks(steps * inputs)
+            .zip(cond.par_chunks(rows * width))
+            .map(|(x, cond)| kernel::forward(&self.shape, params, x, cond, save))
+            .collect();
+        let mut y = Vec::with_capacity(batch * steps * self.shape.outputs);
+        let mut saved = Vec::new();
+        for (out, s) in results {
+            y.extend_from_slice(&out);
+            saved.extend(s);
+        }
+        if save && let Ok(mut slot) = self.saved.lock() {
+            *slot = Some(saved);
+        }
+        Ok((CpuStorage::F32(y), (batch, steps, self.shape.outputs).into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        cond: &Tensor,
+        params: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (batch, steps, inputs) = x.dims3()?;
+        let (_, rows, width) = cond.dims3()?;
+        let dy = dy.contiguous()?;
+        let saved = self.saved.lock().ok().and_then(|mut slot| slot.take());
+        let (xs, xl) = x.storage_and_layout();
+        let (cs, cl) = cond.storage_and_layout();
+        let (ps, pl) = params.storage_and_layout();
+        let (ds, dl) = dy.storage_and_layout();
+        let cpu = |s: &candle_core::Storage, l: &Layout| -> Result<Vec<f32>> {
+            match s {
+                candle_core::Storage::Cpu(s) => Ok(values(s, l)?.to_vec()),
+                _ => candle_core::bail!("wavenet: not on the CPU"),
+            }
+        };
+        let (xv, cv, pv, dv) = (cpu(&xs, xl)?, cpu(&cs, cl)?, cpu(&ps, pl)?, cpu(&ds, dl)?);
+        let results: Vec<_> = (0..batch)
+            .into_par_iter()
+            .map(|b| {
+                let x = &xv[b * steps * inputs..][..steps * inputs];
+                let again;
+                let saved = match &saved {
+                    Some(saved) => &saved[b],
+                    None => {
+                        again = kernel::forward(&self.shape, &pv, x, &cv[b * rows * width..][..rows * width], true).1;
+                        again.as_ref().expect("asked to save")
+                    }
+                };
+                let mut d_params = vec![0.0; pv.len()];
+                let dy = &dv[b * steps * self.shape.outputs..][..steps * self.shape.outputs];
+                let (dx, d_cond) = kernel::backward(&self.shape, &pv, x, rows * width, saved, dy, &mut d_params);
+                (dx, d_cond, d_params)
+            })
+            .collect();
+        let (mut dx, mut d_cond, mut d_params) =
+            (Vec::with_capacity(xv.len()), Vec::with_capacity(cv.len()), Vec::new());
+        for (x, c, p) in results {
+            dx.extend_from_slice(&x);
+            d_cond.extend_from_slice(&c);
+            if d_params.is_empty() {
+                d_params = p;
+            } else {
+                d_params.iter_mut().zip(&p).for_each(|(sum, p)| *sum += p);
+            }
+        }
+        let device = x.device();
+        Ok((
+            Some(Tensor::from_vec(dx, x.shape(), device)?),
+            Some(Tensor::from_vec(d_cond, cond.shape(), device)?),
+            Some(Tensor::from_vec(d_params, params.shape(), device)?),
+        ))
+    }
+}

@@ -1,0 +1,227 @@
+//! Recipes: everything that decides what a training run computes, in one JSON file.
+
+use crate::flow::FlowConfig;
+use crate::mel::MelConfig;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// The recipes that the binary carries: name and JSON.
+const RECIPES: [(&str, &str); 4] = [
+    ("tiny", include_str!("../../assets/recipes/tiny.json")),
+    ("lj", include_str!("../../assets/recipes/lj.json")),
+    ("waveglow", include_str!("../../assets/recipes/waveglow.json")),
+    ("waveglow-64", include_str!("../../assets/recipes/waveglow-64.json")),
+];
+
+/// A training run's design.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// What the recipe is called.
+    pub name: String,
+    /// The mel convention.
+    pub mel: MelConfig,
+    /// The flow.
+    pub flow: FlowConfig,
+    /// Optimiser, batches, schedule.
+    pub training: Training,
+    /// Which clips are held out.
+    pub validation: Validation,
+}
+
+/// Optimiser, batches, schedule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Steps over which the learning rate rises linearly from 0.
+    pub warmup_steps: usize,
+    /// Where the cosine decay ends, as a fraction of the peak.
+    pub final_lr_fraction: f64,
+    /// Optimiser steps of the whole run.
+    pub steps: usize,
+    /// Segments per forward pass.
+    pub batch: usize,
+    /// Samples per segment: a multiple of the hop.
+    pub segment_samples: usize,
+    /// Forward passes per optimiser step.
+    pub accumulate: usize,
+    /// Global gradient norm above which gradients are scaled down.
+    pub clip_norm: f64,
+    /// Adam's decay of the first moment.
+    pub beta1: f64,
+    /// Adam's decay of the second moment.
+    pub beta2: f64,
+    /// Adam's guard of the denominator.
+    pub eps: f64,
+    /// Decoupled weight decay (AdamW).
+    pub weight_decay: f64,
+    /// Decay of the running average of the weights that becomes the voice.
+    pub ema_decay: f64,
+    /// Steps between held-out likelihoods.
+    pub eval_every: usize,
+    /// Steps between checkpoints.
+    pub checkpoint_every: usize,
+    /// Segments of the batch for data-dependent initialisation.
+    pub init_batch: usize,
+}
+
+/// Which clips are held out of training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Validation {
+    /// Clips by name; `A..B` means all names from A to B in alphabetical order, both included.
+    Clips {
+        /// Names and ranges.
+        names: Vec<String>,
+    },
+    /// Every `every`-th clip in name order, starting with the last.
+    EveryNth {
+        /// One of how many.
+        every: usize,
+    },
+}
+
+impl Validation {
+    /// For each of the clip `names` (in order), whether it is held out.
+    pub fn held_out(&self, names: &[&str]) -> Vec<bool> {
+        match self {
+            Self::Clips { names: ranges } => {
+                names.iter().map(|name| ranges.iter().any(|range| in_range(name, range))).collect()
+            }
+            Self::EveryNth { every } => {
+                (0..names.len()).map(|i| (names.len() - 1 - i).is_multiple_of(*every)).collect()
+            }
+        }
+    }
+}
+
+/// Whether `name` is `range`, or within it if `range` is `A..B` (both ends included).
+pub fn in_range(name: &str, range: &str) -> bool {
+    match range.split_once("..") {
+        Some((first, last)) => (first..=last).contains(&name),
+        None => name == range,
+    }
+}
+
+impl Recipe {
+    /// The recipe of a name that the binary carries, or else of a file.
+    ///
+    /// # Errors
+    /// If there is neither, or the JSON isn't a valid recipe.
+    pub fn open(name_or_path: &str) -> Result<Self> {
+        if let Some((_, json)) = RECIPES.iter().find(|(name, _)| *name == name_or_path) {
+            return Self::parse(json, name_or_path);
+        }
+        let path = Path::new(name_or_path);
+        if !path.exists() && !name_or_path.contains(['/', '\\', '.']) {
+            let names: Vec<_> = RECIPES.iter().map(|(name, _)| *name).collect();
+            return Err(Error::invalid(format!(
+                "there is no recipe {name_or_path}, neither a built-in one ({}) nor a file",
+                names.join(", ")
+            )));
+        }
+        let json = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        Self::parse(&json, name_or_path)
+    }
+
+    /// A recipe from JSON; `origin` is what errors call it.
+    ///
+    /// # Errors
+    /// If the JSON isn't a valid recipe.
+    pub fn parse(json: &str, origin: &str) -> Result<Self> {
+        let recipe: Self = serde_json::from_str(json).map_err(|e| Error::invalid(format!("recipe {origin}: {e}")))?;
+        recipe.validate().map_err(|e| Error::invalid(format!("recipe {origin}: {e}")))?;
+        Ok(recipe)
+    }
+
+    /// Checks ranges and relations.
+    ///
+    /// # Errors
+    /// Names the first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        self.mel.validate()?;
+        self.flow.validate(&self.mel)?;
+        let t = &self.training;
+        let hop = self.mel.hop_length;
+        let unit = |v: f64| (0.0..1.0).contains(&v);
+        let counts = [
+            ("steps", t.steps),
+            ("batch", t.batch),
+            ("accumulate", t.accumulate),
+            ("eval_every", t.eval_every),
+            ("checkpoint_every", t.checkpoint_every),
+            ("init_batch", t.init_batch),
+        ];
+        let problem = if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            format!("{name} is 0, expected at least 1")
+        } else if self.flow.group == 0 || !hop.is_multiple_of(self.flow.group) {
+            format!("hop_length {hop} must be a multiple of flow.group {}", self.flow.group)
+        } else if t.segment_samples == 0 || !t.segment_samples.is_multiple_of(hop) {
+            format!("segment_samples is {}, expected a multiple of hop_length {hop}", t.segment_samples)
+        } else if !(t.learning_rate > 0.0 && t.learning_rate.is_finite()) {
+            format!("learning_rate is {}, expected above 0", t.learning_rate)
+        } else if !(0.0..=1.0).contains(&t.final_lr_fraction) {
+            format!("final_lr_fraction is {}, expected 0 to 1", t.final_lr_fraction)
+        } else if !(unit(t.beta1) && unit(t.beta2) && unit(t.ema_decay)) {
+            format!("beta1 {}, beta2 {} and ema_decay {} must be from 0 to below 1", t.beta1, t.beta2, t.ema_decay)
+        } else if !(t.clip_norm > 0.0 && t.eps > 0.0 && t.weight_decay >= 0.0) {
+            "clip_norm and eps must be above 0, weight_decay at least 0".to_string()
+        } else if matches!(self.validation, Validation::EveryNth { every } if every < 2) {
+            "validation.every must be at least 2".to_string()
+        } else {
+            return Ok(());
+        };
+        Err(Error::invalid(problem))
+    }
+}
+
+impl Training {
+    /// Learning rate of step `step` (counted from 0): linear warm-up, then a cosine to
+    /// `final_lr_fraction` at the last step.
+    pub fn learning_rate_at(&self, step: usize) -> f64 {
+        let warm = ((step + 1) as f64 / self.warmup_steps.max(1) as f64).min(1.0);
+        let rest = self.steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        let done = (step.saturating_sub(self.warmup_steps) as f64 / rest).min(1.0);
+        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+        self.learning_rate * warm * (self.final_lr_fraction + (1.0 - self.final_lr_fraction) * cosine)
+    }
+
+    /// Samples of audio that one optimiser step sees.
+    pub fn samples_per_step(&self) -> usize {
+        self.batch * self.segment_samples * self.accumulate
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn built_in_recipes_parse() {
+        for (name, json) in RECIPES {
+            let recipe: Recipe = serde_json::from_str(json).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(recipe.name, name);
+        }
+    }
+
+    #[test]
+    fn ranges_hold_both_ends() {
+        let held = Validation::Clips { names: vec!["b..d".into(), "x".into()] };
+        let names = ["a", "b", "c", "d", "e", "x"];
+        assert_eq!(held.held_out(&names), [false, true, true, true, false, true]);
+        assert_eq!(Validation::EveryNth { every: 3 }.held_out(&names), [false, false, true, false, false, true]);
+    }
+
+    #[test]
+    fn the_schedule_warms_up_and_decays() {
+        let mut recipe: Recipe = serde_json::from_str(RECIPES[1].1).unwrap();
+        recipe.training.steps = 1000;
+        let t = &recipe.training;
+        assert!((t.learning_rate_at(0) - t.learning_rate / t.warmup_steps as f64).abs() < 1e-12);
+        assert!((t.learning_rate_at(t.warmup_steps) - t.learning_rate).abs() < 1e-12);
+        assert!((t.learning_rate_at(1000) - t.learning_rate * t.final_lr_fraction).abs() < 1e-12);
+    }
+}

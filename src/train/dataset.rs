@@ -1,0 +1,271 @@
+//! Clips on disk → whitened residuals in memory → random segments.
+
+use crate::flow::Flow;
+use crate::mel::{MelConfig, MelSpectrogram};
+use crate::net::params::{named_rng, uniform};
+use crate::{Error, Result, audio, mel};
+use candle_core::{Device, Tensor};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::Rng;
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// File names that a plain folder of audio may hold.
+const EXTENSIONS: [&str; 8] = ["wav", "flac", "mp3", "ogg", "oga", "m4a", "aac", "mp4"];
+
+/// A clip: its 16-bit samples and its mel; whitened when first asked for.
+pub struct Clip {
+    /// The file's name without its extension.
+    pub name: String,
+    /// Mel of the samples without noise.
+    pub mel: MelSpectrogram,
+    samples: Vec<i16>,
+    whitened: OnceLock<Whitened>,
+}
+
+/// What the flow's steps see of a clip, and what the whitening front contributes.
+pub struct Whitened {
+    /// Residual of the whitening front (or the noisy samples themselves), whole frames only.
+    pub residual: Vec<f32>,
+    /// log|∂residual/∂samples|, nats, summed over each hop.
+    pub log_det: Vec<f32>,
+}
+
+/// Clips that could be read, in name order, and those that couldn't.
+pub struct Dataset {
+    /// Usable clips.
+    pub clips: Vec<Clip>,
+    /// One line for each clip that was left out: name and reason.
+    pub skipped: Vec<String>,
+    /// Clips that were resampled.
+    pub resampled: usize,
+}
+
+/// Segments for one forward pass.
+pub struct Batch {
+    /// Residuals, `[batch, 1, samples]`.
+    pub x: Tensor,
+    /// Mel windows, `[batch, n_mels, left + frames + right]`.
+    pub mel: Tensor,
+    /// The whitening front's log-determinant, mean over the batch, nats per sample.
+    pub whitening_log_det: f64,
+    /// Names of the clips that the segments come from.
+    pub clips: Vec<String>,
+}
+
+/// The files of a data folder: name, path, in name order.
+///
+/// A folder with a `metadata.csv` is in the LJSpeech layout (first column: name of
+/// `wavs/NAME.wav`); any other is a plain folder of audio files, not searched deeper.
+///
+/// # Errors
+/// If the folder can't be read or names no clip.
+pub fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let metadata = folder.join("metadata.csv");
+    let mut files = Vec::new();
+    if metadata.exists() {
+        let bytes = std::fs::read(&metadata).map_err(Error::io("read", &metadata))?;
+        for line in String::from_utf8_lossy(&bytes).trim_start_matches('\u{feff}').lines() {
+            let name = line.split('|').next().unwrap_or_default().trim();
+            if !name.is_empty() {
+                files.push((name.to_string(), folder.join("wavs").join(format!("{name}.wav"))));
+            }
+        }
+    } else {
+        for entry in std::fs::read_dir(folder).map_err(Error::io("read", folder))? {
+            let path = entry.map_err(Error::io("read", folder))?.path();
+            let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
+            if let Some(name) = path.file_stem().and_then(|n| n.to_str())
+                && EXTENSIONS.contains(&extension.as_str())
+                && path.is_file()
+            {
+                files.push((name.to_string(), path));
+            }
+        }
+    }
+    files.sort();
+    files.dedup();
+    if files.is_empty() {
+        return Err(Error::file(folder, "no clips: expected metadata.csv with wavs/, or audio files"));
+    }
+    Ok(files)
+}
+
+impl Dataset {
+    /// Reads every clip of a folder whose name `wanted` accepts, in parallel. Clips that can't be
+    /// used are listed, not fatal.
+    ///
+    /// # Errors
+    /// If no clip is usable.
+    pub fn read(folder: &Path, config: &MelConfig, wanted: impl Fn(&str) -> bool) -> Result<Self> {
+        let mut files = list(folder)?;
+        files.retain(|(name, _)| wanted(name));
+        let read: Vec<_> = files.par_iter().map(|(name, path)| Clip::read(name, path, config)).collect();
+        let mut dataset = Self { clips: Vec::new(), skipped: Vec::new(), resampled: 0 };
+        for ((name, _), result) in files.into_iter().zip(read) {
+            match result {
+                Ok((clip, resampled)) => {
+                    dataset.clips.push(clip);
+                    dataset.resampled += usize::from(resampled);
+                }
+                Err(error) => dataset.skipped.push(format!("{name}: {}", chain(&error))),
+            }
+        }
+        if dataset.clips.is_empty() {
+            let first = dataset.skipped.first().map_or_else(String::new, |line| format!("; {line}"));
+            return Err(Error::file(folder, format!("none of its clips can be used{first}")));
+        }
+        Ok(dataset)
+    }
+
+    /// Splits off the clips for which `held_out` is true.
+    pub fn split(self, held_out: &[bool]) -> (Vec<Clip>, Vec<Clip>) {
+        let (held, rest): (Vec<_>, Vec<_>) = self.clips.into_iter().zip(held_out).partition(|(_, held)| **held);
+        let clips = |pairs: Vec<(Clip, _)>| pairs.into_iter().map(|(clip, _)| clip).collect();
+        (clips(rest), clips(held))
+    }
+}
+
+/// An error and its causes on one line.
+fn chain(error: &Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
+}
+
+impl Clip {
+    /// Reads a clip; true if it was resampled.
+    fn read(name: &str, path: &Path, config: &MelConfig) -> Result<(Self, bool)> {
+        let sound = audio::decode::read(path)?;
+        let resampled = sound.sample_rate != config.sample_rate;
+        let samples = if resampled {
+            audio::resample::resample(&sound.samples, sound.sample_rate, config.sample_rate)?
+        } else {
+            sound.samples
+        };
+        Ok((Self::new(name, &samples, config)?, resampled))
+    }
+
+    /// A clip from samples in ±1, rounded to 16 bits.
+    ///
+    /// # Errors
+    /// If it is shorter than a hop or the mel can't be made.
+    pub fn new(name: &str, samples: &[f32], config: &MelConfig) -> Result<Self> {
+        if samples.len() < config.hop_length {
+            return Err(Error::invalid(format!("only {} samples", samples.len())));
+        }
+        // `as` saturates: full scale 1.0 becomes 32767
+        let samples: Vec<i16> = samples.iter().map(|x| (x * 32_768.0).round() as i16).collect();
+        let clean: Vec<f32> = samples.iter().map(|&x| f32::from(x) / 32_768.0).collect();
+        let mel = mel::extract::extract(&clean, config)?;
+        Ok(Self { name: name.to_string(), mel, samples, whitened: OnceLock::new() })
+    }
+
+    /// Whole frames of sound: the mel's frames without the one that is centred on or after the end.
+    pub fn frames(&self, hop: usize) -> usize {
+        self.samples.len() / hop
+    }
+
+    /// Samples with uniform noise of one quantisation step, a function of the clip's name alone:
+    /// the likelihood is then that of the 16-bit sound (Theis et al. 2016, §3.1).
+    pub fn dequantised(&self) -> Vec<f32> {
+        let mut rng = named_rng(0, &self.name);
+        self.samples.iter().map(|&x| (f32::from(x) + uniform(&mut rng) - 0.5) / 32_768.0).collect()
+    }
+
+    /// The clip whitened by the flow's front; computed once.
+    ///
+    /// # Errors
+    /// If the front fails or the residual isn't finite.
+    pub fn whitened(&self, flow: &Flow, hop: usize) -> Result<&Whitened> {
+        if let Some(whitened) = self.whitened.get() {
+            return Ok(whitened);
+        }
+        let (mut residual, log_det) = flow.whiten(&self.dequantised(), &self.mel)?;
+        residual.truncate(self.frames(hop) * hop);
+        if !residual.iter().all(|e| e.is_finite()) {
+            return Err(Error::invalid(format!("clip {}: its whitened residual is not finite", self.name)));
+        }
+        let log_det = log_det[..residual.len()].chunks(hop).map(|hop| hop.iter().sum()).collect();
+        Ok(self.whitened.get_or_init(|| Whitened { residual, log_det }))
+    }
+}
+
+/// Random frame-aligned segments, each position of each clip equally likely.
+pub struct Sampler<'a> {
+    clips: Vec<&'a Clip>,
+    /// Positions in all clips up to and with each.
+    ends: Vec<u64>,
+    frames: usize,
+    hop: usize,
+}
+
+impl<'a> Sampler<'a> {
+    /// A sampler of segments of `frames` frames; clips that are shorter are left out.
+    ///
+    /// # Errors
+    /// If all are shorter.
+    pub fn new(clips: &'a [Clip], frames: usize, hop: usize) -> Result<Self> {
+        let clips: Vec<_> = clips.iter().filter(|clip| clip.frames(hop) >= frames).collect();
+        let mut total = 0;
+        let ends: Vec<u64> = clips
+            .iter()
+            .map(|clip| {
+                total += (clip.frames(hop) - frames + 1) as u64;
+                total
+            })
+            .collect();
+        if total == 0 {
+            return Err(Error::invalid(format!("no training clip has {} samples, one segment", frames * hop)));
+        }
+        Ok(Self { clips, ends, frames, hop })
+    }
+
+    /// Clips that are long enough.
+    pub fn clips(&self) -> usize {
+        self.clips.len()
+    }
+
+    /// Positions that segments are drawn from.
+    pub fn positions(&self) -> u64 {
+        self.ends[self.ends.len() - 1]
+    }
+
+    /// `batch` segments; takes two words of `rng` for each.
+    ///
+    /// # Errors
+    /// If a clip can't be whitened.
+    pub fn draw(&self, flow: &Flow, batch: usize, rng: &mut ChaCha8Rng, device: &Device) -> Result<Batch> {
+        let total = self.positions();
+        let places: Vec<(&Clip, usize)> = (0..batch)
+            .map(|_| {
+                let position = rng.next_u64() % total;
+                let clip = self.ends.partition_point(|&end| end <= position);
+                let before = if clip == 0 { 0 } else { self.ends[clip - 1] };
+                (self.clips[clip], (position - before) as usize)
+            })
+            .collect();
+        let whitened: Vec<&Whitened> =
+            places.par_iter().map(|(clip, _)| clip.whitened(flow, self.hop)).collect::<Result<_>>()?;
+        let samples = self.frames * self.hop;
+        let mut x = Vec::with_capacity(batch * samples);
+        let mut mels = Vec::with_capacity(batch);
+        let mut log_det = 0.0;
+        for ((clip, start), whitened) in places.iter().zip(whitened) {
+            x.extend_from_slice(&whitened.residual[start * self.hop..][..samples]);
+            log_det += whitened.log_det[*start..][..self.frames].iter().map(|&v| f64::from(v)).sum::<f64>();
+            mels.push(flow.mel_window(&clip.mel, *start, self.frames)?);
+        }
+        Ok(Batch {
+            x: Tensor::from_vec(x, (batch, 1, samples), device)?,
+            mel: Tensor::cat(&mels, 0)?.to_device(device)?,
+            whitening_log_det: log_det / (batch * samples) as f64,
+            clips: places.iter().map(|(clip, _)| clip.name.clone()).collect(),
+        })
+    }
+}

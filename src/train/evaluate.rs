@@ -1,0 +1,68 @@
+//! Held-out likelihood: the figure that training reports and `melglow eval` prints.
+
+use super::dataset::Clip;
+use crate::Result;
+use crate::flow::{self, Flow};
+use crate::mel::MelConfig;
+use candle_core::{Device, Tensor};
+
+/// Likelihood of one clip.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct ClipBits {
+    /// The clip.
+    pub clip: String,
+    /// Samples that were judged: whole frames.
+    pub samples: usize,
+    /// Bits per sample of the 16-bit sound.
+    pub bits: f64,
+}
+
+/// Likelihood of a whole clip (its whole frames) in one forward pass, every log-determinant counted.
+///
+/// # Errors
+/// If the flow fails.
+pub fn clip_bits(flow: &Flow, mel: &MelConfig, clip: &Clip, device: &Device) -> Result<ClipBits> {
+    let hop = mel.hop_length;
+    let whitened = clip.whitened(flow, hop)?;
+    let samples = whitened.residual.len();
+    let x = Tensor::from_slice(&whitened.residual, (1, 1, samples), device)?;
+    let window = flow.mel_window(&clip.mel, 0, clip.frames(hop))?.to_device(device)?;
+    let (z, log_det) = flow.forward(&x, &window)?;
+    let nats = f64::from(flow::nll(&z, &log_det)?.to_vec1::<f32>()?[0])
+        - whitened.log_det.iter().map(|&v| f64::from(v)).sum::<f64>();
+    Ok(ClipBits { clip: clip.name.clone(), samples, bits: flow::bits_per_sample(nats / samples as f64) })
+}
+
+/// Likelihoods of clips, and over all of them.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Bits {
+    /// Bits per sample over all samples: long clips weigh more.
+    pub per_sample: f64,
+    /// Mean of the clips' bits per sample.
+    pub mean: f64,
+    /// Half width of the 95 % confidence interval of that mean (normal approximation).
+    pub ci95: f64,
+    /// Each clip.
+    pub clips: Vec<ClipBits>,
+}
+
+impl Bits {
+    /// Sums up clips (at least one).
+    pub fn of(clips: Vec<ClipBits>) -> Self {
+        let n = clips.len() as f64;
+        let samples: f64 = clips.iter().map(|c| c.samples as f64).sum();
+        let per_sample = clips.iter().map(|c| c.bits * c.samples as f64).sum::<f64>() / samples;
+        let mean = clips.iter().map(|c| c.bits).sum::<f64>() / n;
+        let variance = clips.iter().map(|c| (c.bits - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+        Self { per_sample, mean, ci95: 1.96 * (variance / n).sqrt(), clips }
+    }
+}
+
+/// Likelihood of `clips`, each whole.
+///
+/// # Errors
+/// If the flow fails.
+pub fn bits(flow: &Flow, mel: &MelConfig, clips: &[Clip], device: &Device) -> Result<Bits> {
+    let clips: Vec<_> = clips.iter().map(|clip| clip_bits(flow, mel, clip, device)).collect::<Result<_>>()?;
+    Ok(Bits::of(clips))
+}

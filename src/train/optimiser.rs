@@ -1,0 +1,280 @@
+//! Adam with decoupled weight decay, global-norm clipping and a running average of the weights.
+//!
+//! Our own, because candle's hides its moments, so that a run couldn't resume. All state is flat
+//! `f32` per parameter, in name order; each parameter is updated in one pass on its own, and norms
+//! are summed in a fixed order: results don't depend on the number of threads.
+
+use super::config::Training;
+use crate::net::Params;
+use crate::{Error, Result};
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Storage, Tensor, Var};
+use rayon::prelude::*;
+use std::collections::HashMap;
+
+/// Prefix of the names of the whitening front's tensors, which the flow's optimiser leaves alone.
+const WHITENING: &str = "whiten.";
+
+/// The optimiser's state, with its own copy of the weights.
+pub struct Optimiser {
+    slots: Vec<Slot>,
+    config: Training,
+    /// Optimiser steps that were taken: Adam's `t`.
+    updates: u64,
+}
+
+struct Slot {
+    name: String,
+    var: Var,
+    grad: Vec<f32>,
+    weight: Vec<f32>,
+    first: Vec<f32>,
+    second: Vec<f32>,
+    average: Vec<f32>,
+}
+
+/// The numbers of one update, the same for all parameters.
+struct Update {
+    grad_scale: f32,
+    lr: f32,
+    decay: f32,
+    beta1: f32,
+    beta2: f32,
+    /// 1 / √(1 − β₂ᵗ)
+    second_scale: f32,
+    eps: f32,
+    average_decay: f32,
+}
+
+impl Optimiser {
+    /// An optimiser of all parameters but the whitening front's, with moments zero and the average
+    /// at the present weights.
+    ///
+    /// # Errors
+    /// If a parameter can't be read.
+    pub fn new(params: &Params, config: &Training) -> Result<Self> {
+        let slots = params
+            .named()
+            .into_iter()
+            .filter(|(name, _)| !name.starts_with(WHITENING))
+            .map(|(name, var)| {
+                let weight: Vec<f32> = var.flatten_all()?.to_vec1()?;
+                let zeros = || vec![0.0; weight.len()];
+                Ok(Slot { name, var, grad: zeros(), first: zeros(), second: zeros(), average: weight.clone(), weight })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self { slots, config: config.clone(), updates: 0 })
+    }
+
+    /// Number of trained values.
+    pub fn values(&self) -> usize {
+        self.slots.iter().map(|slot| slot.weight.len()).sum()
+    }
+
+    /// Optimiser steps that were taken.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// Adds one backward pass's gradients. A parameter that the loss doesn't reach gets none.
+    ///
+    /// # Errors
+    /// If a gradient can't be read.
+    pub fn accumulate(&mut self, grads: &mut GradStore) -> Result<()> {
+        for slot in &mut self.slots {
+            let Some(grad) = grads.remove(slot.var.as_tensor()) else { continue };
+            let grad = grad.to_device(&Device::Cpu)?.contiguous()?;
+            let (storage, layout) = grad.storage_and_layout();
+            let Storage::Cpu(storage) = &*storage else { continue };
+            let (start, end) = layout.contiguous_offsets().unwrap_or((0, 0));
+            let grad = &storage.as_slice::<f32>()?[start..end];
+            if grad.len() != slot.grad.len() {
+                return Err(Error::invalid(format!("the gradient of {} has another size", slot.name)));
+            }
+            for (sum, g) in slot.grad.iter_mut().zip(grad) {
+                *sum += g;
+            }
+        }
+        Ok(())
+    }
+
+    /// Global norm of the accumulated gradients.
+    pub fn grad_norm(&self) -> f64 {
+        let squares: Vec<f64> = self.slots.par_iter().map(|slot| square_sum(&slot.grad)).collect();
+        squares.iter().sum::<f64>().sqrt()
+    }
+
+    /// Forgets the accumulated gradients.
+    pub fn discard(&mut self) {
+        self.slots.par_iter_mut().for_each(|slot| slot.grad.fill(0.0));
+    }
+
+    /// One step with the accumulated gradients, whose norm is `norm`; forgets them.
+    ///
+    /// # Errors
+    /// If a parameter can't be written.
+    pub fn step(&mut self, lr: f64, norm: f64) -> Result<()> {
+        self.updates += 1;
+        let c = &self.config;
+        let t = self.updates as f64;
+        // bias corrections: √(1 − β₂ᵗ) / (1 − β₁ᵗ), with eps outside as in Kingma & Ba's algorithm 1
+        let update = Update {
+            grad_scale: (c.clip_norm / norm.max(c.clip_norm)) as f32,
+            lr: (lr / (1.0 - c.beta1.powf(t))) as f32,
+            decay: (1.0 - lr * c.weight_decay) as f32,
+            beta1: c.beta1 as f32,
+            beta2: c.beta2 as f32,
+            second_scale: (1.0 / (1.0 - c.beta2.powf(t)).sqrt()) as f32,
+            eps: c.eps as f32,
+            // early on the average forgets faster, so that it isn't held back by the first weights
+            average_decay: c.ema_decay.min((1.0 + t) / (10.0 + t)) as f32,
+        };
+        self.slots.par_iter_mut().for_each(|slot| slot.update(&update));
+        self.slots.iter().try_for_each(Slot::publish)
+    }
+
+    /// The running average of the trained parameters, by name, on `device`.
+    ///
+    /// # Errors
+    /// If a tensor can't be made.
+    pub fn averages(&self, device: &Device) -> Result<HashMap<String, Tensor>> {
+        self.slots
+            .iter()
+            .map(|s| Ok((s.name.clone(), Tensor::from_slice(&s.average, s.var.shape(), device)?)))
+            .collect()
+    }
+
+    /// Moments, average and weights for a checkpoint: `first.NAME`, `second.NAME`, `average.NAME`,
+    /// `weight.NAME`.
+    ///
+    /// # Errors
+    /// If a tensor can't be made.
+    pub fn state(&self) -> Result<HashMap<String, Tensor>> {
+        let mut state = HashMap::new();
+        for slot in &self.slots {
+            for (kind, values) in slot.parts() {
+                let tensor = Tensor::from_slice(values, slot.var.shape(), &Device::Cpu)?;
+                state.insert(format!("{kind}.{}", slot.name), tensor);
+            }
+        }
+        Ok(state)
+    }
+
+    /// Takes up a state of [`Optimiser::state`] and puts its weights into the parameters.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn restore(&mut self, state: &HashMap<String, Tensor>, updates: u64) -> Result<()> {
+        for slot in &mut self.slots {
+            let shape = slot.var.shape().clone();
+            let name = slot.name.clone();
+            for (kind, values) in slot.parts_mut() {
+                let key = format!("{kind}.{name}");
+                let tensor = state.get(&key).ok_or_else(|| Error::invalid(format!("tensor {key} is missing")))?;
+                if tensor.shape() != &shape {
+                    return Err(Error::invalid(format!(
+                        "tensor {key} has shape {:?}, expected {:?}",
+                        tensor.dims(),
+                        shape.dims()
+                    )));
+                }
+                *values = tensor.flatten_all()?.to_vec1()?;
+            }
+            slot.publish()?;
+            slot.grad.fill(0.0);
+        }
+        self.updates = updates;
+        Ok(())
+    }
+}
+
+impl Slot {
+    fn parts(&self) -> [(&'static str, &Vec<f32>); 4] {
+        [("first", &self.first), ("second", &self.second), ("average", &self.average), ("weight", &self.weight)]
+    }
+
+    fn parts_mut(&mut self) -> [(&'static str, &mut Vec<f32>); 4] {
+        [
+            ("first", &mut self.first),
+            ("second", &mut self.second),
+            ("average", &mut self.average),
+            ("weight", &mut self.weight),
+        ]
+    }
+
+    /// Writes the weights into the parameter that the flow reads.
+    fn publish(&self) -> Result<()> {
+        Ok(self.var.set(&Tensor::from_slice(&self.weight, self.var.shape(), self.var.device())?)?)
+    }
+
+    fn update(&mut self, u: &Update) {
+        let states = self.first.iter_mut().zip(&mut self.second).zip(&mut self.average);
+        for (((w, g), (m, v)), average) in
+            self.weight.iter_mut().zip(&mut self.grad).zip(states).map(|((w, g), ((m, v), a))| (((w, g), (m, v)), a))
+        {
+            let grad = *g * u.grad_scale;
+            *g = 0.0;
+            *m += (1.0 - u.beta1) * (grad - *m);
+            *v += (1.0 - u.beta2) * (grad * grad - *v);
+            *w = *w * u.decay - u.lr * *m / (v.sqrt() * u.second_scale + u.eps);
+            *average += (1.0 - u.average_decay) * (*w - *average);
+        }
+    }
+}
+
+/// Σ v², in lanes of eight so that it vectorises, in f64.
+fn square_sum(values: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    let chunks = values.chunks_exact(8);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(v) * f64::from(v);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::Recipe;
+    use candle_nn::Init;
+
+    fn config() -> Training {
+        let mut recipe: Recipe = serde_json::from_str(include_str!("../../assets/recipes/tiny.json")).unwrap();
+        recipe.training.weight_decay = 0.1;
+        recipe.training.clip_norm = 0.5;
+        recipe.training
+    }
+
+    /// Adam in f64, straight from the paper.
+    #[test]
+    fn follows_adam() {
+        let params = Params::seeded(1, &Device::Cpu);
+        let w = params.builder().get_with_hints(3, "w", Init::Const(1.0)).unwrap();
+        let c = config();
+        let mut optimiser = Optimiser::new(&params, &c).unwrap();
+        let target = Tensor::new(&[3f32, -2.0, 0.5], &Device::Cpu).unwrap();
+        let (mut x, mut m, mut v) = ([1f64; 3], [0f64; 3], [0f64; 3]);
+        for t in 1..=20 {
+            let loss = (&w - &target).unwrap().sqr().unwrap().sum_all().unwrap();
+            optimiser.accumulate(&mut loss.backward().unwrap()).unwrap();
+            let norm = optimiser.grad_norm();
+            optimiser.step(0.05, norm).unwrap();
+            let g: Vec<f64> = x.iter().zip([3.0, -2.0, 0.5]).map(|(x, t)| 2.0 * (x - t)).collect();
+            let norm64 = g.iter().map(|g| g * g).sum::<f64>().sqrt();
+            assert!((norm - norm64).abs() < 1e-4);
+            for i in 0..3 {
+                let g = g[i] * (c.clip_norm / norm64).min(1.0);
+                m[i] = c.beta1 * m[i] + (1.0 - c.beta1) * g;
+                v[i] = c.beta2 * v[i] + (1.0 - c.beta2) * g * g;
+                let (mh, vh) = (m[i] / (1.0 - c.beta1.powi(t)), v[i] / (1.0 - c.beta2.powi(t)));
+                x[i] -= 0.05 * (c.weight_decay * x[i] + mh / (vh.sqrt() + c.eps));
+            }
+            for (ours, x) in w.to_vec1::<f32>().unwrap().iter().zip(x) {
+                assert!((f64::from(*ours) - x).abs() < 1e-4, "step {t}: {ours} against {x}");
+            }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Golden values of NVIDIA's own WaveGlow: audio, latents, loss, gradients, Adam steps.
+//!
+//! They lie beside the checkout (`../shared/parity`, or `$MELGLOW_SHARED/parity`); without them
+//! these tests say so and pass.
+
+use candle_core::{Device, Tensor};
+use melglow::flow::config::{Block, ConditioningConfig, FlowConfig, StepConfig, WaveNetConfig};
+use melglow::flow::{Flow, nll};
+use melglow::mel::file::{TensorData, read_array, read_arrays};
+use melglow::mel::{MelConfig, MelSpectrogram};
+use melglow::net::Params;
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+const CPU: Device = Device::Cpu;
+const FLOWS: usize = 6;
+const GROUP: usize = 8;
+const HOP: usize = 256;
+
+/// The folder of golden files, if it is there.
+fn parity() -> Option<PathBuf> {
+    let shared = std::env::var_os("MELGLOW_SHARED")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    let folder = shared.join("parity");
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    eprintln!("SKIPPED: no golden files at {}", folder.display());
+    None
+}
+
+fn tensor(name: &str) -> Tensor {
+    let TensorData { shape, values, .. } = read_array(&parity().unwrap().join(name)).unwrap();
+    Tensor::from_vec(values, shape, &CPU).unwrap()
+}
+
+fn arrays(name: &str, prefix: &str) -> HashMap<String, Tensor> {
+    read_arrays(&parity().unwrap().join(name))
+        .unwrap()
+        .into_iter()
+        .filter_map(|(name, data)| {
+            let name = name.strip_prefix(prefix)?.trim_start_matches("module.").to_string();
+            Some((name, Tensor::from_vec(data.values, data.shape, &CPU).unwrap()))
+        })
+        .collect()
+}
+
+/// A published model in our terms: sets A and B differ in three numbers.
+struct Model {
+    n_mels: usize,
+    channels: usize,
+    layers: usize,
+}
+
+const A: Model = Model { n_mels: 3, channels: 10, layers: 3 };
+const B: Model = Model { n_mels: 80, channels: 16, layers: 2 };
+
+impl Model {
+    fn flow(&self, params: &Params, weight_norm: bool) -> Flow {
+        let net = WaveNetConfig {
+            channels: self.channels,
+            kernel: 3,
+            dilations: (0..self.layers).map(|i| 1 << i).collect(),
+            weight_norm,
+            skip: true,
+        };
+        let flow = [StepConfig::Mix, StepConfig::Coupling { net, bound: None }];
+        let early = StepConfig::Early { channels: 2 };
+        let steps = (0..FLOWS)
+            .flat_map(|k| (k % 2 == 0 && k > 0).then(|| early.clone()).into_iter().chain(flow.clone()))
+            .collect();
+        let config = FlowConfig {
+            whitening: None,
+            conditioning: ConditioningConfig::Upsample { kernel: 4 * HOP },
+            group: GROUP,
+            blocks: vec![Block { repeat: 1, steps }],
+        };
+        let mel = MelConfig { n_mels: self.n_mels, ..MelConfig::nvidia() };
+        Flow::new(&config, &mel, params.builder()).unwrap()
+    }
+
+    /// Our names and layouts from a state dict's (or from gradients of the same names).
+    fn rename(&self, theirs: &HashMap<String, Tensor>) -> HashMap<String, Tensor> {
+        let n = self.n_mels;
+        let mut ours = HashMap::new();
+        let mut conv = |name: &str, their: &str, taps: bool| {
+            let weight = theirs.get(&format!("{their}.weight_v")).or(theirs.get(&format!("{their}.weight")));
+            if let Some(weight) = weight {
+                let weight = if taps { weight.permute((2, 1, 0)) } else { weight.squeeze(2).unwrap().t() };
+                ours.insert(format!("{name}.weight"), weight.unwrap().contiguous().unwrap());
+            }
+            if let Some(g) = theirs.get(&format!("{their}.weight_g")) {
+                ours.insert(format!("{name}.magnitude"), g.flatten_all().unwrap());
+            }
+            if let Some(bias) = theirs.get(&format!("{their}.bias")) {
+                ours.insert(format!("{name}.bias"), bias.clone());
+            }
+        };
+        let mut step = 0;
+        let mut mixes = Vec::new();
+        for k in 0..FLOWS {
+            step += usize::from(k % 2 == 0 && k > 0);
+            mixes.push((format!("steps.{step}.weight"), format!("convinv.{k}.conv.weight")));
+            let (name, their) = (format!("steps.{}", step + 1), format!("WN.{k}"));
+            for (own, other) in [("start", "start"), ("cond", "cond_layer"), ("end", "end")] {
+                conv(&format!("{name}.{own}"), &format!("{their}.{other}"), false);
+            }
+            for l in 0..self.layers {
+                conv(&format!("{name}.layers.{l}.conv"), &format!("{their}.in_layers.{l}"), true);
+                conv(&format!("{name}.layers.{l}.out"), &format!("{their}.res_skip_layers.{l}"), false);
+            }
+            step += 2;
+        }
+        for (own, other) in mixes {
+            if let Some(weight) = theirs.get(&other) {
+                ours.insert(own, weight.squeeze(2).unwrap());
+            }
+        }
+        if let Some(weight) = theirs.get("upsample.weight") {
+            // [in, out, tap · hop/group · group] → [tap, in, hop/group · out · group]
+            let weight = weight.reshape(vec![n, n, 4, HOP / GROUP, GROUP]).unwrap();
+            let weight = weight.permute(vec![2, 0, 3, 1, 4]).unwrap().contiguous().unwrap();
+            ours.insert("conditioning.weight".into(), weight.reshape((4, n, HOP * n)).unwrap());
+        }
+        if let Some(bias) = theirs.get("upsample.bias") {
+            ours.insert("conditioning.bias".into(), bias.clone());
+        }
+        ours
+    }
+
+    fn load(&self, file: &str, prefix: &str) -> (Flow, Params) {
+        let theirs = arrays(file, prefix);
+        let weight_norm = theirs.keys().any(|name| name.ends_with("weight_g"));
+        let params = Params::loaded(self.rename(&theirs), &CPU);
+        let flow = self.flow(&params, weight_norm);
+        assert_eq!(params.surplus(), Vec::<String>::new());
+        (flow, params)
+    }
+}
+
+/// A `[batch, n_mels, frames]` mel with three frames of zeros in front, cut to `frames`.
+fn window(mel: &Tensor, frames: usize) -> Tensor {
+    let mel = if mel.rank() == 2 { mel.unsqueeze(0).unwrap() } else { mel.clone() };
+    mel.narrow(2, 0, frames).unwrap().pad_with_zeros(2, 3, 0).unwrap()
+}
+
+fn max_abs(a: &Tensor, b: &Tensor) -> f32 {
+    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+fn audio_from_noise(flow: &Flow, set: &str, sigma: f64) -> Tensor {
+    let z = Tensor::cat(&[2, 1, 0].map(|i| tensor(&format!("{set}_z{i}.npy"))), 1);
+    // the reference starts from z0 and puts z1, then z2, in front
+    let z = (z.unwrap() * sigma).unwrap();
+    let mel = tensor(&format!("{set}_mel.npy"));
+    let frames = mel.dims()[1];
+    flow.inverse(&z, &window(&mel, frames)).unwrap().squeeze(1).unwrap()
+}
+
+#[test]
+fn audio_equals_the_references() {
+    if parity().is_none() {
+        return;
+    }
+    // float32 itself is 1e-6 from float64 here; half precision weights carry 11 bits
+    let a = [
+        ("a_dle_state_dict.pt", "state_dict.", 1e-5),
+        ("a_dle_state_dict_ddp_legacy.pt", "state_dict.", 1e-5),
+        ("a_model_state_dict.pt", "model.", 1e-5),
+        ("a_state_dict_no_weightnorm.pt", "state_dict.", 1e-5),
+        ("a_state_dict_no_weightnorm_fp16.pt", "state_dict.", 2e-2),
+    ];
+    for (file, prefix, tolerance) in a {
+        let (flow, _) = A.load(file, prefix);
+        for sigma in ["0.0", "0.6", "1.0"] {
+            let audio = audio_from_noise(&flow, "a", sigma.parse().unwrap());
+            let error = max_abs(&audio, &tensor(&format!("a_audio_sigma{sigma}.npy")));
+            assert!(error < tolerance, "{file}, sigma {sigma}: {error}");
+        }
+    }
+    let (flow, _) = B.load("b_state_dict.pt", "state_dict.");
+    for sigma in ["0.6", "1.0"] {
+        let audio = audio_from_noise(&flow, "b", sigma.parse().unwrap());
+        let error = max_abs(&audio, &tensor(&format!("b_audio_sigma{sigma}.npy")));
+        assert!(error < 2e-5, "set B, sigma {sigma}: {error}");
+    }
+}
+
+/// The reference's loss: without the constant, per sample.
+fn reference_loss(flow: &Flow, audio: &Tensor, mel: &Tensor, sigma: f64) -> (Tensor, Tensor) {
+    let (z, log_det) = flow.forward(audio, mel).unwrap();
+    let energy = (z.sqr().unwrap().sum((1, 2)).unwrap() / (2.0 * sigma * sigma)).unwrap();
+    let loss = (energy - log_det).unwrap().sum_all().unwrap();
+    (z.clone(), (loss / z.elem_count() as f64).unwrap())
+}
+
+fn scalar(t: &Tensor) -> f64 {
+    f64::from(t.to_scalar::<f32>().unwrap())
+}
+
+#[test]
+fn latents_loss_and_gradients_equal_the_references() {
+    if parity().is_none() {
+        return;
+    }
+    let json = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(parity().unwrap().join(name)).unwrap()).unwrap()
+    };
+    for (model, set, checkpoint, frames) in [(A, "a", "a_init_state_dict.pt", 4), (B, "b", "b_state_dict.pt", 16)] {
+        let (flow, params) = model.load(checkpoint, "state_dict.");
+        let audio = tensor(&format!("{set}_train_audio.npy")).unsqueeze(1).unwrap();
+        let mel = window(&tensor(&format!("{set}_train_mel.npy")), frames);
+        let (z, loss) = reference_loss(&flow, &audio, &mel, 1.0);
+        assert!(max_abs(&z, &tensor(&format!("{set}_train_z.npy"))) < 1e-5, "set {set}: latents");
+        let expected = json(&format!("{set}_train.json"))["loss_sigma1"].as_f64().unwrap();
+        assert!((scalar(&loss) - expected).abs() < 1e-6, "set {set}: loss {} expected {expected}", scalar(&loss));
+        // our likelihood is the same number, with the Gaussian's constant
+        let (z, log_det) = flow.forward(&audio, &mel).unwrap();
+        let nats = scalar(&nll(&z, &log_det).unwrap().sum_all().unwrap()) / z.elem_count() as f64;
+        assert!((nats - expected - 0.5 * (2.0 * std::f64::consts::PI).ln()).abs() < 1e-5);
+
+        let grads = loss.backward().unwrap();
+        let golden = arrays(&format!("{set}_train_grads.npz"), "");
+        let mut compared = 0;
+        for (name, var) in params.named() {
+            let Some(expected) = model.rename(&golden).remove(&name) else { continue };
+            let got = grads.get(&var).unwrap();
+            let scale = expected.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+            assert!(max_abs(got, &expected) < 1e-4 * scale, "set {set}: gradient of {name}");
+            compared += 1;
+        }
+        assert!(compared >= 5, "set {set}: only {compared} gradients compared");
+        if set == "a" {
+            assert_eq!(compared, params.named().len(), "every parameter of set A has a golden gradient");
+            let (_, loss) = reference_loss(&flow, &audio, &mel, 0.7071);
+            let expected = json("a_train.json")["loss_by_sigma"]["0.7071"].as_f64().unwrap();
+            assert!((scalar(&loss) - expected).abs() < 1e-6);
+        }
+    }
+}
+
+#[test]
+fn a_whole_clip_returns_from_the_latent() {
+    if parity().is_none() {
+        return;
+    }
+    let (flow, _) = B.load("b_state_dict.pt", "state_dict.");
+    let mel = tensor("lj_mel.npy");
+    let frames = mel.dims()[1];
+    let mel = MelSpectrogram::new(mel.flatten_all().unwrap().to_vec1().unwrap(), 80).unwrap();
+    let sound = melglow::audio::decode::read(&parity().unwrap().join("LJ001-0002.wav")).unwrap();
+    let whole = (frames - 1) * HOP;
+    let x = Tensor::from_vec(sound.samples[..whole].to_vec(), (1, 1, whole), &CPU).unwrap();
+    let window = flow.mel_window(&mel, 0, frames - 1).unwrap();
+    let (z, _) = flow.forward(&x, &window).unwrap();
+    let back = flow.inverse(&z, &window).unwrap();
+    assert!(max_abs(&x, &back) < 1e-5, "{}", max_abs(&x, &back));
+}

@@ -1,0 +1,267 @@
+//! The laws of flows: inverse, log-determinant, gradients, fused against graph.
+
+use candle_core::{DType, Device, Tensor, Var};
+use melglow::flow::config::{Block, ConditioningConfig, FlowConfig, StepConfig, WaveNetConfig, WhiteningConfig};
+use melglow::flow::{Flow, nll};
+use melglow::mel::{MelConfig, MelSpectrogram, extract::extract};
+use melglow::net::{Params, WaveNet};
+
+const CPU: Device = Device::Cpu;
+
+/// A small mel convention with a hop of 16.
+fn small_mel() -> MelConfig {
+    MelConfig {
+        sample_rate: 22_050,
+        n_fft: 64,
+        win_length: 64,
+        hop_length: 16,
+        n_mels: 5,
+        f_min: 0.0,
+        f_max: 8000.0,
+        floor: 1e-5,
+    }
+}
+
+fn net(weight_norm: bool, skip: bool) -> WaveNetConfig {
+    WaveNetConfig { channels: 5, kernel: 3, dilations: vec![1, 2, 4], weight_norm, skip }
+}
+
+fn frame() -> ConditioningConfig {
+    ConditioningConfig::Frame { channels: 6, residual_layers: 1 }
+}
+
+fn design(conditioning: ConditioningConfig, group: usize, steps: Vec<StepConfig>) -> FlowConfig {
+    FlowConfig { whitening: None, conditioning, group, blocks: vec![Block { repeat: 1, steps }] }
+}
+
+/// Every step, alone and together.
+fn designs() -> Vec<(&'static str, FlowConfig)> {
+    let coupling = |weight_norm, skip, bound| StepConfig::Coupling { net: net(weight_norm, skip), bound };
+    let all = vec![
+        StepConfig::Asinh { scale: 0.5 },
+        StepConfig::Gain,
+        StepConfig::Actnorm,
+        StepConfig::Mix,
+        coupling(false, false, Some(2.0)),
+        StepConfig::Early { channels: 2 },
+        StepConfig::Mix,
+        coupling(false, true, None),
+    ];
+    let waveglow = vec![
+        StepConfig::Mix,
+        coupling(true, true, None),
+        StepConfig::Early { channels: 2 },
+        StepConfig::Mix,
+        coupling(true, true, None),
+    ];
+    vec![
+        ("asinh", design(frame(), 4, vec![StepConfig::Asinh { scale: 0.5 }])),
+        ("gain", design(frame(), 4, vec![StepConfig::Gain])),
+        ("actnorm", design(frame(), 4, vec![StepConfig::Actnorm])),
+        ("mix", design(frame(), 4, vec![StepConfig::Mix])),
+        ("coupling", design(frame(), 2, vec![coupling(false, false, Some(2.0))])),
+        ("all", design(frame(), 8, all)),
+        ("waveglow", design(ConditioningConfig::Upsample { kernel: 64 }, 8, waveglow)),
+    ]
+}
+
+/// A flow whose every parameter is away from its initial value.
+fn unsettled(config: &FlowConfig) -> (Flow, Vec<(String, Var)>) {
+    let params = Params::seeded(7, &CPU);
+    let flow = Flow::new(config, &small_mel(), params.builder()).unwrap();
+    for (i, (name, var)) in params.named().into_iter().enumerate() {
+        let small = noise(i as u64, var.dims()).affine(0.15, 0.0).unwrap();
+        let origin = match var.dims() {
+            // a mix: well-conditioned, with a negative determinant, as the reference's may have
+            &[n, m] if n == m && name.ends_with("weight") && name.split('.').count() == 3 => {
+                let flip: Vec<f32> =
+                    (0..n * n).map(|k| if k == 0 { -1.0 } else { f32::from(k % (n + 1) == 0) }).collect();
+                Tensor::from_vec(flip, (n, n), &CPU).unwrap()
+            }
+            _ => var.as_tensor().copy().unwrap(),
+        };
+        var.set(&(origin + small).unwrap()).unwrap();
+    }
+    (flow, params.named())
+}
+
+fn noise(seed: u64, shape: &[usize]) -> Tensor {
+    let mut rng = melglow::net::params::named_rng(seed, "test");
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| melglow::net::params::normal(&mut rng)).collect();
+    Tensor::from_vec(values, shape, &CPU).unwrap()
+}
+
+fn inputs(flow: &Flow, batch: usize, frames: usize) -> (Tensor, Tensor) {
+    let context = flow.context();
+    let mel = noise(99, &[batch, 5, context.left + frames + context.right]);
+    (noise(98, &[batch, 1, frames * 16]), mel)
+}
+
+fn max_abs(a: &Tensor, b: &Tensor) -> f32 {
+    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn inverse_returns_the_data() {
+    for (name, config) in designs() {
+        let (flow, _) = unsettled(&config);
+        for (batch, frames) in [(1, 1), (3, 7)] {
+            let (x, mel) = inputs(&flow, batch, frames);
+            let (z, _) = flow.forward(&x, &mel).unwrap();
+            let back = flow.inverse(&z, &mel).unwrap();
+            assert!(max_abs(&x, &back) < 2e-3, "{name}: {}", max_abs(&x, &back));
+            assert!(max_abs(&z, &noise(98, z.dims())) > 1e-2, "{name} is the identity here: the test says nothing");
+        }
+    }
+}
+
+#[test]
+fn log_det_is_that_of_the_numerical_jacobian() {
+    for (name, config) in designs() {
+        let (flow, _) = unsettled(&config);
+        let (x, mel) = inputs(&flow, 1, 1);
+        let n = 16;
+        let (_, log_det) = flow.forward(&x, &mel).unwrap();
+        let log_det = log_det.to_vec1::<f32>().unwrap()[0];
+        let h = 3e-3_f32;
+        let mut columns = Vec::new();
+        for i in 0..n {
+            let unit: Vec<f32> = (0..n).map(|j| if i == j { h } else { 0.0 }).collect();
+            let unit = Tensor::from_vec(unit, (1, 1, n), &CPU).unwrap();
+            let at = |x: Tensor| flow.forward(&x, &mel).unwrap().0.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let (up, down) = (at((&x + &unit).unwrap()), at((&x - &unit).unwrap()));
+            columns.push(up.iter().zip(down).map(|(u, d)| f64::from(u - d) / f64::from(2.0 * h)).collect::<Vec<f64>>());
+        }
+        let numerical = log_abs_det(columns);
+        assert!((numerical - f64::from(log_det)).abs() < 0.02, "{name}: numerical {numerical}, stated {log_det}");
+    }
+}
+
+/// Gaussian elimination with pivoting.
+fn log_abs_det(mut a: Vec<Vec<f64>>) -> f64 {
+    let n = a.len();
+    let mut sum = 0.0;
+    for k in 0..n {
+        let pivot = (k..n).max_by(|&i, &j| a[i][k].abs().total_cmp(&a[j][k].abs())).unwrap();
+        a.swap(k, pivot);
+        sum += a[k][k].abs().ln();
+        for i in k + 1..n {
+            let factor = a[i][k] / a[k][k];
+            for j in k..n {
+                a[i][j] -= factor * a[k][j];
+            }
+        }
+    }
+    sum
+}
+
+#[test]
+fn gradients_are_those_of_finite_differences_at_batch_3() {
+    for (name, config) in designs() {
+        let (flow, params) = unsettled(&config);
+        let (x, mel) = inputs(&flow, 3, 3);
+        let loss = || {
+            let (z, log_det) = flow.forward(&x, &mel).unwrap();
+            (nll(&z, &log_det).unwrap().sum_all().unwrap() / 100.0).unwrap()
+        };
+        let grads = loss().backward().unwrap();
+        for (param, var) in &params {
+            let Some(grad) = grads.get(var) else {
+                // conditioning that no step reads has no gradient
+                assert!(param.starts_with("conditioning"), "{name}: {param} receives no gradient");
+                continue;
+            };
+            // along a random direction: every entry takes part
+            let direction = noise(5, var.dims());
+            let stated = (grad * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+            let origin = var.as_tensor().copy().unwrap();
+            let h = 1e-3;
+            let at = |h: f64| {
+                var.set(&(&origin + (&direction * h).unwrap()).unwrap()).unwrap();
+                loss().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+            };
+            let numerical = (at(h) - at(-h)) / (2.0 * h);
+            var.set(&origin).unwrap();
+            let tolerance = 0.02 * numerical.abs().max(f64::from(stated).abs()) + 0.02;
+            assert!(
+                (numerical - f64::from(stated)).abs() < tolerance,
+                "{name}: {param}: numerical {numerical}, stated {stated}"
+            );
+        }
+    }
+}
+
+#[test]
+fn fused_wavenet_equals_its_graph_in_values_and_gradients() {
+    for (weight_norm, skip, up, steps) in
+        [(true, true, 1, 37), (false, false, 4, 37), (false, true, 4, 3), (true, false, 1, 1)]
+    {
+        let params = Params::seeded(3, &CPU);
+        let wavenet = WaveNet::new(&net(weight_norm, skip), 3, 4, up, params.builder()).unwrap();
+        for (i, (_, var)) in params.named().iter().enumerate() {
+            var.set(&(var.as_tensor() + noise(i as u64, var.dims()).affine(0.2, 0.0).unwrap()).unwrap()).unwrap();
+        }
+        let x = Var::from_tensor(&noise(1, &[3, steps, 3])).unwrap();
+        let cond = Var::from_tensor(&noise(2, &[3, wavenet.shape().cond_rows(steps), wavenet.cond_width()])).unwrap();
+        let weight = noise(4, &[3, steps, 4]);
+        let fused = wavenet.forward(&x, &cond).unwrap();
+        let graph = wavenet.forward_graph(&x, &cond).unwrap();
+        assert!(max_abs(&fused, &graph) < 1e-5, "{}", max_abs(&fused, &graph));
+        let grads = |y: Tensor| (y * &weight).unwrap().sum_all().unwrap().backward().unwrap();
+        let (fused, graph) = (grads(fused), grads(graph));
+        let all = params.named().into_iter().chain([("x".into(), x), ("cond".into(), cond)]);
+        for (name, var) in all {
+            let (Some(a), Some(b)) = (fused.get(&var), graph.get(&var)) else { panic!("{name} has no gradient") };
+            let scale = b.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+            assert!(max_abs(a, b) <= 1e-4 * scale.max(1e-3), "{name}: {} of {scale}", max_abs(a, b));
+        }
+    }
+}
+
+/// A second of a gliding tone in noise.
+fn sound(samples: usize) -> Vec<f32> {
+    noise(11, &[samples])
+        .to_vec1::<f32>()
+        .unwrap()
+        .iter()
+        .enumerate()
+        .map(|(i, n)| 0.3 * (i as f32 * (0.05 + 1e-6 * i as f32)).sin() + 0.02 * n)
+        .collect()
+}
+
+#[test]
+fn whitening_keeps_the_laws_and_pays() {
+    let mel = MelConfig { n_fft: 256, win_length: 256, hop_length: 64, n_mels: 20, ..small_mel() };
+    let mut config = design(frame(), 8, vec![]);
+    config.whitening = Some(WhiteningConfig { order: 32, filters_per_hop: 2, hidden: 8, context: 1, fit_steps: 30 });
+    let params = Params::seeded(1, &CPU);
+    let flow = Flow::new(&config, &mel, params.builder()).unwrap();
+    let x = sound(8000);
+    let spectrogram: MelSpectrogram = extract(&x, &mel).unwrap();
+    let nats = |flow: &Flow| {
+        let (e, log_det) = flow.whiten(&x, &spectrogram).unwrap();
+        e.iter().zip(log_det).map(|(e, l)| 0.5 * f64::from(e * e) + 0.919 - f64::from(l)).sum::<f64>() / 8000.0
+    };
+    let mut losses = Vec::new();
+    flow.fit_whitening(&[(&x, &spectrogram)], 1, &mut |_, _, loss| {
+        losses.push(loss);
+        true
+    })
+    .unwrap();
+    assert!(losses[29] < losses[0], "{losses:?}");
+    let variance = x.iter().map(|x| f64::from(x * x)).sum::<f64>() / 8000.0;
+    let gaussian = 0.5 * (2.0 * std::f64::consts::PI * std::f64::consts::E * variance).ln();
+    assert!(nats(&flow) < gaussian - 1.0, "whitened {} nats a sample, one Gaussian {gaussian}", nats(&flow));
+
+    let (e, log_det) = flow.whiten(&x, &spectrogram).unwrap();
+    let back = flow.unwhiten(&e, &spectrogram).unwrap();
+    assert!(x.iter().zip(&back).all(|(a, b)| (a - b).abs() < 1e-3));
+    // the filter is causal, so the Jacobian is triangular: its diagonal is all there is
+    for at in [0, 63, 64, 4001] {
+        let mut moved = x.clone();
+        moved[at] += 0.1;
+        let changed = flow.whiten(&moved, &spectrogram).unwrap().0;
+        assert!(changed[..at].iter().zip(&e).all(|(a, b)| a == b), "sample {at} changes its past");
+        assert!((((changed[at] - e[at]) / 0.1).ln() - log_det[at]).abs() < 1e-2);
+    }
+}
