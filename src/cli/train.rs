@@ -104,7 +104,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("saving; press Ctrl-C again to leave at once");
+        eprintln!("stopping; press Ctrl-C again to leave at once");
     })
     .map_err(|e| Error::invalid(format!("cannot watch for Ctrl-C: {e}")))?;
     let summary = train::train(&options, &stop)?;

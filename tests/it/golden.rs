@@ -30,7 +30,7 @@ fn parity() -> Option<PathBuf> {
 }
 
 fn tensor(name: &str) -> Tensor {
-    let TensorData { shape, values } = read_array(&parity().unwrap().join(name)).unwrap();
+    let TensorData { shape, values, .. } = read_array(&parity().unwrap().join(name)).unwrap();
     Tensor::from_vec(values, shape, &CPU).unwrap()
 }
 

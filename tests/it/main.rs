@@ -1,7 +1,6 @@
 //! One binary for all integration tests.
 
 mod cli;
-mod golden;
 mod laws;
 mod voice;
 
