@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+pub mod mel;
 pub mod synth;
 pub mod train;
 
@@ -20,6 +21,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Mel(mel::Args),
     Synth(synth::SynthArgs),
     Train(train::TrainArgs),
 }
@@ -30,6 +32,7 @@ enum Command {
 /// reads our output has had enough.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Mel(args) => mel::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Train(args) => train::run(&args).map_err(Into::into),
     };
@@ -75,9 +78,24 @@ pub(crate) fn voice(choice: Option<&str>) -> Result<Voice> {
 }
 
 /// Sets the number of threads of everything that follows; `None`: one per core.
-pub(crate) fn use_threads(threads: Option<usize>) -> Result<()> {
+///
+/// Called first in a command, before anything has started a thread.
+pub(crate) fn use_threads(threads: Option<usize>) -> crate::Result<()> {
+    // candle's own pool spins while it waits, at the cost of whoever shares the machine; and its
+    // products ask this variable for their threads
+    let set = |name: &str, value: String| {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: no other thread runs yet that could read the environment meanwhile.
+            unsafe { std::env::set_var(name, value) };
+        }
+    };
+    set("CANDLE_NUM_THREADS", "1".to_string());
     if let Some(threads) = threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        set("RAYON_NUM_THREADS", threads.to_string());
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()
+            .map_err(|e| crate::Error::invalid(format!("cannot limit threads: {e}")))?;
     }
     Ok(())
 }

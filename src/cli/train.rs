@@ -68,24 +68,12 @@ impl DeviceName {
     }
 }
 
-/// Limits the threads of all parallel work, once per process.
-///
-/// # Errors
-/// If the pool is already running.
-pub fn limit_threads(threads: Option<usize>) -> Result<()> {
-    let Some(threads) = threads else { return Ok(()) };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .map_err(|e| Error::invalid(format!("cannot limit threads: {e}")))
-}
-
 /// Runs the command.
 ///
 /// # Errors
 /// As [`train::train`].
 pub fn run(args: &TrainArgs) -> Result<()> {
-    limit_threads(args.threads)?;
+    super::use_threads(args.threads)?;
     let options = Options {
         data: args.data.clone(),
         out: args.out.clone(),
