@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+pub mod mel;
 pub mod synth;
 pub mod train;
 
@@ -20,6 +21,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Mel(mel::Args),
     Synth(synth::SynthArgs),
     Train(train::TrainArgs),
 }
@@ -30,6 +32,7 @@ enum Command {
 /// reads our output has had enough.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Mel(args) => mel::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Train(args) => train::run(&args).map_err(Into::into),
     };

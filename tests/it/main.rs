@@ -1,6 +1,7 @@
 //! One binary for all integration tests.
 
 mod cli;
+mod golden;
 mod laws;
 mod voice;
 
