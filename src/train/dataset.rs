@@ -93,14 +93,25 @@ pub fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
 }
 
 impl Dataset {
+    /// Names of the clips of a folder, in order, readable or not.
+    ///
+    /// # Errors
+    /// As [`list`].
+    pub fn names(folder: &Path) -> Result<Vec<String>> {
+        Ok(list(folder)?.into_iter().map(|(name, _)| name).collect())
+    }
+
     /// Reads every clip of a folder whose name `wanted` accepts, in parallel. Clips that can't be
     /// used are listed, not fatal.
     ///
     /// # Errors
-    /// If no clip is usable.
+    /// If no clip is wanted, or none is usable.
     pub fn read(folder: &Path, config: &MelConfig, wanted: impl Fn(&str) -> bool) -> Result<Self> {
         let mut files = list(folder)?;
         files.retain(|(name, _)| wanted(name));
+        if files.is_empty() {
+            return Err(Error::file(folder, "none of its clips has such a name"));
+        }
         let read: Vec<_> = files.par_iter().map(|(name, path)| Clip::read(name, path, config)).collect();
         let mut dataset = Self { clips: Vec::new(), skipped: Vec::new(), resampled: 0 };
         for ((name, _), result) in files.into_iter().zip(read) {
@@ -119,11 +130,9 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// Splits off the clips for which `held_out` is true.
-    pub fn split(self, held_out: &[bool]) -> (Vec<Clip>, Vec<Clip>) {
-        let (held, rest): (Vec<_>, Vec<_>) = self.clips.into_iter().zip(held_out).partition(|(_, held)| **held);
-        let clips = |pairs: Vec<(Clip, _)>| pairs.into_iter().map(|(clip, _)| clip).collect();
-        (clips(rest), clips(held))
+    /// The clips that `held_out` doesn't accept, and those that it does.
+    pub fn split(self, held_out: impl Fn(&str) -> bool) -> (Vec<Clip>, Vec<Clip>) {
+        self.clips.into_iter().partition(|clip| !held_out(&clip.name))
     }
 }
 

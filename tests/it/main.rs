@@ -2,6 +2,7 @@
 
 mod cli;
 mod laws;
+mod train;
 mod voice;
 
 use melglow::flow::Flow;
