@@ -145,11 +145,10 @@ fn log_abs_det(mut a: Vec<Vec<f64>>) -> f64 {
         let pivot = (k..n).max_by(|&i, &j| a[i][k].abs().total_cmp(&a[j][k].abs())).unwrap();
         a.swap(k, pivot);
         sum += a[k][k].abs().ln();
-        for i in k + 1..n {
-            let factor = a[i][k] / a[k][k];
-            for j in k..n {
-                a[i][j] -= factor * a[k][j];
-            }
+        let (done, rest) = a.split_at_mut(k + 1);
+        for row in rest {
+            let factor = row[k] / done[k][k];
+            row.iter_mut().zip(&done[k]).for_each(|(value, pivot)| *value -= factor * pivot);
         }
     }
     sum

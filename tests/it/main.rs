@@ -1,6 +1,7 @@
 //! One binary for all integration tests.
 
 mod cli;
+mod golden;
 mod laws;
 mod train;
 mod voice;
@@ -30,7 +31,7 @@ fn tiny_voice(name: &str) -> Voice {
     let params = Params::seeded(1, &candle_core::Device::Cpu);
     Flow::new(&flow, &mel, params.builder()).unwrap();
     let tensors: Vec<_> = params.named().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
-    let synthesis = SynthesisConfig { sigma: 0.5, refine: 2 };
+    let synthesis = SynthesisConfig { sigma: 0.02, refine: 2 };
     Voice::from_parts(VoiceConfig::new(name, mel, flow, synthesis), &tensors).unwrap()
 }
 

@@ -13,7 +13,7 @@ fn tensors(voice: &Voice) -> Vec<(String, Tensor)> {
 }
 
 fn config() -> VoiceConfig {
-    let synthesis = SynthesisConfig { sigma: 0.5, refine: 2 };
+    let synthesis = SynthesisConfig { sigma: 0.02, refine: 2 };
     VoiceConfig::new("tiny", MelConfig::nvidia(), tiny_flow(), synthesis)
 }
 
@@ -129,10 +129,10 @@ fn damaged_folders_are_refused_in_one_line() {
         with("\"format\": 1", "\"format\": 2"),
         "config.json: format is 2, expected 1: another version of melglow wrote this voice"
     );
-    assert_eq!(with("\"sigma\": 0.5", "\"sigma\": -1"), "config.json: sigma is -1, expected 0 to 10");
+    assert_eq!(with("\"sigma\": 0.02", "\"sigma\": -1"), "config.json: sigma is -1, expected 0 to 10");
     assert_eq!(
         with("\"hop_length\": 256", "\"hop_length\": 250"),
-        "config.json: hop_length 250 is not a multiple of the flow's group 16"
+        "config.json: flow config: group is 16, expected 2 to 256 and a divisor of the hop 250"
     );
     fs::write(&json, &good[..good.len() / 2]).unwrap();
     assert!(refusal(&dir).starts_with("config.json: EOF while parsing"));
