@@ -1,5 +1,6 @@
 //! Clips on disk → whitened residuals in memory → random segments.
 
+use super::log::Progress;
 use crate::flow::Flow;
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::net::params::{named_rng, uniform};
@@ -9,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 /// File names that a plain folder of audio may hold.
 const EXTENSIONS: [&str; 8] = ["wav", "flac", "mp3", "ogg", "oga", "m4a", "aac", "mp4"];
@@ -112,7 +113,18 @@ impl Dataset {
         if files.is_empty() {
             return Err(Error::file(folder, "none of its clips has such a name"));
         }
-        let read: Vec<_> = files.par_iter().map(|(name, path)| Clip::read(name, path, config)).collect();
+        let progress = Mutex::new((0, Progress::new("reading", 0, files.len())));
+        let read = |(name, path): &(String, PathBuf)| {
+            let clip = Clip::read(name, path, config);
+            if let Ok(mut progress) = progress.lock() {
+                progress.0 += 1;
+                let (done, bar) = &mut *progress;
+                bar.at(*done, String::new);
+            }
+            clip
+        };
+        let read: Vec<_> = files.par_iter().map(read).collect();
+        drop(progress);
         let mut dataset = Self { clips: Vec::new(), skipped: Vec::new(), resampled: 0 };
         for ((name, _), result) in files.into_iter().zip(read) {
             match result {

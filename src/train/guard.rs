@@ -28,14 +28,13 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// What is wrong with a step, if something is: its loss, its gradient norm, the norms of the steps
-/// before it, and the norm that clipping leaves.
-pub fn fault(loss: f64, norm: f64, norms: &[f32], clip_norm: f64) -> Option<Fault> {
+/// What is wrong with a step, if something is: its loss, its gradient norm, and the norms of the
+/// steps before it.
+pub fn fault(loss: f64, norm: f64, norms: &[f32]) -> Option<Fault> {
     if !loss.is_finite() || !norm.is_finite() {
         return Some(Fault::NotFinite);
     }
-    // a norm below the clip can't do harm, however small the usual ones are
-    if norms.len() < NORMS || norm <= clip_norm {
+    if norms.len() < NORMS {
         return None;
     }
     let mut sorted = norms.to_vec();
@@ -58,13 +57,12 @@ mod tests {
     #[test]
     fn only_what_is_far_off_is_a_fault() {
         let mut norms = Vec::new();
-        assert_eq!(fault(f64::NAN, 1.0, &norms, 1.0), Some(Fault::NotFinite));
-        assert_eq!(fault(1.0, f64::INFINITY, &norms, 1.0), Some(Fault::NotFinite));
-        assert_eq!(fault(1.0, 1e9, &norms, 1.0), None, "nothing to compare with yet");
+        assert_eq!(fault(f64::NAN, 1.0, &norms), Some(Fault::NotFinite));
+        assert_eq!(fault(1.0, f64::INFINITY, &norms), Some(Fault::NotFinite));
+        assert_eq!(fault(1.0, 1e9, &norms), None, "nothing to compare with yet");
         (0..300).for_each(|i| remember(&mut norms, 0.5 + f64::from(i % 7) / 10.0));
         assert_eq!(norms.len(), NORMS);
-        assert_eq!(fault(1.0, 7.9, &norms, 1.0), None);
-        assert_eq!(fault(1.0, 8.1, &norms, 1.0), Some(Fault::Jump { norm: 8.1, median: 0.8 }));
-        assert_eq!(fault(1.0, 8.1, &norms, 10.0), None, "clipping leaves it as it is");
+        assert_eq!(fault(1.0, 7.9, &norms), None);
+        assert_eq!(fault(1.0, 8.1, &norms), Some(Fault::Jump { norm: 8.1, median: 0.8 }));
     }
 }

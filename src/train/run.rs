@@ -72,7 +72,10 @@ pub fn train(options: &Options, stop: &AtomicBool) -> Result<Summary> {
     let samples = clips.iter().chain(&held).map(|c| c.frames(recipe.mel.hop_length) * recipe.mel.hop_length).sum();
     eprintln!("{values} parameters; {}", Estimate::new(&recipe, values, samples));
     let mut session = match resumed {
-        Some(step) => Session::resume(options, recipe, step, &sampler)?,
+        Some(step) => {
+            drop((params, flow)); // the checkpoint has its own
+            Session::resume(options, recipe, step, &sampler)?
+        }
         None => {
             if flow.has_whitening() {
                 fit_whitening(&flow, &clips, seed, stop)?;

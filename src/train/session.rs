@@ -183,7 +183,7 @@ impl Session {
         let norm = self.optimiser.grad_norm();
         let lr = t.learning_rate_at(self.state.step) * self.state.lr_scale;
         self.state.rng_words = self.rng.get_word_pos() as u64;
-        match guard::fault(nats, norm, &self.state.norms, t.clip_norm) {
+        match guard::fault(nats, norm, &self.state.norms) {
             None => {
                 self.optimiser.step(lr, norm)?;
                 self.state.updates = self.optimiser.updates();
