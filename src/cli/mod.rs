@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+pub mod eval;
 pub mod mel;
 pub mod synth;
 pub mod train;
@@ -24,6 +25,7 @@ enum Command {
     Mel(mel::Args),
     Synth(synth::SynthArgs),
     Train(train::TrainArgs),
+    Eval(eval::EvalArgs),
 }
 
 /// Runs the command that the process's arguments ask for.
@@ -35,6 +37,7 @@ pub fn main() -> ExitCode {
         Command::Mel(args) => mel::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Train(args) => train::run(&args).map_err(Into::into),
+        Command::Eval(args) => eval::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@ use crate::flow::FlowConfig;
 use crate::mel::MelConfig;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::path::Path;
 
 /// The recipes that the binary carries: name and JSON.
@@ -85,16 +86,13 @@ pub enum Validation {
 }
 
 impl Validation {
-    /// For each of the clip `names` (in order), whether it is held out.
-    pub fn held_out(&self, names: &[&str]) -> Vec<bool> {
-        match self {
-            Self::Clips { names: ranges } => {
-                names.iter().map(|name| ranges.iter().any(|range| in_range(name, range))).collect()
-            }
-            Self::EveryNth { every } => {
-                (0..names.len()).map(|i| (names.len() - 1 - i).is_multiple_of(*every)).collect()
-            }
-        }
+    /// Those of the clip `names` (in order) that are held out.
+    pub fn held_out(&self, names: &[String]) -> HashSet<String> {
+        let held = |&(i, name): &(usize, &String)| match self {
+            Self::Clips { names: ranges } => ranges.iter().any(|range| in_range(name, range)),
+            Self::EveryNth { every } => (names.len() - 1 - i).is_multiple_of(*every),
+        };
+        names.iter().enumerate().filter(held).map(|(_, name)| name.clone()).collect()
     }
 }
 
@@ -209,10 +207,13 @@ mod tests {
 
     #[test]
     fn ranges_hold_both_ends() {
-        let held = Validation::Clips { names: vec!["b..d".into(), "x".into()] };
-        let names = ["a", "b", "c", "d", "e", "x"];
-        assert_eq!(held.held_out(&names), [false, true, true, true, false, true]);
-        assert_eq!(Validation::EveryNth { every: 3 }.held_out(&names), [false, false, true, false, false, true]);
+        let names = ["a", "b", "c", "d", "e", "x"].map(String::from);
+        let held_out = |validation: Validation| {
+            let held = validation.held_out(&names);
+            names.iter().filter(|name| held.contains(*name)).map(String::as_str).collect::<String>()
+        };
+        assert_eq!(held_out(Validation::Clips { names: vec!["b..d".into(), "x".into()] }), "bcdx");
+        assert_eq!(held_out(Validation::EveryNth { every: 3 }), "cx");
     }
 
     #[test]

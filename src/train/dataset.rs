@@ -1,5 +1,6 @@
 //! Clips on disk → whitened residuals in memory → random segments.
 
+use super::log::Progress;
 use crate::flow::Flow;
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::net::params::{named_rng, uniform};
@@ -9,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 /// File names that a plain folder of audio may hold.
 const EXTENSIONS: [&str; 8] = ["wav", "flac", "mp3", "ogg", "oga", "m4a", "aac", "mp4"];
@@ -93,15 +94,37 @@ pub fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
 }
 
 impl Dataset {
+    /// Names of the clips of a folder, in order, readable or not.
+    ///
+    /// # Errors
+    /// As [`list`].
+    pub fn names(folder: &Path) -> Result<Vec<String>> {
+        Ok(list(folder)?.into_iter().map(|(name, _)| name).collect())
+    }
+
     /// Reads every clip of a folder whose name `wanted` accepts, in parallel. Clips that can't be
     /// used are listed, not fatal.
     ///
     /// # Errors
-    /// If no clip is usable.
+    /// If no clip is wanted, or none is usable.
     pub fn read(folder: &Path, config: &MelConfig, wanted: impl Fn(&str) -> bool) -> Result<Self> {
         let mut files = list(folder)?;
         files.retain(|(name, _)| wanted(name));
-        let read: Vec<_> = files.par_iter().map(|(name, path)| Clip::read(name, path, config)).collect();
+        if files.is_empty() {
+            return Err(Error::file(folder, "none of its clips has such a name"));
+        }
+        let progress = Mutex::new((0, Progress::new("reading", 0, files.len())));
+        let read = |(name, path): &(String, PathBuf)| {
+            let clip = Clip::read(name, path, config);
+            if let Ok(mut progress) = progress.lock() {
+                progress.0 += 1;
+                let (done, bar) = &mut *progress;
+                bar.at(*done, String::new);
+            }
+            clip
+        };
+        let read: Vec<_> = files.par_iter().map(read).collect();
+        drop(progress);
         let mut dataset = Self { clips: Vec::new(), skipped: Vec::new(), resampled: 0 };
         for ((name, _), result) in files.into_iter().zip(read) {
             match result {
@@ -119,11 +142,9 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// Splits off the clips for which `held_out` is true.
-    pub fn split(self, held_out: &[bool]) -> (Vec<Clip>, Vec<Clip>) {
-        let (held, rest): (Vec<_>, Vec<_>) = self.clips.into_iter().zip(held_out).partition(|(_, held)| **held);
-        let clips = |pairs: Vec<(Clip, _)>| pairs.into_iter().map(|(clip, _)| clip).collect();
-        (clips(rest), clips(held))
+    /// The clips that `held_out` doesn't accept, and those that it does.
+    pub fn split(self, held_out: impl Fn(&str) -> bool) -> (Vec<Clip>, Vec<Clip>) {
+        self.clips.into_iter().partition(|clip| !held_out(&clip.name))
     }
 }
 

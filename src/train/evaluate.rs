@@ -1,10 +1,11 @@
 //! Held-out likelihood: the figure that training reports and `melglow eval` prints.
 
 use super::dataset::Clip;
-use crate::Result;
 use crate::flow::{self, Flow};
 use crate::mel::MelConfig;
+use crate::{Error, Result};
 use candle_core::{Device, Tensor};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Likelihood of one clip.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -28,7 +29,11 @@ pub fn clip_bits(flow: &Flow, mel: &MelConfig, clip: &Clip, device: &Device) -> 
     let x = Tensor::from_slice(&whitened.residual, (1, 1, samples), device)?;
     let window = flow.mel_window(&clip.mel, 0, clip.frames(hop))?.to_device(device)?;
     let (z, log_det) = flow.forward(&x, &window)?;
-    let nats = f64::from(flow::nll(&z, &log_det)?.to_vec1::<f32>()?[0])
+    // as flow::nll, but summed in f64: a clip has hundreds of thousands of terms
+    let z: Vec<f32> = z.flatten_all()?.to_vec1()?;
+    let half_square = 0.5 * z.iter().map(|&z| f64::from(z).powi(2)).sum::<f64>();
+    let nats = half_square + 0.5 * samples as f64 * std::f64::consts::TAU.ln()
+        - f64::from(log_det.to_vec1::<f32>()?[0])
         - whitened.log_det.iter().map(|&v| f64::from(v)).sum::<f64>();
     Ok(ClipBits { clip: clip.name.clone(), samples, bits: flow::bits_per_sample(nats / samples as f64) })
 }
@@ -58,11 +63,30 @@ impl Bits {
     }
 }
 
-/// Likelihood of `clips`, each whole.
+/// Likelihood of `clips` (at least one), each whole.
 ///
 /// # Errors
-/// If the flow fails.
-pub fn bits(flow: &Flow, mel: &MelConfig, clips: &[Clip], device: &Device) -> Result<Bits> {
-    let clips: Vec<_> = clips.iter().map(|clip| clip_bits(flow, mel, clip, device)).collect::<Result<_>>()?;
-    Ok(Bits::of(clips))
+/// If the flow fails; [`Error::Interrupted`] soon after `stop` is set.
+pub fn bits(flow: &Flow, mel: &MelConfig, clips: &[Clip], device: &Device, stop: &AtomicBool) -> Result<Bits> {
+    let judge = |clip| {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        clip_bits(flow, mel, clip, device)
+    };
+    Ok(Bits::of(clips.iter().map(judge).collect::<Result<_>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_clips_weigh_more_in_the_figure_but_not_in_the_mean() {
+        let clip = |samples, bits| ClipBits { clip: String::new(), samples, bits };
+        let bits = Bits::of(vec![clip(100, 8.0), clip(300, 6.0)]);
+        assert_eq!((bits.per_sample, bits.mean), (6.5, 7.0));
+        assert!((bits.ci95 - 1.96).abs() < 1e-12);
+        assert_eq!(Bits::of(vec![clip(1, 8.0)]).ci95, 0.0);
+    }
 }

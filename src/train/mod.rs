@@ -4,9 +4,13 @@ pub mod checkpoint;
 pub mod config;
 pub mod dataset;
 pub mod evaluate;
+pub mod guard;
 pub mod log;
+pub mod memory;
 pub mod optimiser;
 pub mod run;
+mod session;
+pub mod tensorboard;
 
 pub use config::Recipe;
 pub use run::{Options, Summary, train};

@@ -3,6 +3,7 @@
 mod cli;
 mod golden;
 mod laws;
+mod train;
 mod voice;
 
 use melglow::flow::Flow;

@@ -1,0 +1,84 @@
+//! How much memory a run will take, roughly, before it starts.
+
+use super::config::Recipe;
+use crate::flow::config::{ConditioningConfig, StepConfig};
+
+/// Copies of each parameter: the variable, the optimiser's weight, gradient, two moments and
+/// average, the graph's gradient, and twice the flat copy that the fused conditioner takes.
+const PARAMETER_COPIES: u64 = 9;
+/// Tensors of the size of the data that the graph keeps per step of the flow.
+const GRAPH_TENSORS: u64 = 12;
+/// Activations above which the fused conditioner computes them again (per coupling, bytes).
+const KEPT: u64 = 16 << 20;
+const F32: u64 = 4;
+
+/// An estimate in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    /// Parameters, gradients, moments, average.
+    pub parameters: u64,
+    /// Activations of one forward and backward pass.
+    pub activations: u64,
+    /// Clips, once all are whitened.
+    pub clips: u64,
+}
+
+impl Estimate {
+    /// For a recipe with `values` parameters on clips of `samples` samples in all.
+    pub fn new(recipe: &Recipe, values: usize, samples: usize) -> Self {
+        let (values, samples) = (values as u64, samples as u64);
+        let mel = recipe.mel.n_mels as u64 * F32 / recipe.mel.hop_length as u64;
+        let (group, hop) = (recipe.flow.group as u64, recipe.mel.hop_length as u64);
+        let t = &recipe.training;
+        let passes = (t.batch * t.segment_samples) as u64;
+        let steps = passes / group;
+        // conditioning at the step rate, or a row per frame
+        let (rows, features) = match recipe.flow.conditioning {
+            ConditioningConfig::Upsample { .. } => (steps, recipe.mel.n_mels as u64 * group),
+            ConditioningConfig::Frame { channels, .. } => (passes / hop + t.batch as u64, channels as u64),
+        };
+        let mut activations = 3 * rows * features * F32;
+        let mut largest = 0;
+        for block in &recipe.flow.blocks {
+            for step in &block.steps {
+                let mut here = GRAPH_TENSORS * steps * group * F32;
+                if let StepConfig::Coupling { net, .. } = step {
+                    let width = (net.channels * net.dilations.len()) as u64;
+                    let kept = 3 * steps * width * F32;
+                    here += kept.min(KEPT) + 2 * rows * 2 * width * F32;
+                    largest = largest.max(2 * kept);
+                }
+                activations += block.repeat as u64 * here;
+            }
+        }
+        Self {
+            parameters: PARAMETER_COPIES * values * F32,
+            activations: activations + largest,
+            // 16-bit samples, residuals, mel
+            clips: samples * (2 + F32 + mel),
+        }
+    }
+
+    /// All together.
+    pub fn total(&self) -> u64 {
+        self.parameters + self.activations + self.clips
+    }
+}
+
+impl std::fmt::Display for Estimate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "memory about {}: parameters and moments {}, activations {}, clips {}",
+            size(self.total()),
+            size(self.parameters),
+            size(self.activations),
+            size(self.clips)
+        )
+    }
+}
+
+fn size(bytes: u64) -> String {
+    let mega = bytes as f64 / 1e6;
+    if mega < 1000.0 { format!("{mega:.0} MB") } else { format!("{:.1} GB", mega / 1000.0) }
+}

@@ -1,0 +1,280 @@
+//! Training: what it reads, what it writes, and that it goes on exactly where it stopped.
+
+use assert_cmd::Command;
+use candle_core::Device;
+use melglow::audio::wav::{self, WavFormat};
+use melglow::flow::config::{Block, StepConfig, WhiteningConfig};
+use melglow::mel::MelConfig;
+use melglow::train::config::Validation;
+use melglow::train::dataset::Dataset;
+use melglow::train::{Options, Recipe, Summary, checkpoint, train};
+use melglow::voice::Voice;
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// A folder with `data/` in the LJSpeech layout: clips a to f, each of about half a second.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        fs::create_dir_all(place.path("data/wavs")).unwrap();
+        let mut metadata = String::new();
+        for (i, name) in ["a", "b", "c", "d", "e", "f"].iter().enumerate() {
+            let pitch = 0.02 + 0.01 * i as f32;
+            let mut noise = 1u32;
+            let samples: Vec<f32> = (0..11_000 + 100 * i)
+                .map(|t| {
+                    noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    0.3 * (pitch * t as f32).sin() + 0.02 * (noise as f32 / u32::MAX as f32 - 0.5)
+                })
+                .collect();
+            let path = place.path(format!("data/wavs/{name}.wav"));
+            wav::write(&path, &samples, 22_050, WavFormat::Int16).unwrap();
+            metadata += &format!("{name}|Some text.|Some text.\n");
+        }
+        fs::write(place.path("data/metadata.csv"), metadata).unwrap();
+        place
+    }
+
+    fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn options(&self, recipe: &Recipe, out: &str) -> Options {
+        Options {
+            data: self.path("data"),
+            out: self.path(out),
+            recipe: Some(recipe.clone()),
+            steps: None,
+            batch: None,
+            seed: None,
+            resume: false,
+            stop_after: None,
+            device: Device::Cpu,
+        }
+    }
+
+    fn train(&self, recipe: &Recipe, out: &str) -> Summary {
+        train(&self.options(recipe, out), &AtomicBool::new(false)).unwrap()
+    }
+
+    /// The lines of a run's log.
+    fn log(&self, out: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.path(out).join("log.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The real program: exit code and standard output and error.
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let mut command: Command = assert_cmd::cargo::cargo_bin_cmd!("melglow");
+        let output = command.current_dir(self.path("")).args(args).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().expect("no signal"), text(output.stdout), text(output.stderr))
+    }
+}
+
+/// The tiny recipe for a handful of steps.
+fn recipe(steps: usize) -> Recipe {
+    let mut recipe = Recipe::open("tiny").unwrap();
+    recipe.training.steps = steps;
+    recipe.training.init_batch = 4;
+    recipe.training.eval_every = 5;
+    recipe.training.checkpoint_every = 7;
+    recipe.validation = Validation::Clips { names: vec!["e..f".into()] };
+    recipe
+}
+
+/// A recipe with every step and every feature of training.
+fn rich_recipe(steps: usize) -> Recipe {
+    let mut recipe = recipe(steps);
+    recipe.flow.whitening = Some(WhiteningConfig { order: 8, filters_per_hop: 2, hidden: 8, context: 1, fit_steps: 3 });
+    recipe.flow.blocks.insert(0, Block { repeat: 1, steps: vec![StepConfig::Asinh { scale: 0.5 }, StepConfig::Gain] });
+    recipe.flow.blocks.push(Block { repeat: 1, steps: vec![StepConfig::Early { channels: 2 }, StepConfig::Mix] });
+    recipe.training.accumulate = 2;
+    recipe.training.batch = 3;
+    recipe.training.weight_decay = 0.01;
+    recipe
+}
+
+/// All files of a checkpoint, by name.
+fn bytes(checkpoint: &Path) -> Vec<(String, Vec<u8>)> {
+    ["config.json", "model.safetensors", "train/optimiser.safetensors", "train/state.json"]
+        .map(|name| (name.to_string(), fs::read(checkpoint.join(name)).unwrap()))
+        .into()
+}
+
+#[test]
+fn resumed_is_straight_to_the_bit() {
+    let place = Place::new();
+    let recipe = rich_recipe(20);
+    let straight = place.train(&recipe, "straight");
+    assert!(straight.complete);
+
+    let stopped =
+        train(&Options { stop_after: Some(10), ..place.options(&recipe, "halves") }, &AtomicBool::new(false)).unwrap();
+    assert_eq!((stopped.step, stopped.complete), (10, false));
+    let resumed =
+        train(&Options { resume: true, ..place.options(&recipe, "halves") }, &AtomicBool::new(false)).unwrap();
+    assert_eq!((resumed.step, resumed.complete), (20, true));
+    for (straight, resumed) in bytes(&straight.checkpoint).into_iter().zip(bytes(&resumed.checkpoint)) {
+        assert!(straight == resumed, "{} differs", straight.0);
+    }
+    // and so do the figures, but for the clock's
+    let figures = |out| {
+        let mut log = place.log(out);
+        log.iter_mut().for_each(|line| drop(line.as_object_mut().unwrap().remove("samples_per_s")));
+        log
+    };
+    assert_eq!(figures("straight"), figures("halves"));
+}
+
+#[test]
+fn a_resumed_log_forgets_what_came_after_the_checkpoint() {
+    let place = Place::new();
+    let recipe = recipe(20);
+    place.train(&recipe, "run");
+    let before = place.log("run").len();
+    fs::remove_dir_all(place.path("run/step-20")).unwrap();
+    train(&Options { resume: true, ..place.options(&recipe, "run") }, &AtomicBool::new(false)).unwrap();
+    assert_eq!(place.log("run").len(), before);
+}
+
+#[test]
+fn training_learns_and_keeps_few_checkpoints_and_the_best() {
+    let place = Place::new();
+    let mut recipe = recipe(120);
+    recipe.training.eval_every = 40;
+    let summary = place.train(&recipe, "run");
+    let bits: Vec<f64> = place.log("run").iter().filter_map(|line| line["held_out_bits"].as_f64()).collect();
+    assert_eq!(bits.len(), 4);
+    assert!(bits[3] < bits[0] - 1.0, "{bits:?}");
+    assert_eq!(summary.bits, Some(bits[3]));
+    let steps = checkpoint::steps(&place.path("run")).unwrap();
+    assert!(steps.len() <= 4 && steps.contains(&120), "{steps:?}");
+    // a checkpoint is a voice, and nothing else lies around
+    Voice::open(&summary.checkpoint).unwrap();
+    let strange: Vec<_> = fs::read_dir(place.path("run"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.starts_with("step-") && name != "log.jsonl" && name != "tensorboard")
+        .collect();
+    assert!(strange.is_empty(), "{strange:?}");
+}
+
+#[test]
+fn eval_says_what_training_said() {
+    let place = Place::new();
+    let mut recipe = recipe(6);
+    recipe.flow = rich_recipe(6).flow;
+    let summary = place.train(&recipe, "run");
+    let (code, out, err) = place.run(&["eval", "--voice", "run/step-6", "--data", "data", "--json"]);
+    assert_eq!(code, 0, "{err}");
+    let eval: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(eval["per_sample"].as_f64(), summary.bits);
+    assert_eq!(eval["clips"].as_array().unwrap().len(), 2);
+    let (code, out, _) = place.run(&["eval", "--voice", "run/step-6", "--data", "data", "--clips", "a..b,d"]);
+    assert_eq!(code, 0);
+    assert!(out.contains("mean of 3 clips "), "{out}");
+}
+
+#[test]
+fn divergence_skips_rolls_back_and_gives_up() {
+    let place = Place::new();
+    let mut recipe = recipe(500);
+    recipe.training.learning_rate = 1e15;
+    recipe.training.eval_every = 1000;
+    recipe.training.checkpoint_every = 1000;
+    let error = train(&place.options(&recipe, "run"), &AtomicBool::new(false)).unwrap_err().to_string();
+    assert!(error.starts_with("training diverges at step "), "{error}");
+    let log = place.log("run");
+    let events = |name: &str| log.iter().filter(|line| line["event"] == name).count();
+    assert_eq!((events("skipped"), events("rollback")), (60, 5));
+    let skipped = log.iter().find(|line| line["event"] == "skipped").unwrap();
+    assert_eq!(skipped["clips"].as_array().unwrap().len(), recipe.training.batch);
+    // the checkpoint that it went back to is whole
+    Voice::open(place.path("run/step-0")).unwrap();
+}
+
+#[test]
+fn bad_clips_are_named_and_skipped_all_at_once() {
+    let place = Place::new();
+    let good = fs::read(place.path("data/wavs/a.wav")).unwrap();
+    fs::write(place.path("data/wavs/b.wav"), &good[..30]).unwrap();
+    fs::write(place.path("data/wavs/c.wav"), "no sound at all").unwrap();
+    fs::write(place.path("data/wavs/d.wav"), &good[..44]).unwrap();
+    fs::write(place.path("data/metadata.csv"), "a|x|x\r\n\r\nb|x|x\r\nc|x|x\r\nd|x|x\r\nmissing|x|x\r\n\n").unwrap();
+    let dataset = Dataset::read(&place.path("data"), &MelConfig::nvidia(), |_| true).unwrap();
+    assert_eq!(dataset.clips.iter().map(|clip| clip.name.as_str()).collect::<Vec<_>>(), ["a"]);
+    let names: Vec<_> = dataset.skipped.iter().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!(names, ["b", "c", "d", "missing"], "{:?}", dataset.skipped);
+    assert!(dataset.skipped.iter().all(|line| !line.contains('\n')), "{:?}", dataset.skipped);
+}
+
+#[test]
+fn a_plain_folder_of_audio_will_do() {
+    let place = Place::new();
+    fs::write(place.path("data/wavs/notes.txt"), "not sound").unwrap();
+    let dataset = Dataset::read(&place.path("data/wavs"), &MelConfig::nvidia(), |_| true).unwrap();
+    assert_eq!((dataset.clips.len(), dataset.skipped.len(), dataset.resampled), (6, 0, 0));
+    let other = MelConfig { sample_rate: 16_000, ..MelConfig::nvidia() };
+    let dataset = Dataset::read(&place.path("data/wavs"), &other, |name| name == "a").unwrap();
+    assert_eq!((dataset.clips.len(), dataset.resampled), (1, 1));
+}
+
+#[test]
+fn the_program_says_what_is_wrong_on_one_line() {
+    let place = Place::new();
+    fs::create_dir(place.path("empty")).unwrap();
+    let refusal = |args: &[&str]| {
+        let (code, out, err) = place.run(args);
+        assert_eq!((code, out.as_str(), err.lines().count()), (1, "", 1), "{err}");
+        err.trim_end().strip_prefix("melglow: ").unwrap().to_string()
+    };
+    let train = |data, recipe, more: &[&str]| {
+        refusal(&[&["train", "--data", data, "--recipe", recipe, "--out", "run"], more].concat())
+    };
+    assert_eq!(
+        train("data", "grande", &[]),
+        "there is no recipe grande, neither a built-in one (tiny, lj, waveglow, waveglow-64) nor a file"
+    );
+    fs::write(place.path("own.json"), "{\"name\": \"own\", \"colour\": 3}").unwrap();
+    assert!(train("data", "own.json", &[]).starts_with("recipe own.json: unknown field `colour`"));
+    assert_eq!(train("empty", "tiny", &[]), "empty: no clips: expected metadata.csv with wavs/, or audio files");
+    assert!(train("nowhere", "tiny", &[]).starts_with("cannot read nowhere: "));
+    assert_eq!(train("data", "tiny", &["--resume"]), "run: holds no checkpoint to resume from");
+    assert!(!place.path("run").exists(), "something is left behind");
+    let (code, _, err) = place.run(&["train", "--data", "data", "--recipe", "tiny", "--out", "run", "--steps", "2"]);
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(train("data", "tiny", &[]), "run: holds a run at step 2; add --resume, or choose another folder");
+    assert_eq!(
+        train("data", "lj", &["--resume"]),
+        "run: the run was started with another recipe; leave --recipe and --batch out"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_saves_and_leaves() {
+    let place = Place::new();
+    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin!("melglow"))
+        .current_dir(place.path(""))
+        .args(["train", "--data", "data", "--recipe", "tiny", "--out", "run", "--steps", "1000000"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = std::time::Instant::now();
+    // wait for the first line of figures: the loop is running
+    while fs::read_to_string(place.path("run/log.jsonl")).map_or(0, |log| log.lines().count()) < 3 {
+        assert!(begun.elapsed().as_secs() < 100, "training does not start");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let step = *checkpoint::steps(&place.path("run")).unwrap().last().unwrap();
+    assert!(step > 0);
+    Voice::open(checkpoint::folder(&place.path("run"), step)).unwrap();
+}
