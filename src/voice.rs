@@ -84,6 +84,9 @@ impl VoiceConfig {
 impl SynthesisConfig {
     /// The largest standard deviation accepted.
     pub const MAX_SIGMA: f32 = 10.0;
+    /// Passes of refinement that new voices ask for: on six held-out clips PESQ 3.83 / 3.95 / 4.03 and
+    /// DistillMOS 4.07 / 4.13 / 4.15 at 30 / 60 / 120 passes.
+    pub const DEFAULT_REFINE: usize = 60;
     /// The most refinement passes accepted.
     pub const MAX_REFINE: usize = 1000;
 

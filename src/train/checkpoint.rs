@@ -88,7 +88,7 @@ pub fn steps(run: &Path) -> Result<Vec<usize>> {
 /// If it can't be written.
 pub fn save(run: &Path, recipe: &Recipe, params: &Params, optimiser: &Optimiser, state: &State) -> Result<()> {
     let tensors = averaged(params, optimiser, &Device::Cpu)?;
-    let synthesis = SynthesisConfig { sigma: 1.0, refine: 0 };
+    let synthesis = SynthesisConfig { sigma: 1.0, refine: SynthesisConfig::DEFAULT_REFINE };
     let config = VoiceConfig::new(&recipe.name, recipe.mel.clone(), recipe.flow.clone(), synthesis);
     let tensors: Vec<_> = tensors.into_iter().collect();
     Voice::from_parts(config, &tensors)?.save_with(folder(run, state.step), |dir| {
