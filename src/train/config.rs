@@ -198,10 +198,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn built_in_recipes_parse() {
-        for (name, json) in RECIPES {
-            let recipe: Recipe = serde_json::from_str(json).unwrap_or_else(|e| panic!("{name}: {e}"));
-            assert_eq!(recipe.name, name);
+    fn built_in_recipes_are_valid() {
+        for (name, _) in RECIPES {
+            assert_eq!(Recipe::open(name).unwrap().name, name);
         }
     }
 
