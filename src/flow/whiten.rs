@@ -8,7 +8,7 @@
 use super::config::WhiteningConfig;
 use crate::kernels::predict::{Predictor, levinson, residual, synthesise};
 use crate::mel::filterbank::{band_centres, mel_filterbank};
-use crate::mel::stft::Stft;
+use crate::mel::stft::{Scratch, Stft};
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::net::params::{named_rng, uniform};
 use crate::net::wavenet::linear;
@@ -125,15 +125,28 @@ impl Whiten {
             .collect())
     }
 
-    /// The net's input, `[frames, (2·context + 1)·n_mels]`, edges repeated.
-    fn net_input(&self, mel: &MelSpectrogram) -> Vec<f32> {
-        let (frames, context) = (mel.frames(), self.config.context);
-        let columns = mel.transposed();
-        let n = mel.n_mels();
-        (0..frames)
-            .flat_map(|f| (0..=2 * context).map(move |d| (f + d).saturating_sub(context).min(frames - 1)))
+    /// The net's input for one frame of `columns` `[frames, n_mels]`, edges repeated.
+    fn net_row(&self, columns: &MelSpectrogram, frame: usize) -> Vec<f32> {
+        // `columns` is transposed: its rows are frames
+        let (frames, n, context) = (columns.n_mels(), columns.frames(), self.config.context);
+        (0..=2 * context)
+            .map(|d| (frame + d).saturating_sub(context).min(frames - 1))
             .flat_map(|f| columns.values()[f * n..][..n].iter().map(|v| v * 0.25 + 1.25))
             .collect()
+    }
+
+    /// The net's input, `[frames, (2·context + 1)·n_mels]`.
+    fn net_input(&self, mel: &MelSpectrogram) -> Vec<f32> {
+        let columns = mel.transposed();
+        (0..mel.frames()).flat_map(|f| self.net_row(&columns, f)).collect()
+    }
+
+    /// `|X|²` of one frame as a power per sample.
+    fn periodogram(&self, samples: &[f32], frame: usize, scratch: &mut Scratch) -> Vec<f32> {
+        let scale = (1.0 / self.window_power()) as f32;
+        let mut spectrum = vec![Default::default(); self.bins()];
+        self.stft.analyse(samples, frame, scratch, &mut spectrum);
+        spectrum.iter().map(|x: &realfft::num_complex::Complex32| x.norm_sqr() * scale).collect()
     }
 
     fn correction(&self, input: &Tensor) -> candle_core::Result<Tensor> {
@@ -255,27 +268,16 @@ impl Whiten {
         seed: u64,
         progress: &mut dyn FnMut(usize, usize, f64) -> bool,
     ) -> Result<()> {
+        self.fit_high(clips)?;
         let bins = self.bins();
-        let scale = (1.0 / self.window_power()) as f32;
-        let mut power: Vec<Vec<f32>> = Vec::new();
-        for (samples, _) in clips {
-            let spectra = self.stft.forward(samples)?;
-            power.push((0..spectra.frames()).flat_map(|f| spectra.frame(f)).map(|x| x.norm_sqr() * scale).collect());
-        }
-        self.fit_high(clips, &power)?;
-
-        let base: Vec<Vec<f32>> = clips.iter().map(|(_, mel)| self.base_spectra(mel)).collect::<Result<_>>()?;
-        let input: Vec<Vec<f32>> = clips.iter().map(|(_, mel)| self.net_input(mel)).collect();
-        let index: Vec<(usize, usize)> = clips
-            .iter()
-            .zip(&power)
-            .enumerate()
-            .flat_map(|(c, ((_, mel), power))| (0..mel.frames().min(power.len() / bins)).map(move |f| (c, f)))
-            .collect();
+        let high: Vec<f32> = self.high.flatten_all()?.to_vec1()?;
+        let columns: Vec<MelSpectrogram> = clips.iter().map(|(_, mel)| mel.transposed()).collect();
+        let frames = clips.iter().map(|(samples, mel)| mel.frames().min(self.stft.frames(samples.len())));
+        let index: Vec<(usize, usize)> = frames.enumerate().flat_map(|(c, n)| (0..n).map(move |f| (c, f))).collect();
         if index.is_empty() {
             return Err(Error::invalid("there are no clips to fit the whitening to"));
         }
-        let width = input[0].len() / clips[0].1.frames();
+        let width = (2 * self.config.context + 1) * self.mel.n_mels;
         let vars: Vec<Var> =
             self.layers.iter().flat_map(|(w, b)| [w, b]).map(Var::from_tensor).collect::<candle_core::Result<_>>()?;
         let mut moments: Vec<(Tensor, Tensor)> =
@@ -286,15 +288,23 @@ impl Whiten {
             let picks: Vec<(usize, usize)> = (0..FIT_FRAMES)
                 .map(|_| index[((uniform(&mut rng) * index.len() as f32) as usize).min(index.len() - 1)])
                 .collect();
-            let gather = |from: &[Vec<f32>], width: usize| -> Result<Tensor> {
-                let rows = picks
-                    .iter()
-                    .flat_map(|&(c, f)| from[c][f * width..][..width].iter().copied())
-                    .collect::<Vec<f32>>();
-                Ok(Tensor::from_vec(rows, (FIT_FRAMES, width), &device)?)
+            let rows: Vec<(Vec<f32>, Vec<f32>, Vec<f32>)> = picks
+                .par_iter()
+                .map_init(
+                    || self.stft.scratch(),
+                    |scratch, &(c, f)| {
+                        let column = &columns[c].values()[f * self.mel.n_mels..][..self.mel.n_mels];
+                        let power = self.periodogram(clips[c].0, f, scratch);
+                        (self.base_spectrum(column, &high), self.net_row(&columns[c], f), power)
+                    },
+                )
+                .collect();
+            let stack = |part: fn(&(Vec<f32>, Vec<f32>, Vec<f32>)) -> &[f32], width: usize| {
+                let values: Vec<f32> = rows.iter().flat_map(|row| part(row).iter().copied()).collect();
+                Tensor::from_vec(values, (FIT_FRAMES, width), &device)
             };
-            let log_s = (gather(&base, bins)? + self.correction(&gather(&input, width)?)?)?;
-            let log_p = (gather(&power, bins)? + QUANTISATION_POWER)?.log()?;
+            let log_s = (stack(|row| &row.0, bins)? + self.correction(&stack(|row| &row.1, width)?)?)?;
+            let log_p = (stack(|row| &row.2, bins)? + QUANTISATION_POWER)?.log()?;
             let ratio = (log_p - &log_s)?.minimum(LOG_RATIO_LIMIT)?.exp()?;
             let loss = ((log_s + ratio)?.mean_all()? * 0.5)?;
             let value = f64::from(loss.to_scalar::<f32>()?);
@@ -307,14 +317,17 @@ impl Whiten {
     }
 
     /// Ridge regression from the mel to the log-power of the bands above its range.
-    fn fit_high(&self, clips: &[(&[f32], &MelSpectrogram)], power: &[Vec<f32>]) -> Result<()> {
+    fn fit_high(&self, clips: &[(&[f32], &MelSpectrogram)]) -> Result<()> {
         let (n, n_high, bins) = (self.mel.n_mels + 1, self.high_edges.len() - 1, self.bins());
         let mut gram = vec![0.0_f64; n * n];
         let mut target = vec![0.0_f64; n * n_high];
         let mut count = 0;
-        for ((_, mel), power) in clips.iter().zip(power) {
+        let mut scratch = self.stft.scratch();
+        for (samples, mel) in clips {
             let columns = mel.transposed();
-            for (column, power) in columns.values().chunks_exact(mel.n_mels()).zip(power.chunks_exact(bins)) {
+            let frames = mel.frames().min(self.stft.frames(samples.len()));
+            for (f, column) in columns.values().chunks_exact(mel.n_mels()).take(frames).enumerate() {
+                let power = self.periodogram(samples, f, &mut scratch);
                 let row: Vec<f64> = column.iter().map(|&v| f64::from(v)).chain([1.0]).collect();
                 let high: Vec<f64> = self
                     .high_edges
