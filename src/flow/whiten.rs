@@ -288,23 +288,23 @@ impl Whiten {
             let picks: Vec<(usize, usize)> = (0..FIT_FRAMES)
                 .map(|_| index[((uniform(&mut rng) * index.len() as f32) as usize).min(index.len() - 1)])
                 .collect();
-            let rows: Vec<(Vec<f32>, Vec<f32>, Vec<f32>)> = picks
+            let rows: Vec<[Vec<f32>; 3]> = picks
                 .par_iter()
                 .map_init(
                     || self.stft.scratch(),
                     |scratch, &(c, f)| {
                         let column = &columns[c].values()[f * self.mel.n_mels..][..self.mel.n_mels];
                         let power = self.periodogram(clips[c].0, f, scratch);
-                        (self.base_spectrum(column, &high), self.net_row(&columns[c], f), power)
+                        [self.base_spectrum(column, &high), self.net_row(&columns[c], f), power]
                     },
                 )
                 .collect();
-            let stack = |part: fn(&(Vec<f32>, Vec<f32>, Vec<f32>)) -> &[f32], width: usize| {
-                let values: Vec<f32> = rows.iter().flat_map(|row| part(row).iter().copied()).collect();
+            let stack = |part: usize, width: usize| {
+                let values: Vec<f32> = rows.iter().flat_map(|row| row[part].iter().copied()).collect();
                 Tensor::from_vec(values, (FIT_FRAMES, width), &device)
             };
-            let log_s = (stack(|row| &row.0, bins)? + self.correction(&stack(|row| &row.1, width)?)?)?;
-            let log_p = (stack(|row| &row.2, bins)? + QUANTISATION_POWER)?.log()?;
+            let log_s = (stack(0, bins)? + self.correction(&stack(1, width)?)?)?;
+            let log_p = (stack(2, bins)? + QUANTISATION_POWER)?.log()?;
             let ratio = (log_p - &log_s)?.minimum(LOG_RATIO_LIMIT)?.exp()?;
             let loss = ((log_s + ratio)?.mean_all()? * 0.5)?;
             let value = f64::from(loss.to_scalar::<f32>()?);
