@@ -1,5 +1,6 @@
 //! `melglow mel`: mel spectrograms from sound files.
 
+use super::{one_line, say};
 use crate::audio::{decode, resample};
 use crate::mel::extract::Extractor;
 use crate::mel::{MelConfig, file};
@@ -27,18 +28,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = MelConfig::nvidia();
     let extractor = Extractor::new(&config)?;
     let jobs = jobs(&args)?;
+    if let [(input, output)] = &jobs[..] {
+        return convert(input, output, &extractor, &config);
+    }
     let mut failed = 0;
     for (input, output) in &jobs {
         if let Err(error) = convert(input, output, &extractor, &config) {
-            eprintln!("melglow: {error:#}");
+            say(&one_line(&error));
             failed += 1;
         }
     }
-    match (failed, jobs.len()) {
-        (0, _) => Ok(()),
-        (1, 1) => bail!("no mel was written"),
-        (failed, all) => bail!("{failed} of {all} files failed, named above"),
+    if failed > 0 {
+        bail!("{failed} of {} files failed, named above", jobs.len());
     }
+    Ok(())
 }
 
 /// Which file becomes which. An output folder is made if there are several files.
@@ -97,7 +100,7 @@ fn convert(input: &Path, output: &Path, extractor: &Extractor, config: &MelConfi
     let samples = if sound.sample_rate == config.sample_rate {
         sound.samples
     } else {
-        eprintln!("melglow: {}: resampled from {} to {} Hz", input.display(), sound.sample_rate, config.sample_rate);
+        say(&format!("{}: resampled from {} to {} Hz", input.display(), sound.sample_rate, config.sample_rate));
         resample::resample(&sound.samples, sound.sample_rate, config.sample_rate).with_context(named)?
     };
     let mel = extractor.extract(&samples).with_context(named)?;
