@@ -4,7 +4,7 @@
 
 waveglow  NVIDIA's WaveGlow (Prenger et al. 2018) with narrower WaveNets: 12 flows of 8
           layers, group 8, early outputs, weight norm, a transposed convolution upsampling
-          the mel; Adam 1e-4. Default batch 4 x 16 000 samples, 64 channels.
+          the mel; Adam 1e-4. Default batch 4 x 16 128 samples, 64 channels.
 compact   the flow of our voice `lj`, on audio already whitened: 8 flows of 5 layers, group
           16, conditioning at the frame rate; AdamW 3e-3, gradient norm clipped at 1.
           Default batch 4 x 2 048 samples, 64 channels.
@@ -180,7 +180,7 @@ class Compact(nn.Module):
     clip = 1.0
 
 
-MODELS = {"waveglow": (WaveGlow, 4, 16000), "compact": (Compact, 4, 2048)}
+MODELS = {"waveglow": (WaveGlow, 4, 16128), "compact": (Compact, 4, 2048)}
 
 
 def peak_rss_mib():

@@ -117,19 +117,13 @@ impl Conditioning {
 impl Upsample {
     fn forward(&self, mel: &Tensor) -> Result<Tensor> {
         let (batch, window, _) = mel.dims3()?;
-        let (taps, _, columns) = self.weight.dims3()?;
+        let (taps, n_mels, columns) = self.weight.dims3()?;
         let frames = window + 1 - taps;
-        let mut sum: Option<Tensor> = None;
-        for tap in 0..taps {
-            let part = matmul(&mel.narrow(1, taps - 1 - tap, frames)?.contiguous()?, &self.weight.get(tap)?)?;
-            sum = Some(match sum {
-                Some(sum) => (sum + part)?,
-                None => part,
-            });
-        }
+        // the frames that each kernel part meets, side by side: one product
+        let met: Vec<Tensor> = (0..taps).map(|tap| mel.narrow(1, taps - 1 - tap, frames)).collect::<Result<_>>()?;
+        let sum = matmul(&Tensor::cat(&met, 2)?, &self.weight.reshape((taps * n_mels, columns))?)?;
         let width = self.n_mels * self.group;
         let bias = self.bias.unsqueeze(1)?.broadcast_as((self.n_mels, self.group))?.reshape(width)?;
-        let sum = sum.ok_or_else(|| candle_core::Error::Msg("upsample: the kernel has no taps".into()))?;
         sum.reshape((batch, frames * columns / width, width))?.broadcast_add(&bias)
     }
 }

@@ -45,7 +45,7 @@ impl Coupling {
 
     /// `(b, log_s)`, each `[batch, steps, channels − known]`.
     fn params(&self, known: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
-        let out = self.net.forward(known, &self.cond.forward(&cond.rows)?)?;
+        let out = self.net.forward(known, &self.cond.forward(&cond.rows)?, self.cond.bias())?;
         let moved = out.dim(2)? / 2;
         let log_s = out.narrow(2, moved, moved)?;
         let log_s = match self.bound {

@@ -106,9 +106,15 @@ impl Projection {
         Linear::new(&[inputs, outputs], weight_norm, vb).map(Self)
     }
 
-    /// `[batch, rows, in]` → `[batch, rows, out]`.
+    /// `[batch, rows, in]` → `[batch, rows, out]`, without the bias.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        linear(x, &self.0.weight()?, &self.0.bias)
+        matmul(x, &self.0.weight()?)
+    }
+
+    /// The bias, `[out]`. It is the same in every row, so whoever reads the rows adds it where that
+    /// costs nothing.
+    pub fn bias(&self) -> &Tensor {
+        &self.0.bias
     }
 
     /// Multiply-adds per row.
@@ -155,35 +161,41 @@ impl WaveNet {
         &self.shape
     }
 
-    /// `x` `[batch, steps, inputs]`, `cond` `[batch, rows, cond_width]` → `[batch, steps, outputs]`:
-    /// fused on the CPU, the graph elsewhere.
-    pub fn forward(&self, x: &Tensor, cond: &Tensor) -> Result<Tensor> {
+    /// `x` `[batch, steps, inputs]`, `cond` `[batch, rows, cond_width]` and its bias
+    /// `[cond_width]` → `[batch, steps, outputs]`: fused on the CPU, the graph elsewhere.
+    pub fn forward(&self, x: &Tensor, cond: &Tensor, cond_bias: &Tensor) -> Result<Tensor> {
         if !x.device().is_cpu() {
-            return self.forward_graph(x, cond);
+            return self.forward_graph(x, cond, cond_bias);
         }
         let op = Fused { shape: self.shape.clone(), saved: Mutex::new(None) };
-        x.contiguous()?.apply_op3(&cond.contiguous()?, &self.flat_params()?, op)
+        x.contiguous()?.apply_op3(&cond.contiguous()?, &self.flat_params(cond_bias)?, op)
     }
 
-    /// All parameters in the kernel's order, weight norm applied.
-    fn flat_params(&self) -> Result<Tensor> {
+    /// All parameters in the kernel's order, weight norm applied, each layer's share of the
+    /// conditioning's bias added to the convolution's.
+    fn flat_params(&self, cond_bias: &Tensor) -> Result<Tensor> {
         let mut parts = Vec::new();
-        let mut push = |linear: &Linear| -> Result<()> {
+        let mut push = |linear: &Linear, bias: Tensor| -> Result<()> {
             parts.push(linear.weight()?.flatten_all()?);
-            parts.push(linear.bias.clone());
+            parts.push(bias);
             Ok(())
         };
-        push(&self.start)?;
-        for (conv, out) in &self.layers {
-            push(conv)?;
-            push(out)?;
+        push(&self.start, self.start.bias.clone())?;
+        for (l, (conv, out)) in self.layers.iter().enumerate() {
+            push(conv, self.layer_bias(l, conv, cond_bias)?)?;
+            push(out, out.bias.clone())?;
         }
-        push(&self.end)?;
+        push(&self.end, self.end.bias.clone())?;
         Tensor::cat(&parts, 0)
     }
 
+    fn layer_bias(&self, layer: usize, conv: &Linear, cond_bias: &Tensor) -> Result<Tensor> {
+        let width = 2 * self.shape.channels;
+        &conv.bias + cond_bias.narrow(0, layer * width, width)?
+    }
+
     /// The definition, in tensor operations of any device: what the fused body is held to.
-    pub fn forward_graph(&self, x: &Tensor, cond: &Tensor) -> Result<Tensor> {
+    pub fn forward_graph(&self, x: &Tensor, cond: &Tensor, cond_bias: &Tensor) -> Result<Tensor> {
         let (c, steps) = (self.shape.channels, x.dim(1)?);
         let cond = upsample(cond, self.shape.up, steps)?;
         let mut h = linear(x, &self.start.weight()?, &self.start.bias)?;
@@ -193,7 +205,8 @@ impl WaveNet {
             let pad = dilation * (self.shape.kernel / 2);
             let padded = h.pad_with_zeros(1, pad, pad)?;
             let weight = conv.weight()?;
-            let mut pre = cond.narrow(2, l * 2 * c, 2 * c)?.broadcast_add(&conv.bias)?;
+            let bias = self.layer_bias(l, conv, cond_bias)?;
+            let mut pre = cond.narrow(2, l * 2 * c, 2 * c)?.broadcast_add(&bias)?;
             for tap in 0..self.shape.kernel {
                 let shifted = padded.narrow(1, tap * dilation, steps)?.contiguous()?;
                 pre = (pre + matmul(&shifted, &weight.get(tap)?)?)?;

@@ -203,12 +203,13 @@ fn fused_wavenet_equals_its_graph_in_values_and_gradients() {
         let x = Var::from_tensor(&noise(1, &[3, steps, 3])).unwrap();
         let cond = Var::from_tensor(&noise(2, &[3, wavenet.shape().cond_rows(steps), wavenet.cond_width()])).unwrap();
         let weight = noise(4, &[3, steps, 4]);
-        let fused = wavenet.forward(&x, &cond).unwrap();
-        let graph = wavenet.forward_graph(&x, &cond).unwrap();
+        let bias = Var::from_tensor(&noise(3, &[wavenet.cond_width()])).unwrap();
+        let fused = wavenet.forward(&x, &cond, &bias).unwrap();
+        let graph = wavenet.forward_graph(&x, &cond, &bias).unwrap();
         assert!(max_abs(&fused, &graph) < 1e-5, "{}", max_abs(&fused, &graph));
         let grads = |y: Tensor| (y * &weight).unwrap().sum_all().unwrap().backward().unwrap();
         let (fused, graph) = (grads(fused), grads(graph));
-        let all = params.named().into_iter().chain([("x".into(), x), ("cond".into(), cond)]);
+        let all = params.named().into_iter().chain([("x".into(), x), ("cond".into(), cond), ("bias".into(), bias)]);
         for (name, var) in all {
             let (Some(a), Some(b)) = (fused.get(&var), graph.get(&var)) else { panic!("{name} has no gradient") };
             let scale = b.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
