@@ -67,6 +67,14 @@ pub struct Training {
     pub checkpoint_every: usize,
     /// Segments of the batch for data-dependent initialisation.
     pub init_batch: usize,
+    /// Copies of each training clip, each cut a little later against the grid of frames and steps:
+    /// other mels and other groups of the same sound.
+    #[serde(default = "one")]
+    pub shifts: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// Which clips are held out of training.
@@ -152,6 +160,7 @@ impl Recipe {
             ("eval_every", t.eval_every),
             ("checkpoint_every", t.checkpoint_every),
             ("init_batch", t.init_batch),
+            ("shifts", t.shifts),
         ];
         let problem = if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             format!("{name} is 0, expected at least 1")
@@ -159,6 +168,8 @@ impl Recipe {
             format!("hop_length {hop} must be a multiple of flow.group {}", self.flow.group)
         } else if t.segment_samples == 0 || !t.segment_samples.is_multiple_of(hop) {
             format!("segment_samples is {}, expected a multiple of hop_length {hop}", t.segment_samples)
+        } else if t.shifts > hop {
+            format!("shifts is {}, expected at most hop_length {hop}", t.shifts)
         } else if !(t.learning_rate > 0.0 && t.learning_rate.is_finite()) {
             format!("learning_rate is {}, expected above 0", t.learning_rate)
         } else if !(0.0..=1.0).contains(&t.final_lr_fraction) {

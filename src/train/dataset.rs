@@ -187,6 +187,16 @@ impl Clip {
         Ok(Self { name: name.to_string(), mel, samples, whitened: OnceLock::new() })
     }
 
+    /// The clip without its first `shift` samples.
+    ///
+    /// # Errors
+    /// If less than a hop would be left.
+    pub fn shifted(&self, shift: usize, config: &MelConfig) -> Result<Self> {
+        let samples = self.samples.get(shift..).unwrap_or_default();
+        let samples: Vec<f32> = samples.iter().map(|&x| f32::from(x) / 32_768.0).collect();
+        Self::new(&self.name, &samples, config)
+    }
+
     /// Whole frames of sound: the mel's frames without the one that is centred on or after the end.
     pub fn frames(&self, hop: usize) -> usize {
         self.samples.len() / hop

@@ -10,6 +10,7 @@ use crate::flow::Flow;
 use crate::net::Params;
 use crate::{Error, Result};
 use candle_core::Device;
+use rayon::prelude::*;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -137,7 +138,7 @@ fn data(options: &Options, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Clip>)> {
         eprintln!("{} clips resampled to {} Hz", dataset.resampled, recipe.mel.sample_rate);
     }
     let held_out = recipe.validation.held_out(&Dataset::names(&options.data)?);
-    let (clips, held) = dataset.split(|name| held_out.contains(name));
+    let (mut clips, held) = dataset.split(|name| held_out.contains(name));
     let hop = recipe.mel.hop_length;
     let seconds = |clips: &[Clip]| {
         clips.iter().map(|c| c.frames(hop) * hop).sum::<usize>() as f64 / f64::from(recipe.mel.sample_rate)
@@ -149,7 +150,23 @@ fn data(options: &Options, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Clip>)> {
         held.len(),
         duration(seconds(&held))
     );
+    let shifted = shifted(&clips, recipe)?;
+    clips.extend(shifted);
     Ok((clips, held))
+}
+
+/// The recipe's further copies of the clips, each cut a little later.
+fn shifted(clips: &[Clip], recipe: &Recipe) -> Result<Vec<Clip>> {
+    let (hop, shifts) = (recipe.mel.hop_length, recipe.training.shifts);
+    // an odd stride meets every position within a step
+    let stride = (hop / shifts) | 1;
+    let long = |clip: &&Clip| clip.frames(hop) > 1;
+    (1..shifts)
+        .flat_map(|k| clips.iter().filter(long).map(move |clip| (clip, k * stride % hop)))
+        .collect::<Vec<_>>()
+        .into_par_iter()
+        .map(|(clip, shift)| clip.shifted(shift, &recipe.mel))
+        .collect()
 }
 
 /// Fits the whitening front to a part of the clips, evenly spread.
@@ -163,4 +180,27 @@ fn fit_whitening(flow: &Flow, clips: &[Clip], seed: u64, stop: &AtomicBool) -> R
         progress.at(step, || format!("loss {loss:.4}"));
         !stop.load(Ordering::Relaxed)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shifts_are_the_same_sound_off_the_grid() {
+        let mut recipe = Recipe::open("tiny").unwrap();
+        recipe.training.shifts = 3;
+        let (mel, hop) = (recipe.mel.clone(), recipe.mel.hop_length);
+        let sound: Vec<f32> = (0..8 * hop).map(|i| (i as f32 * 0.05).sin() * (i as f32 / (8 * hop) as f32)).collect();
+        let clips = [Clip::new("long", &sound, &mel).unwrap(), Clip::new("short", &sound[..hop], &mel).unwrap()];
+        let shifted = shifted(&clips, &recipe).unwrap();
+        assert_eq!(shifted.len(), 2, "two more of the long one, none of the short one");
+        let stride = (hop / 3) | 1;
+        for (k, clip) in shifted.iter().enumerate() {
+            let shift = (k + 1) * stride;
+            let expected = Clip::new("long", &sound[shift..], &mel).unwrap();
+            assert_eq!(clip.mel, expected.mel);
+            assert_ne!(shift % recipe.flow.group, 0);
+        }
+    }
 }

@@ -96,6 +96,7 @@ fn rich_recipe(steps: usize) -> Recipe {
     recipe.training.accumulate = 2;
     recipe.training.batch = 3;
     recipe.training.weight_decay = 0.01;
+    recipe.training.shifts = 3;
     recipe
 }
 
