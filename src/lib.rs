@@ -14,9 +14,10 @@
 //! | frame | a mel column, every `hop_length` samples | |
 //! | step | a group of `group` samples | |
 //!
-//! Modules, each importing only from those before it: [`error`], [`atomic`], [`kernels`], [`audio`], [`mel`],
-//! [`net`], [`flow`], [`voice`], [`vocoder`], [`train`], [`cli`].
+//! Modules, each importing only from those before it: [`error`], [`atomic`], [`array`], [`torch`], [`kernels`],
+//! [`audio`], [`mel`], [`net`], [`flow`], [`voice`], [`import`], [`vocoder`], [`train`], [`cli`].
 
+pub mod array;
 pub mod atomic;
 pub mod audio;
 pub mod cli;
@@ -25,6 +26,7 @@ pub mod flow;
 pub mod kernels;
 pub mod mel;
 pub mod net;
+pub mod torch;
 pub mod train;
 pub mod vocoder;
 pub mod voice;
