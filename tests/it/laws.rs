@@ -1,10 +1,12 @@
 //! The laws of flows: inverse, log-determinant, gradients, fused against graph.
 
 use candle_core::{DType, Device, Tensor, Var};
-use melglow::flow::config::{Block, ConditioningConfig, FlowConfig, StepConfig, WaveNetConfig, WhiteningConfig};
+use melglow::flow::config::{
+    Block, ConditioningConfig, FlowConfig, SeparableConfig, StepConfig, WaveNetConfig, WhiteningConfig,
+};
 use melglow::flow::{Flow, nll};
 use melglow::mel::{MelConfig, MelSpectrogram, extract::extract};
-use melglow::net::{Params, WaveNet};
+use melglow::net::{CondNet, Params, WaveNet};
 
 const CPU: Device = Device::Cpu;
 
@@ -54,6 +56,25 @@ fn designs() -> Vec<(&'static str, FlowConfig)> {
         StepConfig::Mix,
         coupling(true, true, None),
     ];
+    let separable = |weight_norm, norm| StepConfig::SeparableCoupling {
+        net: SeparableConfig { channels: 5, kernel: 3, layers: 2, weight_norm, norm },
+        bound: None,
+    };
+    let squeezewave = vec![
+        StepConfig::Mix,
+        separable(true, true),
+        StepConfig::Early { channels: 2 },
+        StepConfig::Mix,
+        separable(false, false),
+    ];
+    let alternating = vec![
+        StepConfig::Mix,
+        coupling(true, true, None),
+        StepConfig::Mix,
+        StepConfig::Swap,
+        coupling(true, true, None),
+        StepConfig::Swap,
+    ];
     vec![
         ("asinh", design(frame(), 4, vec![StepConfig::Asinh { scale: 0.5 }])),
         ("gain", design(frame(), 4, vec![StepConfig::Gain])),
@@ -62,6 +83,10 @@ fn designs() -> Vec<(&'static str, FlowConfig)> {
         ("coupling", design(frame(), 2, vec![coupling(false, false, Some(2.0))])),
         ("all", design(frame(), 8, all)),
         ("waveglow", design(ConditioningConfig::Upsample { kernel: 64 }, 8, waveglow)),
+        ("swap", design(frame(), 4, vec![StepConfig::Swap])),
+        ("alternating halves", design(ConditioningConfig::Upsample { kernel: 64 }, 8, alternating)),
+        ("squeezewave, 2 steps a frame", design(ConditioningConfig::Mel, 8, squeezewave.clone())),
+        ("squeezewave, 1 step a frame", design(ConditioningConfig::Mel, 16, squeezewave)),
     ]
 }
 
