@@ -23,6 +23,7 @@ pub mod audio;
 pub mod cli;
 pub mod error;
 pub mod flow;
+pub mod import;
 pub mod kernels;
 pub mod mel;
 pub mod net;
