@@ -113,6 +113,12 @@ pub struct Voice {
     weights: Cow<'static, [u8]>,
 }
 
+impl std::fmt::Debug for Voice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Voice").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
 impl Voice {
     /// Reads a voice from its folder and checks that its weights fit its flow.
     ///
@@ -206,7 +212,18 @@ impl Voice {
     /// # Errors
     /// As [`Voice::build_flow`].
     pub fn build_flow_on(&self, device: &Device) -> Result<(Flow, Params)> {
-        let params = Params::loaded(self.tensors()?, device);
+        self.build(Params::loaded(self.tensors()?, device))
+    }
+
+    /// Builds the flow for inference on the CPU: nothing is kept for gradients.
+    ///
+    /// # Errors
+    /// As [`Voice::build_flow`].
+    pub fn build_frozen_flow(&self) -> Result<Flow> {
+        Ok(self.build(Params::frozen(self.tensors()?, &Device::Cpu))?.0)
+    }
+
+    fn build(&self, params: Params) -> Result<(Flow, Params)> {
         let flow = Flow::new(&self.config.flow, &self.config.mel, params.builder()).map_err(|e| match e {
             Error::Tensor(e) => Error::invalid(one_line(&e)),
             other => other,

@@ -252,27 +252,28 @@ impl Flow {
     /// # Errors
     /// If the shapes don't fit each other.
     pub fn forward(&self, x: &Tensor, mel: &Tensor) -> Result<(Tensor, Tensor)> {
-        self.run_forward(x, mel, false)
+        self.run_forward(x, mel, &|_| false)
     }
 
-    /// Data-dependent initialisation of the steps that want it, from one large batch.
+    /// Data-dependent initialisation from one large batch: of the steps that want it and that
+    /// `wanted`, by their place in the design, says yes to.
     ///
     /// # Errors
     /// As [`Flow::forward`].
-    pub fn initialise(&self, x: &Tensor, mel: &Tensor) -> Result<()> {
-        self.run_forward(x, mel, true).map(|_| ())
+    pub fn initialise(&self, x: &Tensor, mel: &Tensor, wanted: &dyn Fn(usize) -> bool) -> Result<()> {
+        self.run_forward(x, mel, wanted).map(|_| ())
     }
 
-    fn run_forward(&self, x: &Tensor, mel: &Tensor, initialise: bool) -> Result<(Tensor, Tensor)> {
+    fn run_forward(&self, x: &Tensor, mel: &Tensor, initialise: &dyn Fn(usize) -> bool) -> Result<(Tensor, Tensor)> {
         let (batch, samples) = self.check_data(x.dims(), mel)?;
         let cond = self.conditioning.forward(mel)?;
         let mut x = x.reshape((batch, samples / self.group, self.group))?;
         let mut log_det = Tensor::zeros(batch, x.dtype(), x.device())?;
         let mut parts = Vec::new();
-        for step in &self.steps {
+        for (i, step) in self.steps.iter().enumerate() {
             match step {
                 Step::Map(map) => {
-                    let (z, d) = if initialise { map.initialise(&x, &cond)? } else { map.forward(&x, &cond)? };
+                    let (z, d) = if initialise(i) { map.initialise(&x, &cond)? } else { map.forward(&x, &cond)? };
                     x = z;
                     log_det = (log_det + d)?;
                 }

@@ -1,8 +1,7 @@
 //! The card of an imported voice: what is known of it, and what isn't.
 
 use super::{Checkpoint, Design, Family, Halves, Kind};
-use crate::Result;
-use crate::voice::Voice;
+use crate::voice::VoiceConfig;
 
 /// What is known of an imported model.
 pub(super) struct Facts {
@@ -20,19 +19,15 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// Builds the voice's flow, too: a last check that its weights fit.
     pub(super) fn of(
         checkpoint: &Checkpoint,
         prefix: &str,
-        kind: Kind,
-        design: &Design,
-        halves: Halves,
-        voice: &Voice,
+        (kind, design, halves): (Kind, &Design, Halves),
+        config: &VoiceConfig,
+        (parameters, macs_per_sample): (usize, f64),
         sha256: String,
-    ) -> Result<Self> {
-        let config = voice.config();
+    ) -> Self {
         let mel = &config.mel;
-        let (flow, params) = voice.build_flow()?;
         let path = prefix.trim_end_matches('.');
         let place = if path.is_empty() { "bare state dict".to_string() } else { format!("under \"{path}\"") };
         let class = checkpoint.module_class(path).map_or_else(String::new, |c| format!(", a pickled {c}"));
@@ -46,14 +41,14 @@ impl Facts {
             Family::SqueezeWave { batch_norm: false } => "batch norm folded".to_string(),
         };
         let file = checkpoint.path().file_name().unwrap_or_default().to_string_lossy();
-        Ok(Self {
+        Self {
             name: config.name.clone(),
             file: crate::torch::clip(&file),
             bytes: checkpoint.len(),
             sha256,
             origin: format!("{}, {place}{class}; {norm}", checkpoint.container()),
             architecture: format!(
-                "{kind}: {} flows of {} layers × {} channels, kernel {}, group {}, channels {:?}, {} mel bands, {details}",
+                "{kind}: flows {}, layers {}, channels {}, kernel {}, group {}, of which {:?} flow on, {} mel bands, {details}",
                 design.flows.len(),
                 design.layers,
                 design.channels,
@@ -62,15 +57,15 @@ impl Facts {
                 design.flows,
                 design.n_mels
             ),
-            parameters: params.named().iter().map(|(_, var)| var.elem_count()).sum(),
-            gmac_per_second: flow.macs_per_sample() * f64::from(mel.sample_rate) / 1e9,
+            parameters,
+            gmac_per_second: macs_per_sample * f64::from(mel.sample_rate) / 1e9,
             mel: format!(
                 "{} Hz, FFT {}, window {}, hop {}, {} bands from {} to {} Hz, floor {:e}",
                 mel.sample_rate, mel.n_fft, mel.win_length, mel.hop_length, mel.n_mels, mel.f_min, mel.f_max, mel.floor
             ),
             sigma: config.synthesis.sigma,
             halves,
-        })
+        }
     }
 
     /// One line.

@@ -8,11 +8,14 @@ mod card;
 pub mod checkpoint;
 pub mod design;
 pub mod kind;
+mod outline;
 pub mod table;
 
 pub use checkpoint::{Checkpoint, Container, TensorInfo};
 pub use design::{Design, Family, Shapes};
 pub use kind::Kind;
+
+use outline::Outline;
 
 use crate::mel::MelConfig;
 use crate::voice::{SynthesisConfig, Voice, VoiceConfig};
@@ -203,9 +206,13 @@ pub fn import(path: &Path, name: &str, options: &Options) -> Result<Imported> {
     config.validate().map_err(|e| wrong(e.to_string()))?;
 
     let tensors = convert(&mut checkpoint, &prefix, &shapes, &design, options.halves, config.mel.hop_length)?;
+    let outline = Outline::of(&tensors);
+    let flow = outline.build(&config)?;
+    let size = (outline.values(), flow.macs_per_sample());
     let voice = Voice::from_parts(config, &tensors)?;
     drop(tensors);
-    let facts = card::Facts::of(&checkpoint, &prefix, kind, &design, options.halves, &voice, digest(path)?)?;
+    let facts =
+        card::Facts::of(&checkpoint, &prefix, (kind, &design, options.halves), voice.config(), size, digest(path)?);
     Ok(Imported { card: facts.card(&assumed), summary: facts.summary(), voice, assumed })
 }
 

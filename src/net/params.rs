@@ -14,6 +14,8 @@ pub struct Params(Arc<Store>);
 struct Store {
     state: Mutex<State>,
     device: Device,
+    /// Constructors get tensors that no gradient is kept for.
+    frozen: bool,
 }
 
 struct State {
@@ -32,17 +34,23 @@ impl Params {
     /// Parameters that will be drawn at random: each from `seed` and its own name, so that the
     /// order of construction doesn't matter.
     pub fn seeded(seed: u64, device: &Device) -> Self {
-        Self::with(Source::Seed(seed), device)
+        Self::with(Source::Seed(seed), device, false)
     }
 
     /// Parameters from tensors that a file gave.
     pub fn loaded(tensors: HashMap<String, Tensor>, device: &Device) -> Self {
-        Self::with(Source::Tensors(tensors), device)
+        Self::with(Source::Tensors(tensors), device, false)
     }
 
-    fn with(source: Source, device: &Device) -> Self {
+    /// [`Params::loaded`] for inference: nothing is kept for gradients, so that memory doesn't grow
+    /// with the number of steps.
+    pub fn frozen(tensors: HashMap<String, Tensor>, device: &Device) -> Self {
+        Self::with(Source::Tensors(tensors), device, true)
+    }
+
+    fn with(source: Source, device: &Device, frozen: bool) -> Self {
         let state = Mutex::new(State { vars: BTreeMap::new(), source });
-        Self(Arc::new(Store { state, device: device.clone() }))
+        Self(Arc::new(Store { state, device: device.clone(), frozen }))
     }
 
     /// What constructors of nets take.
@@ -71,9 +79,10 @@ impl Params {
 
 impl SimpleBackend for Params {
     fn get(&self, shape: Shape, name: &str, init: Init, _: DType, device: &Device) -> Result<Tensor> {
+        let given = |var: &Var| if self.0.frozen { var.as_detached_tensor() } else { var.as_tensor().clone() };
         let mut state = self.lock();
         if let Some(var) = state.vars.get(name) {
-            return Ok(var.as_tensor().clone());
+            return Ok(given(var));
         }
         let var = match &mut state.source {
             Source::Seed(seed) => Var::from_tensor(&draw(*seed, name, &shape, init, device)?)?,
@@ -87,7 +96,7 @@ impl SimpleBackend for Params {
                 Var::from_tensor(&tensor.to_device(device)?.to_dtype(DType::F32)?.contiguous()?)?
             }
         };
-        let tensor = var.as_tensor().clone();
+        let tensor = given(&var);
         state.vars.insert(name.to_string(), var);
         Ok(tensor)
     }
