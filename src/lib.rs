@@ -14,7 +14,7 @@
 //! | frame | a mel column, every `hop_length` samples | |
 //! | step | a group of `group` samples | |
 //!
-//! Modules, each importing only from those before it: [`error`], [`atomic`], [`array`], [`torch`], [`kernels`],
+//! Modules, each importing only from those before it: [`error`], [`atomic`], [`mod@array`], [`torch`], [`kernels`],
 //! [`audio`], [`mel`], [`net`], [`flow`], [`voice`], [`import`], [`vocoder`], [`train`], [`cli`].
 
 pub mod array;

@@ -128,9 +128,11 @@ pub fn run(args: &ImportArgs) -> Result<()> {
 
 /// What the two likelihoods say about the choice.
 fn hint(chosen: f64, other: f64, halves: Halves) -> Option<String> {
-    if !(chosen.min(other) <= CLUELESS) {
+    let or_worst = |bits: f64| if bits.is_nan() { f64::INFINITY } else { bits };
+    let (chosen, other) = (or_worst(chosen), or_worst(other));
+    if chosen.min(other) > CLUELESS {
         Some("neither fits this clip: is the mel convention (--config, --hop, --sample-rate) that of the model?".into())
-    } else if !(chosen <= other + CLEARLY) {
+    } else if chosen > other + CLEARLY {
         Some(format!("the other choice fits better: import again with --halves {}", halves.other()))
     } else {
         None

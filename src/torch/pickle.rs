@@ -3,7 +3,7 @@
 //! Numbers, strings, tuples, lists, dictionaries and PyTorch's tensors come out as they are; any
 //! other object becomes [`Value::Object`], a class's name and a state that nobody interprets. All
 //! values live in one arena and refer to each other by index, so that neither deep nesting nor a
-//! cycle can overflow the stack. Memory is bounded by the pickle's length: see [`memory_limit`].
+//! cycle can overflow the stack. Memory is bounded by the pickle's length.
 //! Opcodes: CPython `Lib/pickle.py`.
 
 use crate::array::MAX_DIMS;

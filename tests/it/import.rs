@@ -436,6 +436,64 @@ fn models_of_another_kind_are_told_what_they_are() {
     assert!(err.starts_with("melglow: cannot read gone.pt: No such file"), "{err}");
 }
 
+/// Some thousand damaged files; `examples/fuzz_import.rs` goes on for as long as one likes.
+#[test]
+fn damaged_files_never_panic() {
+    let place = Place::new();
+    let mut state = 0x1234_5678_9abc_def0u64;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as usize % below
+    };
+    let entries = tiny();
+    let pickled = pickle(&entries);
+    let mut legacy =
+        b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00.".to_vec();
+    legacy.extend(&pickled);
+    legacy.extend(b"\x80\x02].");
+    let mut survived = 0;
+    for round in 0..3000 {
+        let mut bytes = if round % 2 == 0 { pickled.clone() } else { legacy.clone() };
+        for _ in 0..1 + random(3) {
+            let at = random(bytes.len());
+            match random(3) {
+                0 => bytes[at] = random(256) as u8,
+                1 => bytes.insert(at, b"()}]tuesbQRNq\x81\x85"[random(15)]),
+                _ => drop(bytes.drain(at..(at + 1 + random(8)).min(bytes.len()))),
+            }
+        }
+        let bytes = if round % 2 == 0 { zipped(&bytes, &entries, zip::CompressionMethod::Stored) } else { bytes };
+        let path = place.file("x.pt", &bytes);
+        let _ = import::describe(&path);
+        match import::import(&path, "x", &Options::default()) {
+            Ok(_) => survived += 1,
+            Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+        }
+    }
+    assert!((1..2000).contains(&survived), "{survived} of 3000 survive: the damage is not what it should be");
+}
+
+/// The parity models are untrained: neither choice can fit, and that is what is said.
+#[test]
+fn a_clip_is_judged_with_both_halves() {
+    let Some(folder) = parity() else { return };
+    let place = Place::new();
+    let (model, clip) = (folder.join("b_state_dict.pt"), folder.join("LJ001-0002.wav"));
+    let args = ["import", model.to_str().unwrap(), "-o", "b", "--check", clip.to_str().unwrap()];
+    let (code, err) = run(&place, &args);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains(" bits per sample with --halves same, "), "{err}");
+    assert!(
+        err.trim_end().ends_with("is the mel convention (--config, --hop, --sample-rate) that of the model?"),
+        "{err}"
+    );
+    // a clip that can't be used is noticed before anything is written
+    let (code, err) = run(&place, &["import", model.to_str().unwrap(), "-o", "c", "--check", "gone.wav"]);
+    assert_eq!((code, place.path("c").exists()), (1, false), "{err}");
+}
+
 #[test]
 fn a_training_config_gives_the_mel() {
     let place = Place::new();

@@ -242,6 +242,33 @@ fn fused_wavenet_equals_its_graph_in_values_and_gradients() {
     }
 }
 
+/// What the first versions of WaveGlow did in odd flows: the second half is known, the first moves.
+#[test]
+fn swaps_around_a_coupling_exchange_the_roles_of_the_halves() {
+    let coupling = StepConfig::Coupling { net: net(true, true), bound: None };
+    let conditioning = || ConditioningConfig::Upsample { kernel: 64 };
+    let plain = design(conditioning(), 8, vec![coupling.clone()]);
+    let (plain, params) = unsettled(&plain);
+    let renamed = |(name, var): &(String, Var)| (name.replace("steps.0.", "steps.1."), var.as_tensor().clone());
+    let swapped = design(conditioning(), 8, vec![StepConfig::Swap, coupling, StepConfig::Swap]);
+    let params = Params::loaded(params.iter().map(renamed).collect(), &CPU);
+    let swapped = Flow::new(&swapped, &small_mel(), params.builder()).unwrap();
+    let (x, mel) = inputs(&plain, 2, 3);
+    let exchange = |x: &Tensor| {
+        let halves = x.reshape((2, 6, 2, 4)).unwrap();
+        let halves = Tensor::cat(&[halves.narrow(2, 1, 1).unwrap(), halves.narrow(2, 0, 1).unwrap()], 2).unwrap();
+        halves.reshape((2, 1, 48)).unwrap()
+    };
+    let (z, log_det) = plain.forward(&exchange(&x), &mel).unwrap();
+    let (z_swapped, log_det_swapped) = swapped.forward(&x, &mel).unwrap();
+    let half = |z: &Tensor, from| z.narrow(1, from, 4).unwrap();
+    assert!(max_abs(&half(&z, 0), &half(&z_swapped, 4)) == 0.0 && max_abs(&half(&z, 4), &half(&z_swapped, 0)) == 0.0);
+    assert!(max_abs(&log_det, &log_det_swapped) == 0.0);
+    let data = x.reshape((2, 6, 8)).unwrap().transpose(1, 2).unwrap();
+    assert!(max_abs(&half(&z_swapped, 4), &half(&data, 4)) == 0.0);
+    assert!(max_abs(&half(&z_swapped, 0), &half(&data, 0)) > 1e-2);
+}
+
 /// A second of a gliding tone in noise.
 fn sound(samples: usize) -> Vec<f32> {
     noise(11, &[samples])
