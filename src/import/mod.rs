@@ -194,6 +194,10 @@ pub fn import(path: &Path, name: &str, options: &Options) -> Result<Imported> {
 
     let mut assumed = Vec::new();
     let mel = mel(&checkpoint, &prefix, &design, &options.mel, &mut assumed).map_err(wrong)?;
+    if matches!(design.family, Family::WaveGlow { separate_layers: true, .. }) && options.halves == Halves::Same {
+        let line = "halves same: some files of before the fused layers alternate them (--check CLIP tells)";
+        assumed.push(line.to_string());
+    }
     let module = |layer: usize| format!("{prefix}WN.0.in_layers.{layer}");
     let dilation = |layer| match checkpoint.attribute(&module(layer), "dilation").as_deref() {
         Some(&[dilation]) => dilation,

@@ -9,7 +9,7 @@ use melglow::import::{self, Container, Halves, Imported, Kind, Options};
 use melglow::voice::Voice;
 use std::fs;
 use std::io::{Cursor, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A checkpoint of the parity folder as a voice; `None` without the folder.
 fn imported(file: &str, options: &Options) -> Option<(PathBuf, Imported)> {
@@ -94,19 +94,24 @@ fn squeezewave_sounds_as_the_reference_and_returns_its_latents() {
     }
 }
 
-/// In the first files odd flows moved the first half: the same as exchanging the halves around them.
+/// In the first files odd flows moved the first half. The golden sound is that of `glow_old.py`'s
+/// algorithm in PyTorch, with set A's weights, mel and noise.
 #[test]
 fn alternating_halves_are_what_the_first_reference_did() {
     let alternating = Options { halves: Halves::Alternating, ..Options::default() };
-    let Some((_, same)) = imported("a_dle_state_dict.pt", &Options::default()) else { return };
-    let (_, other) = imported("a_dle_state_dict.pt", &alternating).unwrap();
-    let (same, other) = (flow(&same), flow(&other));
-    let audio = tensor("a_train_audio.npy").unsqueeze(1).unwrap();
-    let mel = super::golden::window(&tensor("a_train_mel.npy"), 4);
-    let ((z, log_det), (z_other, log_det_other)) =
-        (same.forward(&audio, &mel).unwrap(), other.forward(&audio, &mel).unwrap());
-    assert!(max_abs(&z, &z_other) > 1e-3 && max_abs(&log_det, &log_det_other) > 1e-3);
-    assert!(max_abs(&other.inverse(&z_other, &mel).unwrap(), &audio) < 1e-5);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/a_audio_alternating_sigma0.6.npy");
+    for file in ["a_old_layers_state_dict.pt", "a_dle_state_dict.pt"] {
+        let Some((_, imported)) = imported(file, &alternating) else { return };
+        let flow = flow(&imported);
+        let audio = audio_from_noise(&flow, "a", 0.6);
+        // an absolute path takes the place of the folder
+        let error = max_abs(&audio, &tensor(golden.to_str().unwrap()));
+        assert!(error < 1e-5, "{file}: {error}");
+        let mel = super::golden::window(&tensor("a_train_mel.npy"), 4);
+        let audio = tensor("a_train_audio.npy").unsqueeze(1).unwrap();
+        let (z, _) = flow.forward(&audio, &mel).unwrap();
+        assert!(max_abs(&flow.inverse(&z, &mel).unwrap(), &audio) < 1e-5);
+    }
 }
 
 /// A tensor by name with its shape and what its storage holds.
@@ -436,7 +441,7 @@ fn models_of_another_kind_are_told_what_they_are() {
     assert!(err.starts_with("melglow: cannot read gone.pt: No such file"), "{err}");
 }
 
-/// Some thousand damaged files; `examples/fuzz_import.rs` goes on for as long as one likes.
+/// A thousand damaged files; `examples/fuzz_import.rs` goes on for as long as one likes.
 #[test]
 fn damaged_files_never_panic() {
     let place = Place::new();
@@ -454,7 +459,7 @@ fn damaged_files_never_panic() {
     legacy.extend(&pickled);
     legacy.extend(b"\x80\x02].");
     let mut survived = 0;
-    for round in 0..3000 {
+    for round in 0..1000 {
         let mut bytes = if round % 2 == 0 { pickled.clone() } else { legacy.clone() };
         for _ in 0..1 + random(3) {
             let at = random(bytes.len());
@@ -472,7 +477,7 @@ fn damaged_files_never_panic() {
             Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
         }
     }
-    assert!((1..2000).contains(&survived), "{survived} of 3000 survive: the damage is not what it should be");
+    assert!((1..700).contains(&survived), "{survived} of 1000 survive: the damage is not what it should be");
 }
 
 /// The parity models are untrained: neither choice can fit, and that is what is said.
