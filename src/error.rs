@@ -45,9 +45,10 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
-    /// An [`Error::File`].
+    /// An [`Error::File`]; names that the file gave may hold line breaks, the message doesn't.
     pub fn file(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
-        Self::File { path: path.into(), problem: problem.into() }
+        let problem = problem.into().replace(char::is_control, " ");
+        Self::File { path: path.into(), problem }
     }
 
     /// An [`Error::Invalid`].

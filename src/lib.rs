@@ -14,17 +14,20 @@
 //! | frame | a mel column, every `hop_length` samples | |
 //! | step | a group of `group` samples | |
 //!
-//! Modules, each importing only from those before it: [`error`], [`atomic`], [`kernels`], [`audio`], [`mel`],
-//! [`net`], [`flow`], [`voice`], [`vocoder`], [`train`], [`cli`].
+//! Modules, each importing only from those before it: [`error`], [`atomic`], [`mod@array`], [`torch`], [`kernels`],
+//! [`audio`], [`mel`], [`net`], [`flow`], [`voice`], [`import`], [`vocoder`], [`train`], [`cli`].
 
+pub mod array;
 pub mod atomic;
 pub mod audio;
 pub mod cli;
 pub mod error;
 pub mod flow;
+pub mod import;
 pub mod kernels;
 pub mod mel;
 pub mod net;
+pub mod torch;
 pub mod train;
 pub mod vocoder;
 pub mod voice;

@@ -113,6 +113,12 @@ pub struct Voice {
     weights: Cow<'static, [u8]>,
 }
 
+impl std::fmt::Debug for Voice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Voice").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
 impl Voice {
     /// Reads a voice from its folder and checks that its weights fit its flow.
     ///
@@ -206,7 +212,18 @@ impl Voice {
     /// # Errors
     /// As [`Voice::build_flow`].
     pub fn build_flow_on(&self, device: &Device) -> Result<(Flow, Params)> {
-        let params = Params::loaded(self.tensors()?, device);
+        self.build(Params::loaded(self.tensors()?, device))
+    }
+
+    /// Builds the flow for inference on the CPU: nothing is kept for gradients.
+    ///
+    /// # Errors
+    /// As [`Voice::build_flow`].
+    pub fn build_frozen_flow(&self) -> Result<Flow> {
+        Ok(self.build(Params::frozen(self.tensors()?, &Device::Cpu))?.0)
+    }
+
+    fn build(&self, params: Params) -> Result<(Flow, Params)> {
         let flow = Flow::new(&self.config.flow, &self.config.mel, params.builder()).map_err(|e| match e {
             Error::Tensor(e) => Error::invalid(one_line(&e)),
             other => other,
@@ -319,31 +336,67 @@ fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn to_safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
-    let mut stored = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
-        let (dtype, bytes): (_, Vec<u8>) = match tensor.dtype() {
-            DType::F16 => (Dtype::F16, flat.to_vec1::<half::f16>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
-            DType::BF16 => (Dtype::BF16, flat.to_vec1::<half::bf16>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
-            _ => {
-                let values = flat.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-                (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
-            }
-        };
-        stored.push((name.as_str(), dtype, tensor.dims().to_vec(), bytes));
+/// A tensor that is turned into bytes only when its turn comes.
+struct Stored<'a> {
+    tensor: &'a Tensor,
+    dtype: Dtype,
+}
+
+impl Stored<'_> {
+    fn bytes(&self) -> Result<Vec<u8>, candle_core::Error> {
+        let flat = self.tensor.to_device(&Device::Cpu)?.flatten_all()?;
+        Ok(match self.dtype {
+            Dtype::F16 => flat.to_vec1::<half::f16>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Dtype::BF16 => flat.to_vec1::<half::bf16>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            _ => flat.to_dtype(DType::F32)?.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        })
     }
-    stored.sort_by_key(|(name, ..)| *name);
+}
+
+impl safetensors::View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.tensor.dims()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        // the interface has no way to fail: an empty answer is noticed by its length
+        Cow::Owned(self.bytes().unwrap_or_default())
+    }
+
+    fn data_len(&self) -> usize {
+        let size = if self.dtype == Dtype::F32 { 4 } else { 2 };
+        self.tensor.elem_count() * size
+    }
+}
+
+fn to_safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
+    let mut stored: Vec<_> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let dtype = match tensor.dtype() {
+                DType::F16 => Dtype::F16,
+                DType::BF16 => Dtype::BF16,
+                _ => Dtype::F32,
+            };
+            (name.as_str(), Stored { tensor, dtype })
+        })
+        .collect();
+    stored.sort_by_key(|(name, _)| *name);
     if let Some(pair) = stored.windows(2).find(|pair| pair[0].0 == pair[1].0) {
         return Err(Error::invalid(format!("two tensors are named {}", pair[0].0)));
     }
-    let views = stored
-        .iter()
-        .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)))
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
-    views
-        .and_then(|views| safetensors::serialize(views, None))
-        .map_err(|e| Error::invalid(format!("tensors cannot be stored: {}", one_line(&e))))
+    let data: usize = stored.iter().map(|(_, stored)| safetensors::View::data_len(stored)).sum();
+    let bytes = safetensors::serialize(stored, None)
+        .map_err(|e| Error::invalid(format!("tensors cannot be stored: {}", one_line(&e))))?;
+    let header = bytes.first_chunk().map_or(0, |len| u64::from_le_bytes(*len) as usize);
+    if bytes.len() != 8 + header + data {
+        return Err(Error::invalid("tensors cannot be stored: one could not be read"));
+    }
+    Ok(bytes)
 }
 
 fn to_tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor> {

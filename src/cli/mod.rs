@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 pub mod eval;
+pub mod import;
 pub mod mel;
 pub mod synth;
 pub mod train;
@@ -26,6 +27,7 @@ enum Command {
     Synth(synth::SynthArgs),
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
+    Import(import::ImportArgs),
 }
 
 /// Runs the command that the process's arguments ask for.
@@ -36,8 +38,9 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Mel(args) => mel::run(args),
         Command::Synth(args) => synth::run(args),
-        Command::Train(args) => train::run(&args).map_err(Into::into),
+        Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Import(args) => import::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -15,8 +15,12 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
     /// Recipe: tiny, lj, waveglow, waveglow-64, or the path of one's own
-    #[arg(long, value_name = "NAME|PATH", required_unless_present = "resume")]
+    #[arg(long, value_name = "NAME|PATH", required_unless_present_any = ["resume", "from"])]
     pub recipe: Option<String>,
+    /// Start from the weights of a voice (folder, or name of the built-in one). Without --recipe: its
+    /// own design, at a learning rate of 1e-4 for 10000 steps, every 20th clip held out
+    #[arg(long, value_name = "DIR|NAME", conflicts_with = "resume")]
+    pub from: Option<String>,
     /// Folder of the run: checkpoints (which are voice folders) and log
     #[arg(long, value_name = "RUN")]
     pub out: PathBuf,
@@ -72,12 +76,13 @@ impl DeviceName {
 ///
 /// # Errors
 /// As [`train::train`].
-pub fn run(args: &TrainArgs) -> Result<()> {
+pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     super::use_threads(args.threads)?;
     let options = Options {
         data: args.data.clone(),
         out: args.out.clone(),
         recipe: args.recipe.as_deref().map(Recipe::open).transpose()?,
+        from: args.from.as_deref().map(|choice| super::voice(Some(choice))).transpose()?,
         steps: args.steps,
         batch: args.batch,
         seed: args.seed,

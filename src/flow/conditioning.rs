@@ -12,6 +12,13 @@ pub enum Conditioning {
     Upsample(Upsample),
     /// A convolutional net at the frame rate.
     Frame(FrameNet),
+    /// The frames themselves.
+    Mel {
+        /// Bands.
+        n_mels: usize,
+        /// Steps per frame.
+        up: usize,
+    },
 }
 
 /// WaveGlow's transposed convolution as one product per hop of its kernel, with the squeeze built
@@ -45,6 +52,7 @@ impl Conditioning {
                     group,
                 }))
             }
+            ConditioningConfig::Mel => Ok(Self::Mel { n_mels, up: hop / group }),
             &ConditioningConfig::Frame { channels, residual_layers } => {
                 let conv = |i: usize| -> Result<_> {
                     let (width, inputs) = if i == 0 { (5, n_mels) } else { (3, channels) };
@@ -70,6 +78,7 @@ impl Conditioning {
         match self {
             Self::Upsample(net) => net.n_mels * net.group,
             Self::Frame(net) => net.channels,
+            Self::Mel { n_mels, .. } => *n_mels,
         }
     }
 
@@ -78,6 +87,7 @@ impl Conditioning {
         match self {
             Self::Upsample(_) => 1,
             Self::Frame(net) => net.up,
+            Self::Mel { up, .. } => *up,
         }
     }
 
@@ -87,12 +97,13 @@ impl Conditioning {
             Self::Upsample(net) => Context { left: net.weight.dim(0)? - 1, right: 0 },
             // the convolutions' reach, and one more row to interpolate towards
             Self::Frame(net) => Context { left: net.convs.len() + 1, right: net.convs.len() + 2 },
+            Self::Mel { .. } => Context { left: 0, right: 0 },
         })
     }
 
     /// Whether frames beyond the ends repeat the edge (or are zero, as in WaveGlow).
     pub fn repeats_edge(&self) -> bool {
-        matches!(self, Self::Frame(_))
+        !matches!(self, Self::Upsample(_))
     }
 
     /// Multiply-adds per frame.
@@ -100,6 +111,7 @@ impl Conditioning {
         match self {
             Self::Upsample(net) => net.weight.elem_count(),
             Self::Frame(net) => net.convs.iter().map(|(w, _)| w.elem_count()).sum(),
+            Self::Mel { .. } => 0,
         }
     }
 
@@ -109,6 +121,7 @@ impl Conditioning {
         let rows = match self {
             Self::Upsample(net) => net.forward(&mel)?,
             Self::Frame(net) => net.forward(&mel)?,
+            Self::Mel { .. } => mel,
         };
         Ok(Cond { rows, up: self.up() })
     }

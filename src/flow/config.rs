@@ -1,6 +1,7 @@
 //! The design of a flow, as it stands in `config.json` and in recipes.
 
 use crate::mel::MelConfig;
+pub use crate::net::separable::SeparableConfig;
 pub use crate::net::wavenet::WaveNetConfig;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,8 @@ pub enum ConditioningConfig {
         /// Residual convolutions of width 3 after the first of width 5.
         residual_layers: usize,
     },
+    /// SqueezeWave: the frames as they are; what couplings take from one is held for its steps.
+    Mel,
 }
 
 /// Steps, repeated.
@@ -85,6 +88,15 @@ pub enum StepConfig {
         /// Bound of `log_s` by `bound · tanh(o / bound)`; none for WaveGlow.
         bound: Option<f64>,
     },
+    /// The same coupling with SqueezeWave's conditioner (mel conditioning only).
+    SeparableCoupling {
+        /// The conditioner.
+        net: SeparableConfig,
+        /// Bound of `log_s`, as in `coupling`.
+        bound: Option<f64>,
+    },
+    /// Exchanges the halves of the channels: around a coupling, the second half moves the first.
+    Swap,
     /// The first `channels` channels are done: they become latents.
     Early {
         /// How many.
@@ -144,15 +156,25 @@ impl FlowConfig {
                 StepConfig::Asinh { scale } if !(1e-3..=1e3).contains(scale) => {
                     return wrong(format!("asinh: scale is {scale}, expected 0.001 to 1000"));
                 }
-                StepConfig::Gain if matches!(self.conditioning, ConditioningConfig::Upsample { .. }) => {
+                StepConfig::Gain if !matches!(self.conditioning, ConditioningConfig::Frame { .. }) => {
                     return wrong("gain wants frame conditioning".to_string());
                 }
-                StepConfig::Coupling { net, bound } => {
-                    net.validate()?;
-                    if bound.is_some_and(|b| !(0.01..=100.0).contains(&b)) {
-                        return wrong("coupling: bound is out of range, expected 0.01 to 100".to_string());
-                    }
+                StepConfig::Swap if !channels.is_multiple_of(2) => {
+                    return wrong(format!("swap has no halves in {channels} channels"));
                 }
+                StepConfig::Coupling { .. } if matches!(self.conditioning, ConditioningConfig::Mel) => {
+                    return wrong("coupling wants upsample or frame conditioning; see separable_coupling".to_string());
+                }
+                StepConfig::SeparableCoupling { .. } if !matches!(self.conditioning, ConditioningConfig::Mel) => {
+                    return wrong("separable_coupling wants mel conditioning".to_string());
+                }
+                StepConfig::Coupling { bound, .. } | StepConfig::SeparableCoupling { bound, .. }
+                    if bound.is_some_and(|b| !(0.01..=100.0).contains(&b)) =>
+                {
+                    return wrong("coupling: bound is out of range, expected 0.01 to 100".to_string());
+                }
+                StepConfig::Coupling { net, .. } => net.validate()?,
+                StepConfig::SeparableCoupling { net, .. } => net.validate()?,
                 _ => {}
             }
         }

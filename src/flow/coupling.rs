@@ -1,7 +1,8 @@
 //! Affine coupling.
 
 use super::{Bijector, Cond};
-use crate::net::wavenet::{Projection, WaveNet, WaveNetConfig};
+use crate::net::CondNet;
+use crate::net::wavenet::Projection;
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -12,40 +13,39 @@ use candle_nn::VarBuilder;
 /// NVIDIA/waveglow `glow.py`: the first outputs are `b`, the rest `log_s`.
 pub struct Coupling {
     known: usize,
-    net: WaveNet,
+    net: Box<dyn CondNet + Send + Sync>,
     cond: Projection,
     bound: Option<f64>,
 }
 
 impl Coupling {
-    /// Asks `vb` for the conditioner's tensors and its projection `cond` of `features` inputs.
+    /// A coupling that knows the first `known` channels; asks `vb` for the conditioner's projection
+    /// `cond` of `features` inputs.
     pub fn new(
-        config: &WaveNetConfig,
-        bound: Option<f64>,
-        channels: usize,
+        net: Box<dyn CondNet + Send + Sync>,
+        known: usize,
         features: usize,
-        up: usize,
+        weight_norm: bool,
+        bound: Option<f64>,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let known = channels / 2;
-        let net = WaveNet::new(config, known, 2 * (channels - known), up, vb.clone())?;
-        let cond = Projection::new(features, net.cond_width(), config.weight_norm, vb.pp("cond"))?;
+        let cond = Projection::new(features, net.cond_width(), weight_norm, vb.pp("cond"))?;
         Ok(Self { known, net, cond, bound })
     }
 
     /// Steps on each side that the conditioner sees.
     pub fn reach(&self) -> usize {
-        self.net.shape().reach()
+        self.net.reach()
     }
 
     /// Multiply-adds per step, and per row of conditioning.
     pub fn macs(&self) -> (usize, usize) {
-        (self.net.shape().macs_per_step(), self.cond.macs())
+        (self.net.macs_per_step(), self.cond.macs())
     }
 
     /// `(b, log_s)`, each `[batch, steps, channels − known]`.
     fn params(&self, known: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
-        let out = self.net.forward(known, &self.cond.forward(&cond.rows)?, self.cond.bias())?;
+        let out = self.net.forward(known, &self.cond.product(&cond.rows)?, self.cond.bias())?;
         let moved = out.dim(2)? / 2;
         let log_s = out.narrow(2, moved, moved)?;
         let log_s = match self.bound {

@@ -4,6 +4,7 @@ use super::{Bijector, Cond};
 use crate::net::wavenet::matmul;
 use candle_core::{Result, Tensor, Var};
 use candle_nn::{Init, VarBuilder};
+use std::sync::Mutex;
 
 /// Mixes channels by an invertible matrix: `z[t] = W x[t]`.
 ///
@@ -11,23 +12,39 @@ use candle_nn::{Init, VarBuilder};
 /// free (as in WaveGlow) and starts as a random rotation.
 pub struct Mix {
     weight: Tensor,
+    /// The last inverse, for the weight that it belongs to: with 256 channels, finding it costs more
+    /// than a block of sound.
+    solved: Mutex<Option<Solved>>,
+}
+
+struct Solved {
+    weight: Vec<f32>,
+    inverse: Tensor,
+    log_det: f64,
 }
 
 impl Mix {
     /// Asks `vb` for `weight`, `[channels, channels]`.
     pub fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self { weight: vb.get_with_hints((channels, channels), "weight", Init::Randn { mean: 0.0, stdev: 1.0 })? })
+        let weight = vb.get_with_hints((channels, channels), "weight", Init::Randn { mean: 0.0, stdev: 1.0 })?;
+        Ok(Self { weight, solved: Mutex::new(None) })
     }
 
     /// The inverse matrix and log|det W|.
     fn solve(&self) -> Result<(Tensor, f64)> {
         let n = self.weight.dim(0)?;
         let values: Vec<f32> = self.weight.flatten_all()?.to_vec1()?;
+        let mut slot = self.solved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(solved) = slot.as_ref().filter(|solved| solved.weight == values) {
+            return Ok((solved.inverse.clone(), solved.log_det));
+        }
         let Some((inverse, log_det)) = invert(&values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>(), n) else {
             candle_core::bail!("mix: the {n}×{n} matrix is singular or not finite")
         };
         let inverse: Vec<f32> = inverse.into_iter().map(|v| v as f32).collect();
-        Ok((Tensor::from_vec(inverse, (n, n), self.weight.device())?, log_det))
+        let inverse = Tensor::from_vec(inverse, (n, n), self.weight.device())?;
+        *slot = Some(Solved { weight: values, inverse: inverse.clone(), log_det });
+        Ok((inverse, log_det))
     }
 }
 
@@ -106,17 +123,26 @@ fn determinant_sign(matrix: &[f64], n: usize) -> f64 {
 pub fn invert(matrix: &[f64], n: usize) -> Option<(Vec<f64>, f64)> {
     let (order, a, _) = lu(matrix, n)?;
     let log_det = (0..n).map(|i| a[i * n + i].abs().ln()).sum();
-    let mut inverse = vec![0.0; n * n];
-    for column in 0..n {
-        let mut y = vec![0.0; n];
-        for i in 0..n {
-            let unit = f64::from(u8::from(order[i] == column));
-            y[i] = unit - (0..i).map(|j| a[i * n + j] * y[j]).sum::<f64>();
-        }
-        for i in (0..n).rev() {
-            y[i] = (y[i] - (i + 1..n).map(|j| a[i * n + j] * y[j]).sum::<f64>()) / a[i * n + i];
-            inverse[i * n + column] = y[i];
+    // all columns at once, in row order: L Y = P, then U X = Y
+    let mut x = vec![0.0; n * n];
+    for (i, &row) in order.iter().enumerate() {
+        x[i * n + row] = 1.0;
+        for j in 0..i {
+            let (done, rest) = x.split_at_mut(i * n);
+            subtract(&mut rest[..n], a[i * n + j], &done[j * n..][..n]);
         }
     }
-    Some((inverse, log_det))
+    for i in (0..n).rev() {
+        for j in i + 1..n {
+            let (rest, done) = x.split_at_mut(j * n);
+            subtract(&mut rest[i * n..][..n], a[i * n + j], &done[..n]);
+        }
+        x[i * n..][..n].iter_mut().for_each(|v| *v /= a[i * n + i]);
+    }
+    Some((x, log_det))
+}
+
+/// `row -= factor · other`.
+fn subtract(row: &mut [f64], factor: f64, other: &[f64]) {
+    row.iter_mut().zip(other).for_each(|(row, other)| *row -= factor * other);
 }

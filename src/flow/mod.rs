@@ -11,6 +11,7 @@ mod pointwise;
 mod whiten;
 
 use crate::mel::{MelConfig, MelSpectrogram};
+use crate::net::{CondNet, SeparableNet, WaveNet};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
@@ -19,7 +20,7 @@ pub use config::FlowConfig;
 use config::StepConfig;
 use coupling::Coupling;
 use mix::Mix;
-use pointwise::{Actnorm, Asinh, Gain};
+use pointwise::{Actnorm, Asinh, Gain, Swap};
 use whiten::Whiten;
 
 /// Frames of mel that a frame's sound depends on, beside its own.
@@ -31,8 +32,8 @@ pub struct Context {
     pub right: usize,
 }
 
-/// What a step knows of the mel: `rows` `[batch, rows, features]`, one for every `up` steps (and
-/// one more to interpolate towards when `up > 1`).
+/// What a step knows of the mel: `rows` `[batch, rows, features]`, one for every `up` steps (and, from
+/// frame conditioning, one more to interpolate towards when `up > 1`).
 pub struct Cond {
     /// The features.
     pub rows: Tensor,
@@ -102,13 +103,14 @@ impl Flow {
                     per_step += channels * channels;
                     Box::new(Mix::new(channels, vb)?)
                 }
-                StepConfig::Coupling { net, bound } => {
-                    let coupling = Coupling::new(net, *bound, channels, features, up, vb)?;
+                StepConfig::Coupling { .. } | StepConfig::SeparableCoupling { .. } => {
+                    let coupling = Self::coupling(step, channels, features, up, vb)?;
                     reach += coupling.reach();
                     per_step += coupling.macs().0;
                     per_row += coupling.macs().1;
                     Box::new(coupling)
                 }
+                StepConfig::Swap => Box::new(Swap),
                 StepConfig::Early { channels: done } => {
                     channels -= done;
                     steps.push(Step::Early(*done));
@@ -133,6 +135,28 @@ impl Flow {
             macs_per_sample,
             device,
         })
+    }
+
+    /// The coupling of a step that is one.
+    fn coupling(
+        step: &StepConfig,
+        channels: usize,
+        features: usize,
+        up: usize,
+        vb: VarBuilder,
+    ) -> candle_core::Result<Coupling> {
+        let known = channels / 2;
+        let outputs = 2 * (channels - known);
+        let (net, weight_norm, bound): (Box<dyn CondNet + Send + Sync>, _, _) = match step {
+            StepConfig::Coupling { net, bound } => {
+                (Box::new(WaveNet::new(net, known, outputs, up, vb.clone())?), net.weight_norm, *bound)
+            }
+            StepConfig::SeparableCoupling { net, bound } => {
+                (Box::new(SeparableNet::new(net, known, outputs, up, vb.clone())?), net.weight_norm, *bound)
+            }
+            other => candle_core::bail!("{other:?} is not a coupling"),
+        };
+        Coupling::new(net, known, features, weight_norm, bound, vb)
     }
 
     /// Samples per step: the number of latent channels.
@@ -228,27 +252,28 @@ impl Flow {
     /// # Errors
     /// If the shapes don't fit each other.
     pub fn forward(&self, x: &Tensor, mel: &Tensor) -> Result<(Tensor, Tensor)> {
-        self.run_forward(x, mel, false)
+        self.run_forward(x, mel, &|_| false)
     }
 
-    /// Data-dependent initialisation of the steps that want it, from one large batch.
+    /// Data-dependent initialisation from one large batch: of the steps that want it and that
+    /// `wanted`, by their place in the design, says yes to.
     ///
     /// # Errors
     /// As [`Flow::forward`].
-    pub fn initialise(&self, x: &Tensor, mel: &Tensor) -> Result<()> {
-        self.run_forward(x, mel, true).map(|_| ())
+    pub fn initialise(&self, x: &Tensor, mel: &Tensor, wanted: &dyn Fn(usize) -> bool) -> Result<()> {
+        self.run_forward(x, mel, wanted).map(|_| ())
     }
 
-    fn run_forward(&self, x: &Tensor, mel: &Tensor, initialise: bool) -> Result<(Tensor, Tensor)> {
+    fn run_forward(&self, x: &Tensor, mel: &Tensor, initialise: &dyn Fn(usize) -> bool) -> Result<(Tensor, Tensor)> {
         let (batch, samples) = self.check_data(x.dims(), mel)?;
         let cond = self.conditioning.forward(mel)?;
         let mut x = x.reshape((batch, samples / self.group, self.group))?;
         let mut log_det = Tensor::zeros(batch, x.dtype(), x.device())?;
         let mut parts = Vec::new();
-        for step in &self.steps {
+        for (i, step) in self.steps.iter().enumerate() {
             match step {
                 Step::Map(map) => {
-                    let (z, d) = if initialise { map.initialise(&x, &cond)? } else { map.forward(&x, &cond)? };
+                    let (z, d) = if initialise(i) { map.initialise(&x, &cond)? } else { map.forward(&x, &cond)? };
                     x = z;
                     log_det = (log_det + d)?;
                 }

@@ -1,4 +1,4 @@
-//! Steps that treat each value by itself: actnorm, gain, asinh.
+//! Steps that treat each value by itself, or only move it: actnorm, gain, asinh, swap.
 
 use super::{Bijector, Cond};
 use crate::net::wavenet::{linear, upsample};
@@ -98,5 +98,28 @@ impl Bijector for Asinh {
     fn inverse(&self, z: &Tensor, _: &Cond) -> Result<Tensor> {
         let u = (z * self.scale)?;
         (u.exp()? - u.neg()?.exp()?)? * (0.5 / self.scale)
+    }
+}
+
+/// Exchanges the halves of the channels, an even number.
+///
+/// log_det = 0. Around a coupling it makes the second half the known one, as the first versions of
+/// WaveGlow had it in every other flow.
+pub struct Swap;
+
+impl Swap {
+    fn exchange(x: &Tensor) -> Result<Tensor> {
+        let half = x.dim(2)? / 2;
+        Tensor::cat(&[x.narrow(2, half, half)?, x.narrow(2, 0, half)?], 2)
+    }
+}
+
+impl Bijector for Swap {
+    fn forward(&self, x: &Tensor, _: &Cond) -> Result<(Tensor, Tensor)> {
+        Ok((Self::exchange(x)?, Tensor::zeros(x.dim(0)?, x.dtype(), x.device())?))
+    }
+
+    fn inverse(&self, z: &Tensor, _: &Cond) -> Result<Tensor> {
+        Self::exchange(z)
     }
 }

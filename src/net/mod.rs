@@ -1,7 +1,23 @@
 //! Conditioner networks, and the named parameters they are made of.
 
 pub mod params;
+pub mod separable;
 pub mod wavenet;
 
+use candle_core::{Result, Tensor};
 pub use params::Params;
+pub use separable::SeparableNet;
 pub use wavenet::WaveNet;
+
+/// A conditioner of couplings: from the known channels and the mel to the parameters of the rest.
+pub trait CondNet {
+    /// `x` `[batch, steps, inputs]`, `cond` `[batch, rows, cond_width]` and its bias
+    /// `[cond_width]` → `[batch, steps, outputs]`.
+    fn forward(&self, x: &Tensor, cond: &Tensor, cond_bias: &Tensor) -> Result<Tensor>;
+    /// Columns of conditioning that it wants.
+    fn cond_width(&self) -> usize;
+    /// Steps on each side that an output depends on.
+    fn reach(&self) -> usize;
+    /// Multiply-adds per step, without the conditioning's own projection.
+    fn macs_per_step(&self) -> usize;
+}

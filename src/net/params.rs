@@ -12,15 +12,21 @@ use std::sync::{Arc, Mutex};
 pub struct Params(Arc<Store>);
 
 struct Store {
-    vars: Mutex<BTreeMap<String, Var>>,
-    source: Source,
+    state: Mutex<State>,
     device: Device,
+    /// Constructors get tensors that no gradient is kept for.
+    frozen: bool,
+}
+
+struct State {
+    vars: BTreeMap<String, Var>,
+    source: Source,
 }
 
 enum Source {
     /// New values, drawn from this seed and the tensor's name.
     Seed(u64),
-    /// Given values.
+    /// Given values; each leaves when it is asked for, so that nothing is held twice.
     Tensors(HashMap<String, Tensor>),
 }
 
@@ -28,16 +34,23 @@ impl Params {
     /// Parameters that will be drawn at random: each from `seed` and its own name, so that the
     /// order of construction doesn't matter.
     pub fn seeded(seed: u64, device: &Device) -> Self {
-        Self::with(Source::Seed(seed), device)
+        Self::with(Source::Seed(seed), device, false)
     }
 
     /// Parameters from tensors that a file gave.
     pub fn loaded(tensors: HashMap<String, Tensor>, device: &Device) -> Self {
-        Self::with(Source::Tensors(tensors), device)
+        Self::with(Source::Tensors(tensors), device, false)
     }
 
-    fn with(source: Source, device: &Device) -> Self {
-        Self(Arc::new(Store { vars: Mutex::default(), source, device: device.clone() }))
+    /// [`Params::loaded`] for inference: nothing is kept for gradients, so that memory doesn't grow
+    /// with the number of steps.
+    pub fn frozen(tensors: HashMap<String, Tensor>, device: &Device) -> Self {
+        Self::with(Source::Tensors(tensors), device, true)
+    }
+
+    fn with(source: Source, device: &Device, frozen: bool) -> Self {
+        let state = Mutex::new(State { vars: BTreeMap::new(), source });
+        Self(Arc::new(Store { state, device: device.clone(), frozen }))
     }
 
     /// What constructors of nets take.
@@ -47,41 +60,44 @@ impl Params {
 
     /// Every parameter that a constructor has asked for, in name order.
     pub fn named(&self) -> Vec<(String, Var)> {
-        self.lock().iter().map(|(name, var)| (name.clone(), var.clone())).collect()
+        self.lock().vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
     }
 
     /// Names in the file that no constructor has asked for, in order.
     pub fn surplus(&self) -> Vec<String> {
-        let Source::Tensors(tensors) = &self.0.source else { return Vec::new() };
-        let vars = self.lock();
-        let mut names: Vec<_> = tensors.keys().filter(|name| !vars.contains_key(*name)).cloned().collect();
+        let state = self.lock();
+        let Source::Tensors(tensors) = &state.source else { return Vec::new() };
+        let mut names: Vec<_> = tensors.keys().cloned().collect();
         names.sort();
         names
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Var>> {
-        self.0.vars.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 impl SimpleBackend for Params {
     fn get(&self, shape: Shape, name: &str, init: Init, _: DType, device: &Device) -> Result<Tensor> {
-        let mut vars = self.lock();
-        if let Some(var) = vars.get(name) {
-            return Ok(var.as_tensor().clone());
+        let given = |var: &Var| if self.0.frozen { var.as_detached_tensor() } else { var.as_tensor().clone() };
+        let mut state = self.lock();
+        if let Some(var) = state.vars.get(name) {
+            return Ok(given(var));
         }
-        let var = match &self.0.source {
+        let var = match &mut state.source {
             Source::Seed(seed) => Var::from_tensor(&draw(*seed, name, &shape, init, device)?)?,
             Source::Tensors(tensors) => {
-                let Some(tensor) = tensors.get(name) else { candle_core::bail!("tensor {name} {shape:?} is missing") };
+                let Some(tensor) = tensors.remove(name) else {
+                    candle_core::bail!("tensor {name} {shape:?} is missing")
+                };
                 if tensor.shape() != &shape {
                     candle_core::bail!("tensor {name} has shape {:?}, expected {:?}", tensor.dims(), shape.dims())
                 }
                 Var::from_tensor(&tensor.to_device(device)?.to_dtype(DType::F32)?.contiguous()?)?
             }
         };
-        let tensor = var.as_tensor().clone();
-        vars.insert(name.to_string(), var);
+        let tensor = given(&var);
+        state.vars.insert(name.to_string(), var);
         Ok(tensor)
     }
 
@@ -90,9 +106,10 @@ impl SimpleBackend for Params {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        match &self.0.source {
+        let state = self.lock();
+        match &state.source {
             Source::Seed(_) => true,
-            Source::Tensors(tensors) => tensors.contains_key(name),
+            Source::Tensors(tensors) => tensors.contains_key(name) || state.vars.contains_key(name),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A WaveNet conditioner: the graph that defines it, and the fused CPU body that runs it.
 
+use super::CondNet;
 use crate::kernels::wavenet::{self as kernel, Shape};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -97,7 +98,7 @@ impl Linear {
     }
 }
 
-/// A 1×1 projection with optional weight norm: from the mel's features to every layer's share.
+/// A 1×1 convolution with optional weight norm.
 pub struct Projection(Linear);
 
 impl Projection {
@@ -106,8 +107,18 @@ impl Projection {
         Linear::new(&[inputs, outputs], weight_norm, vb).map(Self)
     }
 
-    /// `[batch, rows, in]` → `[batch, rows, out]`, without the bias.
+    /// [`Projection::new`] without weight norm, starting at zero.
+    pub fn zeros(inputs: usize, outputs: usize, vb: VarBuilder) -> Result<Self> {
+        Linear::zeros((inputs, outputs), vb).map(Self)
+    }
+
+    /// `[batch, rows, in]` → `[batch, rows, out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        linear(x, &self.0.weight()?, &self.0.bias)
+    }
+
+    /// [`Projection::forward`] without the bias.
+    pub fn product(&self, x: &Tensor) -> Result<Tensor> {
         matmul(x, &self.0.weight()?)
     }
 
@@ -151,24 +162,9 @@ impl WaveNet {
         })
     }
 
-    /// Columns of conditioning it wants: `2 · channels · layers`.
-    pub fn cond_width(&self) -> usize {
-        self.shape.cond_width()
-    }
-
     /// Its shape.
     pub fn shape(&self) -> &Shape {
         &self.shape
-    }
-
-    /// `x` `[batch, steps, inputs]`, `cond` `[batch, rows, cond_width]` and its bias
-    /// `[cond_width]` → `[batch, steps, outputs]`: fused on the CPU, the graph elsewhere.
-    pub fn forward(&self, x: &Tensor, cond: &Tensor, cond_bias: &Tensor) -> Result<Tensor> {
-        if !x.device().is_cpu() {
-            return self.forward_graph(x, cond, cond_bias);
-        }
-        let op = Fused { shape: self.shape.clone(), saved: Mutex::new(None) };
-        x.contiguous()?.apply_op3(&cond.contiguous()?, &self.flat_params(cond_bias)?, op)
     }
 
     /// All parameters in the kernel's order, weight norm applied, each layer's share of the
@@ -230,6 +226,29 @@ impl WaveNet {
             });
         }
         linear(&skip.unwrap_or(h), &self.end.weight()?, &self.end.bias)
+    }
+}
+
+impl CondNet for WaveNet {
+    /// Fused on the CPU, the graph elsewhere.
+    fn forward(&self, x: &Tensor, cond: &Tensor, cond_bias: &Tensor) -> Result<Tensor> {
+        if !x.device().is_cpu() {
+            return self.forward_graph(x, cond, cond_bias);
+        }
+        let op = Fused { shape: self.shape.clone(), saved: Mutex::new(None) };
+        x.contiguous()?.apply_op3(&cond.contiguous()?, &self.flat_params(cond_bias)?, op)
+    }
+
+    fn cond_width(&self) -> usize {
+        self.shape.cond_width()
+    }
+
+    fn reach(&self) -> usize {
+        self.shape.reach()
+    }
+
+    fn macs_per_step(&self) -> usize {
+        self.shape.macs_per_step()
     }
 }
 

@@ -36,6 +36,7 @@ impl Estimate {
         let (rows, features) = match recipe.flow.conditioning {
             ConditioningConfig::Upsample { .. } => (steps, recipe.mel.n_mels as u64 * group),
             ConditioningConfig::Frame { channels, .. } => (passes / hop + t.batch as u64, channels as u64),
+            ConditioningConfig::Mel => (passes / hop, recipe.mel.n_mels as u64),
         };
         let mut activations = 3 * rows * features * F32;
         let mut largest = 0;
@@ -47,6 +48,10 @@ impl Estimate {
                     let kept = 3 * steps * width * F32;
                     here += kept.min(KEPT) + 2 * rows * 2 * width * F32;
                     largest = largest.max(2 * kept);
+                }
+                if let StepConfig::SeparableCoupling { net, .. } = step {
+                    let width = (net.channels * net.layers) as u64;
+                    here += GRAPH_TENSORS * steps * width * F32 + 2 * rows * 2 * width * F32;
                 }
                 activations += block.repeat as u64 * here;
             }

@@ -11,6 +11,7 @@ pub mod optimiser;
 pub mod run;
 mod session;
 pub mod tensorboard;
+pub mod warm;
 
 pub use config::Recipe;
 pub use run::{Options, Summary, train};

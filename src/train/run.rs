@@ -6,8 +6,10 @@ use super::dataset::{Clip, Dataset, Sampler};
 use super::log::{Progress, duration};
 use super::memory::Estimate;
 use super::session::Session;
+use super::warm::WarmStart;
 use crate::flow::Flow;
 use crate::net::Params;
+use crate::voice::Voice;
 use crate::{Error, Result};
 use candle_core::Device;
 use rayon::prelude::*;
@@ -26,6 +28,8 @@ pub struct Options {
     pub out: PathBuf,
     /// The recipe; a resumed run has its own, and this one, if given, must be the same but for its steps.
     pub recipe: Option<Recipe>,
+    /// A voice whose weights a new run starts from; without a recipe, its design is kept.
+    pub from: Option<Voice>,
     /// Steps of the whole run in place of the recipe's.
     pub steps: Option<usize>,
     /// Segments per forward pass in place of the recipe's.
@@ -78,10 +82,14 @@ pub fn train(options: &Options, stop: &AtomicBool) -> Result<Summary> {
             Session::resume(options, recipe, step, &sampler)?
         }
         None => {
-            if flow.has_whitening() {
+            let warm = options.from.as_ref().map(|voice| WarmStart::apply(voice, &recipe, &params)).transpose()?;
+            if let (Some(warm), Some(voice)) = (&warm, &options.from) {
+                eprintln!("from voice {}: {warm}", voice.config().name);
+            }
+            if flow.has_whitening() && warm.as_ref().is_none_or(WarmStart::fresh_whitening) {
                 fit_whitening(&flow, &clips, seed, stop)?;
             }
-            Session::start(options, recipe, seed, (params, flow), &sampler)?
+            Session::start(options, recipe, seed, (params, flow), warm.as_ref(), &sampler)?
         }
     };
     session.run(&sampler, &held, options.stop_after, stop)
@@ -117,7 +125,8 @@ fn recipe(options: &Options, resumed: Option<usize>) -> Result<Recipe> {
             own
         }
         (None, Some(given)) => given.clone(),
-        (None, None) => return Err(Error::invalid("a new run needs a recipe")),
+        (None, None) if let Some(voice) = &options.from => Recipe::fine_tuning(voice.config()),
+        (None, None) => return Err(Error::invalid("a new run needs a recipe, or a voice to start from")),
     };
     recipe.training.steps = options.steps.unwrap_or(recipe.training.steps);
     recipe.training.batch = options.batch.unwrap_or(recipe.training.batch);

@@ -9,6 +9,7 @@ use super::log::{Log, Progress};
 use super::optimiser::Optimiser;
 use super::run::{Options, Summary};
 use super::tensorboard::EventWriter;
+use super::warm::WarmStart;
 use crate::flow::{self, Flow};
 use crate::net::Params;
 use crate::net::params::named_rng;
@@ -61,11 +62,12 @@ impl Session {
         recipe: Recipe,
         seed: u64,
         (params, flow): (Params, Flow),
+        warm: Option<&WarmStart>,
         sampler: &Sampler,
     ) -> Result<Self> {
         let mut rng = named_rng(seed, "initialise");
         let batch = sampler.draw(&flow, recipe.training.init_batch, &mut rng, &options.device)?;
-        flow.initialise(&batch.x, &batch.mel)?;
+        flow.initialise(&batch.x, &batch.mel, &|step| warm.is_none_or(|warm| warm.is_fresh(step)))?;
         let optimiser = Optimiser::new(&params, &recipe.training)?;
         let state = State {
             step: 0,

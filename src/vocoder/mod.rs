@@ -60,7 +60,7 @@ impl Vocoder {
     /// # Errors
     /// If the weights don't fit the flow.
     pub fn new(voice: &Voice) -> Result<Self> {
-        let (flow, _) = voice.build_flow()?;
+        let flow = voice.build_frozen_flow()?;
         let config = voice.config().clone();
         let refiner = Refiner::new(&config.mel)?;
         Ok(Self { config, flow, refiner })

@@ -4,8 +4,8 @@
 //! these tests say so and pass.
 
 use candle_core::{Device, Tensor};
-use melglow::flow::config::{Block, ConditioningConfig, FlowConfig, StepConfig, WaveNetConfig};
 use melglow::flow::{Flow, nll};
+use melglow::import::{Design, Halves};
 use melglow::mel::file::{TensorData, read_array, read_arrays};
 use melglow::mel::{MelConfig, MelSpectrogram};
 use melglow::net::Params;
@@ -16,12 +16,10 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 const CPU: Device = Device::Cpu;
-const FLOWS: usize = 6;
-const GROUP: usize = 8;
 const HOP: usize = 256;
 
 /// The folder of golden files, if it is there.
-fn parity() -> Option<PathBuf> {
+pub(crate) fn parity() -> Option<PathBuf> {
     let shared = std::env::var_os("MELGLOW_SHARED")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
     let folder = shared.join("parity");
@@ -32,7 +30,7 @@ fn parity() -> Option<PathBuf> {
     None
 }
 
-fn tensor(name: &str) -> Tensor {
+pub(crate) fn tensor(name: &str) -> Tensor {
     let TensorData { shape, values, .. } = read_array(&parity().unwrap().join(name)).unwrap();
     Tensor::from_vec(values, shape, &CPU).unwrap()
 }
@@ -48,110 +46,49 @@ fn arrays(name: &str, prefix: &str) -> HashMap<String, Tensor> {
         .collect()
 }
 
-/// A published model in our terms: sets A and B differ in three numbers.
+/// A published model's design, and the mel that it is made for.
 struct Model {
-    n_mels: usize,
-    channels: usize,
-    layers: usize,
+    design: Design,
+    mel: MelConfig,
 }
 
-const A: Model = Model { n_mels: 3, channels: 10, layers: 3 };
-const B: Model = Model { n_mels: 80, channels: 16, layers: 2 };
-
 impl Model {
-    fn flow(&self, params: &Params, weight_norm: bool) -> Flow {
-        let net = WaveNetConfig {
-            channels: self.channels,
-            kernel: 3,
-            dilations: (0..self.layers).map(|i| 1 << i).collect(),
-            weight_norm,
-            skip: true,
-        };
-        let flow = [StepConfig::Mix, StepConfig::Coupling { net, bound: None }];
-        let early = StepConfig::Early { channels: 2 };
-        let steps = (0..FLOWS)
-            .flat_map(|k| (k % 2 == 0 && k > 0).then(|| early.clone()).into_iter().chain(flow.clone()))
-            .collect();
-        let config = FlowConfig {
-            whitening: None,
-            conditioning: ConditioningConfig::Upsample { kernel: 4 * HOP },
-            group: GROUP,
-            blocks: vec![Block { repeat: 1, steps }],
-        };
-        let mel = MelConfig { n_mels: self.n_mels, ..MelConfig::nvidia() };
-        Flow::new(&config, &mel, params.builder()).unwrap()
+    fn of(theirs: &HashMap<String, Tensor>) -> Self {
+        let shapes = theirs.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect();
+        let design = Design::of(&shapes, false).unwrap();
+        let mel = MelConfig { n_mels: design.n_mels, ..MelConfig::nvidia() };
+        Self { design, mel }
     }
 
     /// Our names and layouts from a state dict's (or from gradients of the same names).
     fn rename(&self, theirs: &HashMap<String, Tensor>) -> HashMap<String, Tensor> {
-        let n = self.n_mels;
-        let mut ours = HashMap::new();
-        let mut conv = |name: &str, their: &str, taps: bool| {
-            let weight = theirs.get(&format!("{their}.weight_v")).or(theirs.get(&format!("{their}.weight")));
-            if let Some(weight) = weight {
-                let weight = if taps { weight.permute((2, 1, 0)) } else { weight.squeeze(2).unwrap().t() };
-                ours.insert(format!("{name}.weight"), weight.unwrap().contiguous().unwrap());
-            }
-            if let Some(g) = theirs.get(&format!("{their}.weight_g")) {
-                ours.insert(format!("{name}.magnitude"), g.flatten_all().unwrap());
-            }
-            if let Some(bias) = theirs.get(&format!("{their}.bias")) {
-                ours.insert(format!("{name}.bias"), bias.clone());
-            }
-        };
-        let mut step = 0;
-        let mut mixes = Vec::new();
-        for k in 0..FLOWS {
-            step += usize::from(k % 2 == 0 && k > 0);
-            mixes.push((format!("steps.{step}.weight"), format!("convinv.{k}.conv.weight")));
-            let (name, their) = (format!("steps.{}", step + 1), format!("WN.{k}"));
-            for (own, other) in [("start", "start"), ("cond", "cond_layer"), ("end", "end")] {
-                conv(&format!("{name}.{own}"), &format!("{their}.{other}"), false);
-            }
-            for l in 0..self.layers {
-                conv(&format!("{name}.layers.{l}.conv"), &format!("{their}.in_layers.{l}"), true);
-                conv(&format!("{name}.layers.{l}.out"), &format!("{their}.res_skip_layers.{l}"), false);
-            }
-            step += 2;
-        }
-        for (own, other) in mixes {
-            if let Some(weight) = theirs.get(&other) {
-                ours.insert(own, weight.squeeze(2).unwrap());
-            }
-        }
-        if let Some(weight) = theirs.get("upsample.weight") {
-            // [in, out, tap · hop/group · group] → [tap, in, hop/group · out · group]
-            let weight = weight.reshape(vec![n, n, 4, HOP / GROUP, GROUP]).unwrap();
-            let weight = weight.permute(vec![2, 0, 3, 1, 4]).unwrap().contiguous().unwrap();
-            ours.insert("conditioning.weight".into(), weight.reshape((4, n, HOP * n)).unwrap());
-        }
-        if let Some(bias) = theirs.get("upsample.bias") {
-            ours.insert("conditioning.bias".into(), bias.clone());
-        }
-        ours
+        let mut get = |name: &str| Ok(theirs.get(name).cloned());
+        let table = self.design.table(Halves::Same, HOP);
+        table.iter().flat_map(|part| part.convert(self.design.weight_norm, &mut get).unwrap()).collect()
     }
 
-    fn load(&self, file: &str, prefix: &str) -> (Flow, Params) {
+    fn load(file: &str, prefix: &str) -> (Self, Flow, Params) {
         let theirs = arrays(file, prefix);
-        let weight_norm = theirs.keys().any(|name| name.ends_with("weight_g"));
-        let params = Params::loaded(self.rename(&theirs), &CPU);
-        let flow = self.flow(&params, weight_norm);
+        let model = Self::of(&theirs);
+        let params = Params::loaded(model.rename(&theirs), &CPU);
+        let config = model.design.flow_config(Halves::Same, |layer| 1 << layer);
+        let flow = Flow::new(&config, &model.mel, params.builder()).unwrap();
         assert_eq!(params.surplus(), Vec::<String>::new());
-        (flow, params)
+        (model, flow, params)
     }
 }
 
 /// A `[batch, n_mels, frames]` mel with three frames of zeros in front, cut to `frames`.
-fn window(mel: &Tensor, frames: usize) -> Tensor {
+pub(crate) fn window(mel: &Tensor, frames: usize) -> Tensor {
     let mel = if mel.rank() == 2 { mel.unsqueeze(0).unwrap() } else { mel.clone() };
     mel.narrow(2, 0, frames).unwrap().pad_with_zeros(2, 3, 0).unwrap()
 }
 
-fn max_abs(a: &Tensor, b: &Tensor) -> f32 {
+pub(crate) fn max_abs(a: &Tensor, b: &Tensor) -> f32 {
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-fn audio_from_noise(flow: &Flow, set: &str, sigma: f64) -> Tensor {
+pub(crate) fn audio_from_noise(flow: &Flow, set: &str, sigma: f64) -> Tensor {
     let z = Tensor::cat(&[2, 1, 0].map(|i| tensor(&format!("{set}_z{i}.npy"))), 1);
     // the reference starts from z0 and puts z1, then z2, in front
     let z = (z.unwrap() * sigma).unwrap();
@@ -174,14 +111,14 @@ fn audio_equals_the_references() {
         ("a_state_dict_no_weightnorm_fp16.pt", "state_dict.", 2e-2),
     ];
     for (file, prefix, tolerance) in a {
-        let (flow, _) = A.load(file, prefix);
+        let (_, flow, _) = Model::load(file, prefix);
         for sigma in ["0.0", "0.6", "1.0"] {
             let audio = audio_from_noise(&flow, "a", sigma.parse().unwrap());
             let error = max_abs(&audio, &tensor(&format!("a_audio_sigma{sigma}.npy")));
             assert!(error < tolerance, "{file}, sigma {sigma}: {error}");
         }
     }
-    let (flow, _) = B.load("b_state_dict.pt", "state_dict.");
+    let (_, flow, _) = Model::load("b_state_dict.pt", "state_dict.");
     for sigma in ["0.6", "1.0"] {
         let audio = audio_from_noise(&flow, "b", sigma.parse().unwrap());
         let error = max_abs(&audio, &tensor(&format!("b_audio_sigma{sigma}.npy")));
@@ -209,8 +146,8 @@ fn latents_loss_and_gradients_equal_the_references() {
     let json = |name: &str| -> serde_json::Value {
         serde_json::from_slice(&std::fs::read(parity().unwrap().join(name)).unwrap()).unwrap()
     };
-    for (model, set, checkpoint, frames) in [(A, "a", "a_init_state_dict.pt", 4), (B, "b", "b_state_dict.pt", 16)] {
-        let (flow, params) = model.load(checkpoint, "state_dict.");
+    for (set, checkpoint, frames) in [("a", "a_init_state_dict.pt", 4), ("b", "b_state_dict.pt", 16)] {
+        let (model, flow, params) = Model::load(checkpoint, "state_dict.");
         let audio = tensor(&format!("{set}_train_audio.npy")).unsqueeze(1).unwrap();
         let mel = window(&tensor(&format!("{set}_train_mel.npy")), frames);
         let (z, loss) = reference_loss(&flow, &audio, &mel, 1.0);
@@ -256,7 +193,7 @@ fn three_adam_steps_equal_the_references() {
         .iter()
         .map(|loss| loss.as_f64().unwrap())
         .collect();
-    let (flow, params) = A.load("a_init_state_dict.pt", "state_dict.");
+    let (model, flow, params) = Model::load("a_init_state_dict.pt", "state_dict.");
     let audio = tensor("a_train_audio.npy").unsqueeze(1).unwrap();
     let mel = window(&tensor("a_train_mel.npy"), 4);
     let adam = Training {
@@ -279,7 +216,7 @@ fn three_adam_steps_equal_the_references() {
         let norm = optimiser.grad_norm();
         optimiser.step(1e-3, norm).unwrap();
     }
-    let weights = A.rename(&arrays("a_train_after3.npz", ""));
+    let weights = model.rename(&arrays("a_train_after3.npz", ""));
     let ours: HashMap<_, _> = params.named().into_iter().collect();
     for (name, expected) in &weights {
         // tiny gradients may take the other sign, and Adam makes them as large as the others
@@ -294,7 +231,7 @@ fn a_whole_clip_returns_from_the_latent() {
     if parity().is_none() {
         return;
     }
-    let (flow, _) = B.load("b_state_dict.pt", "state_dict.");
+    let (_, flow, _) = Model::load("b_state_dict.pt", "state_dict.");
     let mel = tensor("lj_mel.npy");
     let frames = mel.dims()[1];
     let mel = MelSpectrogram::new(mel.flatten_all().unwrap().to_vec1().unwrap(), 80).unwrap();

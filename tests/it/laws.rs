@@ -1,10 +1,12 @@
 //! The laws of flows: inverse, log-determinant, gradients, fused against graph.
 
 use candle_core::{DType, Device, Tensor, Var};
-use melglow::flow::config::{Block, ConditioningConfig, FlowConfig, StepConfig, WaveNetConfig, WhiteningConfig};
+use melglow::flow::config::{
+    Block, ConditioningConfig, FlowConfig, SeparableConfig, StepConfig, WaveNetConfig, WhiteningConfig,
+};
 use melglow::flow::{Flow, nll};
 use melglow::mel::{MelConfig, MelSpectrogram, extract::extract};
-use melglow::net::{Params, WaveNet};
+use melglow::net::{CondNet, Params, WaveNet};
 
 const CPU: Device = Device::Cpu;
 
@@ -54,6 +56,25 @@ fn designs() -> Vec<(&'static str, FlowConfig)> {
         StepConfig::Mix,
         coupling(true, true, None),
     ];
+    let separable = |weight_norm, norm| StepConfig::SeparableCoupling {
+        net: SeparableConfig { channels: 5, kernel: 3, layers: 2, weight_norm, norm },
+        bound: None,
+    };
+    let squeezewave = vec![
+        StepConfig::Mix,
+        separable(true, true),
+        StepConfig::Early { channels: 2 },
+        StepConfig::Mix,
+        separable(false, false),
+    ];
+    let alternating = vec![
+        StepConfig::Mix,
+        coupling(true, true, None),
+        StepConfig::Mix,
+        StepConfig::Swap,
+        coupling(true, true, None),
+        StepConfig::Swap,
+    ];
     vec![
         ("asinh", design(frame(), 4, vec![StepConfig::Asinh { scale: 0.5 }])),
         ("gain", design(frame(), 4, vec![StepConfig::Gain])),
@@ -62,6 +83,10 @@ fn designs() -> Vec<(&'static str, FlowConfig)> {
         ("coupling", design(frame(), 2, vec![coupling(false, false, Some(2.0))])),
         ("all", design(frame(), 8, all)),
         ("waveglow", design(ConditioningConfig::Upsample { kernel: 64 }, 8, waveglow)),
+        ("swap", design(frame(), 4, vec![StepConfig::Swap])),
+        ("alternating halves", design(ConditioningConfig::Upsample { kernel: 64 }, 8, alternating)),
+        ("squeezewave, 2 steps a frame", design(ConditioningConfig::Mel, 8, squeezewave.clone())),
+        ("squeezewave, 1 step a frame", design(ConditioningConfig::Mel, 16, squeezewave)),
     ]
 }
 
@@ -216,6 +241,33 @@ fn fused_wavenet_equals_its_graph_in_values_and_gradients() {
             assert!(max_abs(a, b) <= 1e-4 * scale.max(1e-3), "{name}: {} of {scale}", max_abs(a, b));
         }
     }
+}
+
+/// What the first versions of WaveGlow did in odd flows: the second half is known, the first moves.
+#[test]
+fn swaps_around_a_coupling_exchange_the_roles_of_the_halves() {
+    let coupling = StepConfig::Coupling { net: net(true, true), bound: None };
+    let conditioning = || ConditioningConfig::Upsample { kernel: 64 };
+    let plain = design(conditioning(), 8, vec![coupling.clone()]);
+    let (plain, params) = unsettled(&plain);
+    let renamed = |(name, var): &(String, Var)| (name.replace("steps.0.", "steps.1."), var.as_tensor().clone());
+    let swapped = design(conditioning(), 8, vec![StepConfig::Swap, coupling, StepConfig::Swap]);
+    let params = Params::loaded(params.iter().map(renamed).collect(), &CPU);
+    let swapped = Flow::new(&swapped, &small_mel(), params.builder()).unwrap();
+    let (x, mel) = inputs(&plain, 2, 3);
+    let exchange = |x: &Tensor| {
+        let halves = x.reshape((2, 6, 2, 4)).unwrap();
+        let halves = Tensor::cat(&[halves.narrow(2, 1, 1).unwrap(), halves.narrow(2, 0, 1).unwrap()], 2).unwrap();
+        halves.reshape((2, 1, 48)).unwrap()
+    };
+    let (z, log_det) = plain.forward(&exchange(&x), &mel).unwrap();
+    let (z_swapped, log_det_swapped) = swapped.forward(&x, &mel).unwrap();
+    let half = |z: &Tensor, from| z.narrow(1, from, 4).unwrap();
+    assert!(max_abs(&half(&z, 0), &half(&z_swapped, 4)) == 0.0 && max_abs(&half(&z, 4), &half(&z_swapped, 0)) == 0.0);
+    assert!(max_abs(&log_det, &log_det_swapped) == 0.0);
+    let data = x.reshape((2, 6, 8)).unwrap().transpose(1, 2).unwrap();
+    assert!(max_abs(&half(&z_swapped, 4), &half(&data, 4)) == 0.0);
+    assert!(max_abs(&half(&z_swapped, 0), &half(&data, 0)) > 1e-2);
 }
 
 /// A second of a gliding tone in noise.

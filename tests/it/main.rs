@@ -2,6 +2,7 @@
 
 mod cli;
 mod golden;
+mod import;
 mod laws;
 mod train;
 mod voice;

@@ -48,6 +48,7 @@ impl Place {
             data: self.path("data"),
             out: self.path(out),
             recipe: Some(recipe.clone()),
+            from: None,
             steps: None,
             batch: None,
             seed: None,
@@ -213,6 +214,109 @@ fn bad_clips_are_named_and_skipped_all_at_once() {
     let names: Vec<_> = dataset.skipped.iter().map(|line| line.split(": ").next().unwrap()).collect();
     assert_eq!(names, ["b", "c", "d", "missing"], "{:?}", dataset.skipped);
     assert!(dataset.skipped.iter().all(|line| !line.contains('\n')), "{:?}", dataset.skipped);
+}
+
+/// Trains from a voice; standard error.
+fn train_from(place: &Place, voice: &Path, more: &[&str], out: &str) -> (i32, String) {
+    let from = ["train", "--data", "data", "--from", voice.to_str().unwrap(), "--out", out, "--threads", "1"];
+    let (code, _, err) = place.run(&[&from[..], more].concat());
+    (code, err)
+}
+
+/// The weights of a run's checkpoint.
+fn weights(place: &Place, checkpoint: &str) -> std::collections::BTreeMap<String, Vec<f32>> {
+    let tensors = Voice::open(place.path(checkpoint)).unwrap().tensors().unwrap();
+    tensors.into_iter().map(|(name, t)| (name, t.flatten_all().unwrap().to_vec1().unwrap())).collect()
+}
+
+#[test]
+fn a_run_starts_from_a_voice_of_its_own_design() {
+    let place = Place::new();
+    let voice = place.train(&rich_recipe(3), "first").checkpoint;
+    // fine-tuning takes segments of 0.7 s
+    for name in ["a", "b", "c"] {
+        let samples: Vec<f32> = (0..20_000).map(|t| 0.3 * (0.03 * t as f32).sin()).collect();
+        wav::write(&place.path(format!("data/wavs/{name}.wav")), &samples, 22_050, WavFormat::Int16).unwrap();
+    }
+    // nothing moves in one step at a tiny rate, but for what is initialised afresh: nothing
+    let (code, err) = train_from(&place, &voice, &["--steps", "1"], "second");
+    assert_eq!(code, 0, "{err}");
+    let name = &Voice::open(&voice).unwrap().config().name.clone();
+    let taken = weights(&place, "first/step-3").len();
+    assert!(err.contains(&format!("from voice {name}: {taken} tensors taken, none starts fresh\n")), "{err}");
+    let (old, new) = (weights(&place, "first/step-3"), weights(&place, "second/step-1"));
+    assert_eq!(old.keys().collect::<Vec<_>>(), new.keys().collect::<Vec<_>>());
+    for (name, old) in &old {
+        let off = old.iter().zip(&new[name]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(off < 1e-3, "{name} moved by {off}");
+    }
+    // a checkpoint goes on by itself: --from is for new runs
+    let (code, err) = train_from(&place, &voice, &["--resume"], "second");
+    assert_eq!(code, 2, "{err}");
+    let (code, _, err) = place.run(&["train", "--data", "data", "--out", "second", "--resume", "--steps", "2"]);
+    assert_eq!(code, 0, "{err}");
+}
+
+#[test]
+fn a_run_of_another_design_takes_what_fits_and_says_so() {
+    let place = Place::new();
+    let voice = place.train(&recipe(3), "first").checkpoint;
+    let mut other = recipe(1);
+    other.flow.blocks[0].repeat = 3;
+    other.training.learning_rate = 1e-12;
+    fs::write(place.path("other.json"), serde_json::to_string(&other).unwrap()).unwrap();
+    let (code, err) = train_from(&place, &voice, &["--recipe", "other.json"], "second");
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains(" start fresh (steps.6.log_scale, steps.6.shift, steps.7.weight, "), "{err}");
+    let (old, new) = (weights(&place, "first/step-3"), weights(&place, "second/step-1"));
+    assert!(old["steps.0.shift"].iter().zip(&new["steps.0.shift"]).all(|(a, b)| (a - b).abs() < 1e-6));
+    // the fresh actnorm is initialised from data
+    assert!(new["steps.6.log_scale"].iter().any(|v| v.abs() > 1e-3));
+
+    let mut mel = recipe(1);
+    mel.mel.f_max = 7000.0;
+    fs::write(place.path("mel.json"), serde_json::to_string(&mel).unwrap()).unwrap();
+    let (code, err) = train_from(&place, &voice, &["--recipe", "mel.json"], "third");
+    assert_eq!(code, 1);
+    assert!(err.contains("has another mel convention than voice"), "{err}");
+    let mut nothing = recipe(1);
+    nothing.flow.group = 32;
+    nothing.flow.conditioning = melglow::flow::config::ConditioningConfig::Frame { channels: 3, residual_layers: 0 };
+    if let StepConfig::Coupling { net, .. } = &mut nothing.flow.blocks[0].steps[2] {
+        net.channels = 5;
+    }
+    fs::write(place.path("nothing.json"), serde_json::to_string(&nothing).unwrap()).unwrap();
+    let (code, err) = train_from(&place, &voice, &["--recipe", "nothing.json"], "fourth");
+    assert_eq!(code, 1);
+    assert!(err.lines().last().unwrap().starts_with("melglow: nothing of voice "), "{err}");
+}
+
+/// An imported WaveGlow: weight norm trains on, its halves and upsampler stay, and `eval` knows it.
+#[test]
+fn an_imported_checkpoint_is_fine_tuned() {
+    let Some(folder) = super::golden::parity() else { return };
+    let place = Place::new();
+    for checkpoint in ["a_nvidia_train_module.pt", "s128_state_dict.pt"] {
+        let from = folder.join(checkpoint);
+        let (code, _, err) = place.run(&["import", from.to_str().unwrap(), "-o", "mine", "--halves", "alternating"]);
+        assert_eq!(code, 0, "{err}");
+        let _ = fs::remove_dir_all(place.path("run"));
+        let mut recipe = Recipe::fine_tuning(Voice::open(place.path("mine")).unwrap().config());
+        recipe.training.segment_samples = 2048;
+        recipe.training.warmup_steps = 0;
+        fs::write(place.path("own.json"), serde_json::to_string(&recipe).unwrap()).unwrap();
+        let more = ["--recipe", "own.json", "--steps", "12"];
+        let (code, err) = train_from(&place, &place.path("mine"), &more, "run");
+        assert_eq!(code, 0, "{err}");
+        assert!(err.contains("none starts fresh"), "{err}");
+        let bits = |voice: &str| {
+            let (code, out, err) = place.run(&["eval", "--voice", voice, "--data", "data", "--clips", "f", "--json"]);
+            assert_eq!(code, 0, "{err}");
+            serde_json::from_str::<Value>(&out).unwrap()["per_sample"].as_f64().unwrap()
+        };
+        let (before, after) = (bits("mine"), bits("run/step-12"));
+        assert!(after < before, "{checkpoint}: {before} bits before, {after} after");
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn config() -> VoiceConfig {
 
 /// What [`Voice::open`] says, without the name of the folder.
 fn refusal(dir: &Path) -> String {
-    let message = Voice::open(dir).err().expect("a refusal").to_string();
+    let message = Voice::open(dir).expect_err("a refusal").to_string();
     assert!(!message.contains('\n'), "{message}");
     message.replace(&format!("{}/", dir.display()), "")
 }

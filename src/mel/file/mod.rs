@@ -1,10 +1,11 @@
 //! Mel spectrograms on disk: `.npy`, `.npz`, `.pt` and `.safetensors`, told apart by content.
 
 mod npy;
-mod pickle;
-pub mod torch;
 
 use super::MelSpectrogram;
+pub use crate::array::TensorData;
+use crate::array::{Element, MAX_DIMS, element_count, gather};
+use crate::torch::{self, TorchFile, read_entry};
 use crate::{Error, Result, atomic};
 use std::fs;
 use std::io::{Cursor, Read};
@@ -14,24 +15,11 @@ use zip::ZipArchive;
 /// File name extensions that [`is_mel_file`] knows, lower case.
 pub const EXTENSIONS: [&str; 5] = ["npy", "npz", "pt", "pth", "safetensors"];
 
-/// Most dimensions an array may have.
-const MAX_DIMS: usize = 16;
 /// Largest file we read into memory, bytes.
 const MAX_FILE: u64 = 4 << 30;
 /// What reading may take beyond a few times the file's own size, bytes: a packed or repeated array
 /// can be larger than its file, a hostile one endlessly so.
 const HEADROOM: usize = 1 << 30;
-
-/// A named-dtype array in memory, row-major, its values as `f32`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TensorData {
-    /// Length of each dimension.
-    pub shape: Vec<usize>,
-    /// All values, row-major.
-    pub values: Vec<f32>,
-    /// Type of the numbers in the file, such as `float16` or `int64`.
-    pub dtype: &'static str,
-}
 
 /// How a mel lies in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,16 +114,13 @@ fn parse(bytes: &[u8]) -> Result<Parsed, String> {
     } else if bytes.starts_with(npy::MAGIC) {
         vec![(String::new(), npy::parse(bytes)?)]
     } else if bytes.starts_with(b"PK") {
-        // Nothing precedes the archive; looking for its start anyway fails on some of torch.save.
-        let config = zip::read::Config { archive_offset: zip::read::ArchiveOffset::Known(0) };
-        let archive = ZipArchive::with_config(config, Cursor::new(bytes))
-            .map_err(|e| format!("truncated or damaged archive ({e})"))?;
-        match torch::pickle_entry(&archive) {
-            Some(entry) => return torch::parse_zip(archive, &entry, bytes.len()),
-            None => npz(archive, bytes.len())?,
+        let archive = torch::open_archive(Cursor::new(bytes))?;
+        if torch::is_torch_archive(&archive) {
+            return torch_arrays(TorchFile::open_zip(archive, bytes.len(), HEADROOM)?);
         }
+        npz(archive, bytes.len())?
     } else if torch::is_legacy(bytes) {
-        return torch::parse_legacy(bytes);
+        return torch_arrays(TorchFile::open_legacy(Cursor::new(bytes), bytes.len(), HEADROOM)?);
     } else if let Some(kind) = sound(bytes) {
         return Err(format!("is sound ({kind}), expected a mel; make one with \"melglow mel\""));
     } else if bytes.len() > 8 && bytes[8] == b'{' {
@@ -170,150 +155,33 @@ fn npz(mut archive: ZipArchive<Cursor<&[u8]>>, file_len: usize) -> Result<Vec<(S
     if arrays.is_empty() { Err("is an archive without arrays".into()) } else { Ok(arrays) }
 }
 
-/// A member of an archive, at most `budget` bytes of it, its size word not believed.
-fn read_entry(entry: impl Read, budget: usize) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    entry.take(budget as u64 + 1).read_to_end(&mut bytes).map_err(|e| format!("truncated or damaged ({e})"))?;
-    if bytes.len() > budget { Err("is too large".into()) } else { Ok(bytes) }
+/// Every tensor of a `torch.save` file.
+fn torch_arrays(mut file: TorchFile<Cursor<&[u8]>>) -> Result<Parsed, String> {
+    let pickle = file.pickle();
+    let instead = Some(torch::describe(pickle, pickle.root));
+    let found: Vec<_> =
+        torch::tensors(pickle, pickle.root)?.into_iter().map(|(name, tensor)| (name, tensor.clone())).collect();
+    let mut arrays = Vec::with_capacity(found.len());
+    for (name, tensor) in found {
+        let named = |problem: String| if name.is_empty() { problem } else { format!("tensor {name}: {problem}") };
+        let array = file.read(&tensor).map_err(named)?;
+        arrays.push((name, array));
+    }
+    Ok(Parsed { arrays, instead })
 }
 
 fn safetensors(bytes: &[u8]) -> Result<Vec<(String, TensorData)>, String> {
-    use safetensors::Dtype;
     let file =
         safetensors::SafeTensors::deserialize(bytes).map_err(|e| format!("truncated or damaged safetensors ({e})"))?;
     let mut arrays = Vec::new();
     for (name, view) in file.iter() {
-        let kind = match view.dtype() {
-            Dtype::F16 => Element::F16,
-            Dtype::BF16 => Element::Bf16,
-            Dtype::F32 => Element::F32,
-            Dtype::F64 => Element::F64,
-            Dtype::I64 => Element::I64,
-            Dtype::I32 => Element::I32,
-            Dtype::I16 => Element::I16,
-            Dtype::I8 => Element::I8,
-            Dtype::U8 => Element::U8,
-            Dtype::BOOL => Element::Bool,
-            other => {
-                return Err(format!("tensor {name} has dtype {other:?}, which is not supported"));
-            }
-        };
+        let kind = Element::of_safetensors(view.dtype())
+            .ok_or_else(|| format!("tensor {name} has dtype {:?}, which is not supported", view.dtype()))?;
         let values = kind.decode(view.data(), false);
         arrays.push((name.to_owned(), TensorData { shape: view.shape().to_vec(), values, dtype: kind.name() }));
     }
     arrays.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(arrays)
-}
-
-/// Number types of PyTorch and safetensors files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Element {
-    F16,
-    Bf16,
-    F32,
-    F64,
-    I64,
-    I32,
-    I16,
-    I8,
-    U8,
-    Bool,
-}
-
-impl Element {
-    fn name(self) -> &'static str {
-        match self {
-            Self::F16 => "float16",
-            Self::Bf16 => "bfloat16",
-            Self::F32 => "float32",
-            Self::F64 => "float64",
-            Self::I64 => "int64",
-            Self::I32 => "int32",
-            Self::I16 => "int16",
-            Self::I8 => "int8",
-            Self::U8 => "uint8",
-            Self::Bool => "bool",
-        }
-    }
-
-    fn size(self) -> usize {
-        match self {
-            Self::F64 | Self::I64 => 8,
-            Self::F32 | Self::I32 => 4,
-            Self::F16 | Self::Bf16 | Self::I16 => 2,
-            Self::I8 | Self::U8 | Self::Bool => 1,
-        }
-    }
-
-    /// Whole elements of `bytes` as `f32`.
-    fn decode(self, bytes: &[u8], big: bool) -> Vec<f32> {
-        let one = |bytes: &[u8]| {
-            let mut le = [0u8; 8];
-            let le = &mut le[..bytes.len()];
-            le.copy_from_slice(bytes);
-            if big {
-                le.reverse();
-            }
-            match (self, &*le) {
-                (Self::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
-                (Self::Bf16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
-                (Self::I16, &[a, b]) => f32::from(i16::from_le_bytes([a, b])),
-                (Self::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-                (Self::I32, &[a, b, c, d]) => i32::from_le_bytes([a, b, c, d]) as f32,
-                (Self::F64, &[a, b, c, d, e, f, g, h]) => f64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32,
-                (Self::I64, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32,
-                (Self::I8, &[a]) => f32::from(a as i8),
-                (_, &[a]) => f32::from(a),
-                _ => unreachable!("chunks have the element's size"),
-            }
-        };
-        bytes.chunks_exact(self.size()).map(one).collect()
-    }
-}
-
-/// The product of a shape, unless it overflows.
-fn element_count(shape: &[usize]) -> Option<usize> {
-    // A zero must not hide an overflow: strides are products of the other lengths.
-    shape.iter().try_fold(1usize, |product, &len| product.checked_mul(len.max(1)))?;
-    Some(shape.iter().product())
-}
-
-/// Values at `offset + Σ index · stride`, row-major over `shape`; `None` if one lies outside.
-fn gather(values: &[f32], offset: usize, shape: &[usize], strides: &[usize]) -> Option<Vec<f32>> {
-    let count = element_count(shape)?;
-    if shape.len() != strides.len() {
-        return None;
-    }
-    if count == 0 {
-        return Some(Vec::new());
-    }
-    let last = shape
-        .iter()
-        .zip(strides)
-        .try_fold(offset, |at, (&len, &stride)| at.checked_add((len - 1).checked_mul(stride)?))?;
-    if last >= values.len() {
-        return None;
-    }
-    let mut out = Vec::with_capacity(count);
-    let mut index = vec![0; shape.len()];
-    let mut at = offset;
-    loop {
-        out.push(values[at]);
-        let mut dim = shape.len();
-        loop {
-            if dim == 0 {
-                return Some(out);
-            }
-            dim -= 1;
-            index[dim] += 1;
-            at += strides[dim];
-            if index[dim] < shape[dim] {
-                break;
-            }
-            at -= strides[dim] * shape[dim];
-            index[dim] = 0;
-        }
-    }
 }
 
 /// The only array, or the one called `mel`.

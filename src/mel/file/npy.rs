@@ -2,7 +2,7 @@
 //!
 //! numpy.lib.format's documentation describes the format.
 
-use super::{Element, MAX_DIMS, TensorData};
+use super::{Element, MAX_DIMS, TensorData, element_count, gather};
 use std::io::{self, Write};
 
 /// The first bytes of every file.
@@ -24,7 +24,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<TensorData, String> {
     let shape = field(header, "shape").and_then(tuple).ok_or("header lacks a valid 'shape'")?;
     let (element, big) = element(descr)?;
     let size = element.size();
-    let count = super::element_count(&shape).ok_or("shape is out of range")?;
+    let count = element_count(&shape).ok_or("shape is out of range")?;
     let needed = count.checked_mul(size).ok_or("shape is out of range")?;
     if data.len() < needed {
         return Err(format!("truncated: {} of {needed} bytes of data for shape {shape:?}", data.len()));
@@ -104,7 +104,7 @@ fn from_fortran(values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
         strides.push(stride);
         stride *= len;
     }
-    super::gather(&values, 0, shape, &strides).unwrap_or_default()
+    gather(&values, 0, shape, &strides).unwrap_or_default()
 }
 
 /// Writes a float32 array in C order, version 1.

@@ -204,7 +204,7 @@ fn random_bytes_never_panic() {
             if keep > 20 {
                 let mut pickle = whole[whole.len() / 2..].to_vec();
                 pickle.iter_mut().for_each(|b| *b = random() as u8);
-                let _ = pickle::read(&pickle);
+                let _ = torch::pickle::read(&pickle);
             }
         }
     }
