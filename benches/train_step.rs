@@ -30,7 +30,7 @@ fn main() -> anyhow::Result<()> {
     let level = if flow.has_whitening() { 1.0 } else { 0.1 };
     let x = Tensor::randn(0f32, level, (t.batch, 1, t.segment_samples), &Device::Cpu)?;
     let mel = Tensor::randn(-5f32, 1.0, (t.batch, recipe.mel.n_mels, window), &Device::Cpu)?;
-    flow.initialise(&x, &mel)?;
+    flow.initialise(&x, &mel, &|_| true)?;
     let mut optimiser = Optimiser::new(&params, t)?;
     let samples = t.batch * t.segment_samples;
     let mut seconds = Vec::new();

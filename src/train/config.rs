@@ -160,6 +160,7 @@ impl Recipe {
                 eval_every: 500,
                 checkpoint_every: 500,
                 init_batch: 4,
+                shifts: 1,
             },
             validation: Validation::EveryNth { every: 20 },
         }
