@@ -1,6 +1,8 @@
 //! The command line: one file per command.
 
+pub mod conventions;
 pub mod eval;
+pub mod inspect;
 pub mod mel;
 pub mod synth;
 pub mod train;
@@ -26,6 +28,7 @@ enum Command {
     Synth(synth::SynthArgs),
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
+    Inspect(inspect::InspectArgs),
 }
 
 /// Runs the command that the process's arguments ask for.
@@ -38,6 +41,7 @@ pub fn main() -> ExitCode {
         Command::Synth(args) => synth::run(args),
         Command::Train(args) => train::run(&args).map_err(Into::into),
         Command::Eval(args) => eval::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 mod cli;
 mod golden;
 mod laws;
+mod mels;
 mod train;
 mod voice;
 

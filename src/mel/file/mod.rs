@@ -1,8 +1,14 @@
-//! Mel spectrograms on disk: `.npy`, `.npz`, `.pt` and `.safetensors`, told apart by content.
+//! Mel spectrograms on disk: `.npy`, `.npz`, `.pt`, `.safetensors`, HDF5 and Kaldi's matrices, told apart
+//! by content.
 
+mod hdf5;
+mod kaldi;
 mod npy;
 mod pickle;
 pub mod torch;
+mod utterance;
+
+pub use utterance::{Utterance, utterances};
 
 use super::MelSpectrogram;
 use crate::{Error, Result, atomic};
@@ -12,7 +18,7 @@ use std::path::Path;
 use zip::ZipArchive;
 
 /// File name extensions that [`is_mel_file`] knows, lower case.
-pub const EXTENSIONS: [&str; 5] = ["npy", "npz", "pt", "pth", "safetensors"];
+pub const EXTENSIONS: [&str; 8] = ["npy", "npz", "pt", "pth", "safetensors", "h5", "hdf5", "ark"];
 
 /// Most dimensions an array may have.
 const MAX_DIMS: usize = 16;
@@ -38,7 +44,8 @@ pub struct TensorData {
 pub struct Layout {
     /// Number of mel bands the reader expects.
     pub n_mels: usize,
-    /// The file holds `[frames, n_mels]` instead of `[n_mels, frames]`.
+    /// A file with as many frames as bands holds `[frames, n_mels]` instead of `[n_mels, frames]`; any
+    /// other file shows by its shape which of them it holds.
     pub transpose: bool,
 }
 
@@ -48,7 +55,8 @@ pub fn is_mel_file(path: &Path) -> bool {
     EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
-/// Reads a mel of `n_mels` bands stored as `[n_mels, frames]` or `[1, n_mels, frames]`.
+/// Reads a mel of `n_mels` bands stored as `[n_mels, frames]` or `[frames, n_mels]`, with a leading
+/// dimension of 1 or without.
 ///
 /// # Errors
 /// As [`read_with`].
@@ -58,7 +66,7 @@ pub fn read(path: &Path, n_mels: usize) -> Result<MelSpectrogram> {
 
 /// Reads a mel in the given layout, with a leading dimension of 1 or without.
 ///
-/// A file of several arrays must name one of them `mel`.
+/// A file of several arrays must name one of them `mel` or `feats`.
 ///
 /// # Errors
 /// One line naming the file: not a known format, truncated, no single float array, another shape,
@@ -125,6 +133,8 @@ fn parse(bytes: &[u8]) -> Result<Parsed, String> {
         return Err("is empty (0 bytes)".into());
     } else if bytes.starts_with(npy::MAGIC) {
         vec![(String::new(), npy::parse(bytes)?)]
+    } else if bytes.starts_with(hdf5::MAGIC) {
+        hdf5::parse(bytes)?
     } else if bytes.starts_with(b"PK") {
         // Nothing precedes the archive; looking for its start anyway fails on some of torch.save.
         let config = zip::read::Config { archive_offset: zip::read::ArchiveOffset::Known(0) };
@@ -142,14 +152,16 @@ fn parse(bytes: &[u8]) -> Result<Parsed, String> {
         safetensors(bytes)?
     } else if bytes[0] == 0x80 && (2..=5).contains(bytes.get(1).unwrap_or(&0)) {
         return Err("is a pickle but not one of torch.save".into());
+    } else if kaldi::begins(bytes) {
+        kaldi::parse(bytes)?
     } else {
-        return Err("is not a mel file we can read; expected .npy, .npz, .pt or .safetensors".into());
+        return Err("is not a mel file we can read; expected .npy, .npz, .pt, .safetensors, .h5 or .ark".into());
     };
     Ok(Parsed { arrays, instead: None })
 }
 
 /// The name of a sound format by its first bytes.
-fn sound(bytes: &[u8]) -> Option<&'static str> {
+pub(crate) fn sound(bytes: &[u8]) -> Option<&'static str> {
     let kinds: [(&[u8], _); 4] = [(b"RIFF", "WAV"), (b"fLaC", "FLAC"), (b"OggS", "Ogg"), (b"ID3", "MP3")];
     kinds.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|&(_, kind)| kind)
 }
@@ -316,13 +328,18 @@ fn gather(values: &[f32], offset: usize, shape: &[usize], strides: &[usize]) -> 
     }
 }
 
-/// The only array, or the one called `mel`.
+/// Names of the array that is the mel among several.
+const MEL_NAMES: [&str; 2] = ["mel", "feats"];
+
+/// The place of the only array, or of the one called `mel` or `feats`.
+pub(crate) fn the_mel(arrays: &[(String, TensorData)]) -> Option<usize> {
+    if arrays.len() == 1 { Some(0) } else { arrays.iter().position(|(name, _)| MEL_NAMES.contains(&name.as_str())) }
+}
+
+/// The only array, or the one called `mel` or `feats`.
 fn single(parsed: Parsed) -> Result<TensorData, String> {
     let Parsed { mut arrays, instead } = parsed;
-    if arrays.len() == 1 {
-        return Ok(arrays.swap_remove(0).1);
-    }
-    if let Some(at) = arrays.iter().position(|(name, _)| name == "mel") {
+    if let Some(at) = the_mel(&arrays) {
         return Ok(arrays.swap_remove(at).1);
     }
     if arrays.is_empty() {
@@ -330,15 +347,16 @@ fn single(parsed: Parsed) -> Result<TensorData, String> {
     }
     let names: Vec<&str> = arrays.iter().take(6).map(|(name, _)| name.as_str()).collect();
     let more = if arrays.len() > names.len() { ", …" } else { "" };
-    Err(format!("holds {} arrays ({}{more}), expected a single one or one named mel", arrays.len(), names.join(", ")))
+    Err(format!("holds {} arrays ({}{more}), expected a single one or one named {}", arrays.len(), names.join(", "), MEL_NAMES.join(" or ")))
 }
 
-fn into_mel(array: TensorData, Layout { n_mels, transpose }: Layout) -> Result<MelSpectrogram, String> {
+/// The mel in an array.
+pub(crate) fn into_mel(array: TensorData, Layout { n_mels, transpose }: Layout) -> Result<MelSpectrogram, String> {
     if !array.dtype.contains("float") {
         return Err(format!("holds {} values, expected float16, float32 or float64", array.dtype));
     }
     let shape = &array.shape;
-    let expected = if transpose { format!("[frames, {n_mels}]") } else { format!("[{n_mels}, frames]") };
+    let expected = format!("[{n_mels}, frames] or [frames, {n_mels}]");
     let (rows, columns) = match shape[..] {
         [rows, columns] | [1, rows, columns] => (rows, columns),
         _ => return Err(format!("shape is {shape:?}, expected {expected}")),
@@ -346,15 +364,10 @@ fn into_mel(array: TensorData, Layout { n_mels, transpose }: Layout) -> Result<M
     if rows == 0 || columns == 0 {
         return Err(format!("the mel is empty (shape {shape:?})"));
     }
-    let (bands, other) = if transpose { (columns, rows) } else { (rows, columns) };
-    if bands != n_mels {
-        let remedy = match (other == n_mels, transpose) {
-            (true, false) => "; it looks transposed, try --transpose",
-            (true, true) => "; it isn't transposed, leave out --transpose",
-            (false, _) => "; it has another number of mel bands",
-        };
-        return Err(format!("shape is {shape:?}, expected {expected}{remedy}"));
+    if rows != n_mels && columns != n_mels {
+        return Err(format!("shape is {shape:?}, expected {expected}; it has another number of mel bands"));
     }
+    let transpose = if rows == columns { transpose } else { columns == n_mels };
     if transpose {
         // Checked after the exchange, so that a message gives band and frame the right way round.
         let values = (0..columns).flat_map(|b| (0..rows).map(move |f| f * columns + b)).map(|i| array.values[i]);
