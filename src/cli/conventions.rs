@@ -77,9 +77,12 @@ impl MelReader {
 
     /// The voice's mel, and a warning if it doesn't look like one. `name` is for messages.
     pub(crate) fn decode(&self, mel: MelSpectrogram, name: &Path) -> Result<(Decoded, Option<String>)> {
+        let serious = |mel: &_| -> Result<_> { Ok(diagnose(mel, &self.mel)?.into_iter().find(|finding| finding.serious)) };
+        // Before values are raised to the voice's floor, if they are only that.
+        let early = if self.decoder.keeps_values() { serious(&mel)? } else { None };
         let decoded = self.decoder.decode(mel).map_err(|e| Error::file(name, e.to_string()))?;
-        let serious = diagnose(&decoded.mel, &self.mel)?.into_iter().find(|finding| finding.serious);
-        let warning = serious.map(|finding| unlike(&finding, &self.voice));
+        let late = if self.decoder.keeps_values() { None } else { serious(&decoded.mel)? };
+        let warning = early.or(late).map(|finding| unlike(&finding, &self.voice));
         match warning {
             Some(warning) if self.strict => Err(Error::file(name, warning)),
             warning => Ok((decoded, warning.map(|warning| format!("{}: {warning}", name.display())))),

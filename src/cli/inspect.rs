@@ -68,16 +68,17 @@ fn report(path: &Path, voice: &VoiceConfig) -> Result<String> {
     }
     if let Some(utterances) = file::utterances(path)? {
         let mut text = format!("{}: {} mels by key\n", path.display(), utterances.len());
+        let mut option = None;
         let layout = Layout { n_mels: voice.mel.n_mels, transpose: true };
         for utterance in utterances.iter().take(MOST_UTTERANCES) {
             let mel = utterance.read(layout)?;
             let _ = writeln!(text, "key {}: {}", utterance.key, dimensions(&mel, voice));
-            of_values(&mut text, &mel, voice, None);
+            option = of_values(&mut text, &mel, voice)?;
         }
         if utterances.len() > MOST_UTTERANCES {
             let _ = writeln!(text, "… and {} more", utterances.len() - MOST_UTTERANCES);
         }
-        let _ = writeln!(text, "  type      melglow synth {} -o FOLDER", path.display());
+        let _ = writeln!(text, "  type      {}", next(path, "FOLDER", option));
         return Ok(text);
     }
     let mut arrays = file::read_arrays(path)?;
@@ -123,12 +124,24 @@ fn of_mel(path: &Path, array: TensorData, voice: &VoiceConfig) -> Result<String>
         .map_err(|problem| crate::Error::file(path, problem))?;
     let order = if frames_first { "[frames, bands]" } else { "[bands, frames]" };
     let _ = writeln!(text, ", a mel {order}: {}", dimensions(&mel, voice));
-    of_values(&mut text, &mel, voice, Some(path));
+    let option = of_values(&mut text, &mel, voice)?;
+    let _ = writeln!(text, "  type      {}", next(path, &format!("{}.wav", path.with_extension("").display()), option));
     Ok(text)
 }
 
-/// The lines on a mel's values; with what to type if it is alone in its file.
-fn of_values(text: &mut String, mel: &MelSpectrogram, voice: &VoiceConfig, path: Option<&Path>) {
+/// What to type, given the convention to name.
+fn next(path: &Path, output: &str, convention: Option<&str>) -> String {
+    let again = format!("melglow mel SOUND -o {}.npy", path.with_extension("").display());
+    let synth = format!("melglow synth {} -o {output}", path.display());
+    match convention {
+        Some("voice") => synth,
+        Some(name) => format!("{synth} --mel-convention {name}, if the bands are the voice's; else {again}"),
+        None => format!("{again}, if it can't be read as said above"),
+    }
+}
+
+/// The lines on a mel's values, and the convention that reads them, if one does.
+fn of_values(text: &mut String, mel: &MelSpectrogram, voice: &VoiceConfig) -> Result<Option<&'static str>> {
     let s = Summary::of(mel);
     let _ = writeln!(
         text,
@@ -146,7 +159,7 @@ fn of_values(text: &mut String, mel: &MelSpectrogram, voice: &VoiceConfig, path:
         100.0 * s.at_min,
         mel.frames()
     );
-    let findings = diagnose(mel, &voice.mel).unwrap_or_default();
+    let findings = diagnose(mel, &voice.mel)?;
     for finding in &findings {
         let _ = writeln!(text, "  looks     {}{finding}", if finding.serious { "like " } else { "" });
     }
@@ -157,25 +170,15 @@ fn of_values(text: &mut String, mel: &MelSpectrogram, voice: &VoiceConfig, path:
     }
     let likely = likely(mel, &s, serious);
     if !likely.is_empty() {
-        let _ = writeln!(text, "  may be    {} (values don't tell these apart)", likely.join(", "));
+        let apart = if likely.len() > 1 { " (values don't tell these apart)" } else { "" };
+        let _ = writeln!(text, "  may be    {}{apart}", likely.join(", "));
     }
     let _ = writeln!(text, "  expected  voice {}: {}", voice.name, convention_line(&voice.mel));
-    let Some(path) = path else { return };
-    let stem = path.with_extension("");
-    let (path, stem) = (path.display(), stem.display());
-    let again = format!("make it from the sound again: melglow mel SOUND -o {stem}.npy");
-    let encoding = serious.map_or(Some(Encoding::LN), |finding| finding.encoding);
-    let next = match encoding.and_then(Convention::name_of) {
-        _ if mel.n_mels() != voice.mel.n_mels => {
-            format!("{} bands don't suit the voice's {}; {again}", mel.n_mels(), voice.mel.n_mels)
-        }
-        Some("voice") if serious.is_none() => format!("melglow synth {path} -o {stem}.wav"),
-        Some(name) if name != "voice" => {
-            format!("melglow synth {path} -o {stem}.wav --mel-convention {name}, if the bands are the voice's; else {again}")
-        }
-        _ => again,
-    };
-    let _ = writeln!(text, "  type      {next}");
+    if mel.n_mels() != voice.mel.n_mels {
+        let _ = writeln!(text, "  bands     {} don't suit the voice's {}", mel.n_mels(), voice.mel.n_mels);
+        return Ok(None);
+    }
+    Ok(serious.map_or(Some(Encoding::LN), |finding| finding.encoding).and_then(Convention::name_of))
 }
 
 /// Names of the conventions that write such values.
@@ -185,7 +188,7 @@ fn likely(mel: &MelSpectrogram, s: &Summary, serious: Option<&Finding>) -> Vec<&
     };
     let of = |c: &&Convention| c.mel.n_mels == mel.n_mels() && c.encoding == encoding;
     // Values that lie on a floor say which.
-    let on_floor = |c: &Convention| (s.min - c.encoding.encode(0.0, c.mel.floor)).abs() < 1e-3;
+    let on_floor = |c: &Convention| (s.min - c.silence()).abs() < 1e-3;
     let all: Vec<&Convention> = CONVENTIONS.iter().filter(of).collect();
     let floored = encoding != Encoding::Linear && s.at_min * mel.values().len() as f32 >= 1.5;
     let some = all.iter().filter(|c| floored && on_floor(c)).map(|c| c.name).collect::<Vec<_>>();
@@ -236,7 +239,7 @@ const KINDS: [(&[&str], &str); 6] = [
     (&["decoder.attention_rnn"], "Tacotron 2: an acoustic model, not a vocoder; run it and give its mels to \"melglow synth\""),
     (&["conv_pre", "ups.0"], "a HiFi-GAN generator: a vocoder, but no flow; this program runs flows"),
     (&["enc_p.", "flow."], "VITS: text to sound in one, no vocoder of its own"),
-    (&["optimizer."], "an optimiser's state, with a pickled module that no code is run for"),
+    (&["optimizer."], "an optimiser's state; a pickled module beside it is not read"),
 ];
 
 fn of_checkpoint(path: &Path, tensors: &[(String, TensorData)]) -> String {

@@ -5,6 +5,7 @@
 //! the axes: all of it can be undone. Other bands, another window or hop, or squares summed inside a
 //! band can't; such mels must be made from the sound again.
 
+use super::filterbank::mel_filterbank;
 use super::stats::MelStats;
 use super::{MelConfig, MelScale, MelSpectrogram};
 use crate::{Error, Result};
@@ -404,6 +405,18 @@ impl Convention {
         (-(lead as isize), frames)
     }
 
+    /// The stored value of silence, the least over all bands.
+    pub fn silence(&self) -> f32 {
+        let root = match self.spectrum {
+            Spectrum::Magnitude { epsilon } => epsilon.sqrt(),
+            Spectrum::Power => 0.0,
+        };
+        let bins = self.mel.n_fft / 2 + 1;
+        let area = |row: &[f32]| row.iter().sum::<f32>();
+        let least = mel_filterbank(&self.mel).chunks_exact(bins).map(area).fold(f32::INFINITY, f32::min);
+        self.encoding.encode((root * f64::from(least)) as f32, self.mel.floor)
+    }
+
     /// What keeps mels of this convention from being turned into a voice's, each as `field is …`.
     fn obstacles(&self, voice: &MelConfig) -> Vec<String> {
         let (mine, mut obstacles) = (&self.mel, Vec::new());
@@ -454,16 +467,14 @@ impl Convention {
             Framing::Centred | Framing::Least64 => 0,
             Framing::Between | Framing::WholeHops => hop / 2,
         };
-        let as_it_is = self.encoding == Encoding::LN && stats.is_none() && self.mel.floor >= voice.floor;
-        Ok(Decoder { encoding: (!as_it_is).then_some(self.encoding), stats, floor: voice.floor, early, hop })
+        Ok(Decoder { encoding: self.encoding, stats, floor: voice.floor, early, hop })
     }
 }
 
 /// The way from one convention's values to what a voice expects.
 #[derive(Clone, Debug)]
 pub struct Decoder {
-    /// `None`: the values are the voice's own.
-    encoding: Option<Encoding>,
+    encoding: Encoding,
     stats: Option<MelStats>,
     floor: f64,
     /// How many samples the voice's sound would come too early.
@@ -482,7 +493,12 @@ pub struct Decoded {
 }
 
 impl Decoder {
-    /// Turns a mel `[n_mels, frames]` into the voice's.
+    /// Whether values are the voice's own as they stand, but for its floor.
+    pub fn keeps_values(&self) -> bool {
+        self.encoding == Encoding::LN && self.stats.is_none()
+    }
+
+    /// Turns a mel `[n_mels, frames]` into the voice's; values under the voice's floor are raised to it.
     ///
     /// Frames that are centred half a hop later than the voice's get one more in front, a copy of the
     /// first, and the sound is cut to where it belongs: nothing is interpolated.
@@ -492,7 +508,8 @@ impl Decoder {
     pub fn decode(&self, mel: MelSpectrogram) -> Result<Decoded> {
         let (n_mels, frames) = (mel.n_mels(), mel.frames());
         let samples = self.early..self.early + frames * self.hop;
-        if self.encoding.is_none() && self.early == 0 {
+        let silence = self.floor.ln() as f32;
+        if self.keeps_values() && self.early == 0 && mel.values().iter().all(|&v| v >= silence) {
             return Ok(Decoded { mel, samples });
         }
         if let Some(stats) = &self.stats {
@@ -502,10 +519,7 @@ impl Decoder {
         for band in 0..n_mels {
             let row = mel.band(band);
             let (mean, scale) = self.stats.as_ref().map_or((0.0, 1.0), |stats| stats.of(band));
-            let decode = |&value: &f32| match self.encoding {
-                Some(encoding) => encoding.decode(value * scale + mean, self.floor),
-                None => value,
-            };
+            let decode = |&value: &f32| self.encoding.decode(value * scale + mean, self.floor);
             if self.early > 0 {
                 values.extend(row.first().map(decode));
             }

@@ -123,10 +123,10 @@ pub fn diagnose(mel: &MelSpectrogram, voice: &MelConfig) -> Result<Vec<Finding>>
     let under = mel.values().iter().filter(|&&v| v < silence - 0.5).count() as f32 / mel.values().len() as f32;
     if under >= 0.01 {
         note(
-            true,
+            false,
             "natural logarithms with a lower floor than the voice's",
             format!("{:.0} % of the values are under {silence:.2}, down to {:.2}", 100.0 * under, s.min),
-            Some("--mel-convention vocos-24k and the like raise them where the bands are the same"),
+            Some("they are raised to it"),
         );
     }
     if s.max <= silence + 0.01 {
@@ -193,12 +193,19 @@ fn foreign(s: &Summary, level: f32) -> Option<Finding> {
             remedy,
         );
     }
-    let floored = [-5.0f32, -10.0].iter().any(|floor| (s.min - floor).abs() <= ON) && s.at_min >= 1e-3;
-    let loud = s.mean > level - LEAST_BELOW;
-    if s.min >= -10.0 - ON && s.deviation < 1.35 && s.max < level / ln10 + 2.0 && (loud || floored) {
+    // The floor itself, 1e-5 or 1e-10, in more than one value by chance.
+    let floored = [-5.0f32, -10.0].iter().any(|floor| (s.min - floor).abs() <= ON) && s.at_min >= 2e-3;
+    let loud = s.mean > level - LEAST_BELOW && s.deviation < 1.35 && s.min >= -10.0 - ON;
+    if s.max < level / ln10 + 2.0 && (loud || floored) {
         return found(
-            "base-10 logarithms", Some(Encoding::LOG10),
-            format!("{range}, mean {:.2}; natural logarithms of speech have a mean below {:.1}", s.mean, level - LEAST_BELOW),
+            "base-10 logarithms",
+            Some(Encoding::LOG10),
+            if floored {
+                format!("{range}, {:.1} % of them at that floor", 100.0 * s.at_min)
+            } else {
+                let most = level - LEAST_BELOW;
+                format!("{range}, mean {:.2}; natural logarithms of speech have a mean below {most:.1}", s.mean)
+            },
             "--mel-convention log10",
         );
     }

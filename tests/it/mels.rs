@@ -267,6 +267,12 @@ fn diagnosis_tells_foreign_values_from_the_voices() {
         });
         assert_eq!(serious(&MelSpectrogram::new(smooth.collect(), 80).unwrap()), None);
     }
+    assert_eq!(serious(&read("espnet.npy", 80)).unwrap(), "base-10 logarithms");
+    assert_eq!(serious(&read("matcha.npy", 80)).unwrap(), "a mel normalised to mean 0 and deviation 1");
+    for (name, least) in [("nvidia", -11.513), ("vits", -10.011), ("espnet", -10.0), ("rayhane", -4.0)] {
+        let convention = Convention::named(name, &voice).unwrap();
+        assert!((convention.silence() - least).abs() < 1e-3, "{name}: {}", convention.silence());
+    }
     let speech = &good[5];
     let mapped = |map: &dyn Fn(f32) -> f32| {
         let values = speech.values().iter().map(|&v| map(v)).collect();
@@ -281,6 +287,11 @@ fn diagnosis_tells_foreign_values_from_the_voices() {
     assert_eq!(mapped(&|v| (v + 5.54) / 2.12), "a mel normalised to mean 0 and deviation 1");
     assert_eq!(mapped(&|v| v + 32_768f32.ln()), "the mel of samples that aren't in ±1");
     assert_eq!(mapped(&|v| 2.0 * v), "natural logarithms of powers");
-    let lower = mapped(&|v| if v < -9.0 { -16.1 } else { v });
-    assert_eq!(lower, "natural logarithms with a lower floor than the voice's");
+    // a lower floor is raised, no more
+    let lower = |v: f32| if v < -9.0 { -16.1 } else { v };
+    assert_eq!(mapped(&lower), "");
+    let values = speech.values().iter().map(|&v| lower(v)).collect();
+    let decoder = Convention::of_voice(&voice).decoder(&voice, None).unwrap();
+    let decoded = decoder.decode(MelSpectrogram::new(values, 80).unwrap()).unwrap();
+    assert!(decoded.mel.values().contains(&voice.silence()) && decoded.mel.values().iter().all(|&v| v >= voice.silence()));
 }
