@@ -1,7 +1,7 @@
 //! The options on mel conventions that commands share, and mels read by them.
 
 use crate::mel::convention::{self, Convention, Decoded, Decoder};
-use crate::mel::diagnosis::{Finding, diagnose};
+use crate::mel::diagnosis::Finding;
 use crate::mel::file::Layout;
 use crate::mel::stats::MelStats;
 use crate::mel::{MelConfig, MelSpectrogram};
@@ -60,7 +60,6 @@ pub(crate) struct MelReader {
     /// How to read the file.
     pub(crate) layout: Layout,
     decoder: Decoder,
-    mel: MelConfig,
     voice: String,
     strict: bool,
 }
@@ -69,21 +68,14 @@ impl MelReader {
     pub(crate) fn new(args: &MelArgs, voice: &VoiceConfig) -> Result<Self> {
         let convention = args.convention.convention(&voice.mel)?;
         let decoder = convention.decoder(&voice.mel, args.convention.stats(voice.mel.n_mels)?)?;
-        let layout =
-            Layout { n_mels: voice.mel.n_mels, transpose: args.transpose || convention.frames_first };
-        let (mel, voice, strict) = (voice.mel.clone(), voice.name.clone(), args.strict);
-        Ok(Self { layout, decoder, mel, voice, strict })
+        let layout = Layout { n_mels: voice.mel.n_mels, transpose: args.transpose || convention.frames_first };
+        Ok(Self { layout, decoder, voice: voice.name.clone(), strict: args.strict })
     }
 
     /// The voice's mel, and a warning if it doesn't look like one. `name` is for messages.
     pub(crate) fn decode(&self, mel: MelSpectrogram, name: &Path) -> Result<(Decoded, Option<String>)> {
-        let serious = |mel: &_| -> Result<_> { Ok(diagnose(mel, &self.mel)?.into_iter().find(|finding| finding.serious)) };
-        // Before values are raised to the voice's floor, if they are only that.
-        let early = if self.decoder.keeps_values() { serious(&mel)? } else { None };
         let decoded = self.decoder.decode(mel).map_err(|e| Error::file(name, e.to_string()))?;
-        let late = if self.decoder.keeps_values() { None } else { serious(&decoded.mel)? };
-        let warning = early.or(late).map(|finding| unlike(&finding, &self.voice));
-        match warning {
+        match decoded.strange.as_ref().map(|finding| unlike(finding, &self.voice)) {
             Some(warning) if self.strict => Err(Error::file(name, warning)),
             warning => Ok((decoded, warning.map(|warning| format!("{}: {warning}", name.display())))),
         }
@@ -91,7 +83,7 @@ impl MelReader {
 }
 
 /// What a serious finding means for a voice, on one line.
-pub(crate) fn unlike(finding: &Finding, voice: &str) -> String {
+fn unlike(finding: &Finding, voice: &str) -> String {
     let Finding { what, evidence, remedy, .. } = finding;
     let remedy = remedy.map_or_else(String::new, |remedy| format!("; {remedy}"));
     format!("looks like {what} ({evidence}), voice {voice} expects natural logarithms of magnitudes{remedy}")

@@ -148,9 +148,8 @@ fn of_values(text: &mut String, mel: &MelSpectrogram, voice: &VoiceConfig) -> Re
         "  values    {:.3} to {:.3}, mean {:.3}, deviation {:.3}, 98 % within {:.2}",
         s.min, s.max, s.mean, s.deviation, s.spread
     );
-    let least: Vec<bool> = (0..mel.frames())
-        .map(|frame| (0..mel.n_mels()).all(|band| mel.band(band)[frame] <= s.min + 0.01))
-        .collect();
+    let least: Vec<bool> =
+        (0..mel.frames()).map(|frame| (0..mel.n_mels()).all(|band| mel.band(band)[frame] <= s.min + 0.01)).collect();
     let silent = least.iter().filter(|&&silent| silent).count();
     let _ = writeln!(
         text,
@@ -203,7 +202,8 @@ fn of_sound(path: &Path, voice: &VoiceConfig) -> Result<String> {
     let power = sound.samples.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / count as f64;
     let full = sound.samples.iter().filter(|x| x.abs() >= 32_767.0 / 32_768.0).count();
     let silent = sound.samples.iter().filter(|&&x| x == 0.0).count();
-    let mut text = format!("{}: sound, {count} samples at {rate} Hz, {:.2} s\n", path.display(), count as f64 / f64::from(rate));
+    let mut text =
+        format!("{}: sound, {count} samples at {rate} Hz, {:.2} s\n", path.display(), count as f64 / f64::from(rate));
     let _ = writeln!(
         text,
         "  level     peak {:.1} dB, RMS {:.1} dB; {full} samples at full scale, {:.1} % exactly 0",
@@ -212,7 +212,8 @@ fn of_sound(path: &Path, voice: &VoiceConfig) -> Result<String> {
         100.0 * silent as f64 / count as f64
     );
     if rate != voice.mel.sample_rate {
-        let _ = writeln!(text, "  rate      voice {} speaks at {} Hz: it is resampled", voice.name, voice.mel.sample_rate);
+        let _ =
+            writeln!(text, "  rate      voice {} speaks at {} Hz: it is resampled", voice.name, voice.mel.sample_rate);
     }
     let stem = path.with_extension("");
     let _ = writeln!(text, "  type      melglow mel {} -o {}.npy", path.display(), stem.display());
@@ -224,7 +225,8 @@ fn of_voice(path: &Path) -> Result<String> {
     let config = voice.config();
     let tensors = voice.tensors()?;
     let parameters: usize = tensors.values().map(|tensor| tensor.elem_count()).sum();
-    let mut text = format!("{}: voice {}, {} tensors, {parameters} parameters\n", path.display(), config.name, tensors.len());
+    let mut text =
+        format!("{}: voice {}, {} tensors, {parameters} parameters\n", path.display(), config.name, tensors.len());
     let _ = writeln!(text, "  mels      {}", convention_line(&config.mel));
     let (sigma, refine) = (config.synthesis.sigma, config.synthesis.refine);
     let _ = writeln!(text, "  synthesis sigma {sigma}, {refine} passes of refinement");
@@ -236,7 +238,10 @@ fn of_voice(path: &Path) -> Result<String> {
 const KINDS: [(&[&str], &str); 6] = [
     (&["WN.", "upsample.weight"], "a WaveGlow flow vocoder"),
     (&["WN.", "cond_layer", "convinv"], "a SqueezeWave flow vocoder"),
-    (&["decoder.attention_rnn"], "Tacotron 2: an acoustic model, not a vocoder; run it and give its mels to \"melglow synth\""),
+    (
+        &["decoder.attention_rnn"],
+        "Tacotron 2: an acoustic model, not a vocoder; run it and give its mels to \"melglow synth\"",
+    ),
     (&["conv_pre", "ups.0"], "a HiFi-GAN generator: a vocoder, but no flow; this program runs flows"),
     (&["enc_p.", "flow."], "VITS: text to sound in one, no vocoder of its own"),
     (&["optimizer."], "an optimiser's state; a pickled module beside it is not read"),
@@ -244,7 +249,8 @@ const KINDS: [(&[&str], &str); 6] = [
 
 fn of_checkpoint(path: &Path, tensors: &[(String, TensorData)]) -> String {
     let has = |mark: &&str| tensors.iter().any(|(name, _)| name.contains(*mark));
-    let kind = KINDS.iter().find(|(marks, _)| marks.iter().all(has)).map_or("of a kind we don't know", |(_, kind)| kind);
+    let kind =
+        KINDS.iter().find(|(marks, _)| marks.iter().all(has)).map_or("of a kind we don't know", |(_, kind)| kind);
     let parameters: usize = tensors.iter().map(|(_, tensor)| tensor.values.len()).sum();
     let mut text = format!("{}: {} tensors, {parameters} numbers: {kind}\n", path.display(), tensors.len());
     for (name, tensor) in tensors {

@@ -99,15 +99,8 @@ pub fn run(args: SynthArgs) -> Result<()> {
     let reader = MelReader::new(&args.mel, voice.config())?;
     let vocoder = Vocoder::new(&voice)?;
     let folder = OutputFolder::open(&args.output, &jobs)?;
-    let mut session = Session {
-        vocoder,
-        options,
-        format: args.bits.into(),
-        reader,
-        bar: None,
-        audio: 0.0,
-        compute: Duration::ZERO,
-    };
+    let mut session =
+        Session { vocoder, options, format: args.bits.into(), reader, bar: None, audio: 0.0, compute: Duration::ZERO };
     let mut failed = 0;
     for (index, job) in jobs.iter().enumerate() {
         match session.speak(job, (index, jobs.len())) {
@@ -177,6 +170,14 @@ fn plan(mels: &[PathBuf], output: &Path) -> Result<Vec<Job>> {
         }
         let wav = output.to_path_buf();
         return Ok(found.into_iter().map(|(mel, utterance)| Job { mel, utterance, wav: wav.clone() }).collect());
+    }
+    let like_wav = !ends_like_folder && output.extension().is_some_and(|e| e.eq_ignore_ascii_case("wav"));
+    if found.len() > 1 && like_wav && !output.exists() {
+        bail!(
+            "{}: {} mels need a folder for their WAV files; write {0}/ if that is its name",
+            output.display(),
+            found.len()
+        );
     }
     if output.exists() && !output.is_dir() {
         bail!("{}: is not a folder; several mels need one for their WAV files", output.display());

@@ -5,11 +5,13 @@
 //! the axes: all of it can be undone. Other bands, another window or hop, or squares summed inside a
 //! band can't; such mels must be made from the sound again.
 
+use super::diagnosis::{Finding, diagnose};
 use super::filterbank::mel_filterbank;
 use super::stats::MelStats;
 use super::{MelConfig, MelScale, MelSpectrogram};
 use crate::{Error, Result};
 use std::f64::consts::LN_10;
+use std::ops::Range;
 
 /// How a program makes mels from sound.
 #[derive(Clone, Debug, PartialEq)]
@@ -122,13 +124,12 @@ impl Encoding {
         }
     }
 
-    /// The natural logarithm of the sum that a stored value stands for, at least `ln floor`.
-    pub fn decode(self, value: f32, floor: f64) -> f32 {
-        let ln = match self {
-            Self::Log { gain, offset, .. } => (f64::from(value) - offset) / gain,
-            Self::Linear => f64::from(value).max(0.0).ln(),
-        };
-        ln.max(floor.ln()) as f32
+    /// The natural logarithm of the sum that a stored value stands for.
+    pub fn decode(self, value: f32) -> f32 {
+        match self {
+            Self::Log { gain, offset, .. } => ((f64::from(value) - offset) / gain) as f32,
+            Self::Linear => value.max(f32::MIN_POSITIVE).ln(),
+        }
     }
 }
 
@@ -329,14 +330,7 @@ pub const CONVENTIONS: [Convention; 17] = [
         aliases: &[],
         about: "librosa's melspectrogram by default: powers, no logarithm",
         source: "librosa.feature.melspectrogram",
-        mel: MelConfig {
-            n_fft: 2048,
-            win_length: 2048,
-            hop_length: 512,
-            n_mels: 128,
-            f_max: 11_025.0,
-            ..NVIDIA_MEL
-        },
+        mel: MelConfig { n_fft: 2048, win_length: 2048, hop_length: 512, n_mels: 128, f_max: 11_025.0, ..NVIDIA_MEL },
         padding: Padding::Zero,
         spectrum: Spectrum::Power,
         encoding: Encoding::Linear,
@@ -462,12 +456,11 @@ impl Convention {
         if let Some(stats) = &stats {
             stats.check(voice.n_mels)?;
         }
-        let hop = voice.hop_length;
         let early = match self.framing {
             Framing::Centred | Framing::Least64 => 0,
-            Framing::Between | Framing::WholeHops => hop / 2,
+            Framing::Between | Framing::WholeHops => voice.hop_length / 2,
         };
-        Ok(Decoder { encoding: self.encoding, stats, floor: voice.floor, early, hop })
+        Ok(Decoder { encoding: self.encoding, stats, voice: voice.clone(), early })
     }
 }
 
@@ -476,10 +469,9 @@ impl Convention {
 pub struct Decoder {
     encoding: Encoding,
     stats: Option<MelStats>,
-    floor: f64,
+    voice: MelConfig,
     /// How many samples the voice's sound would come too early.
     early: usize,
-    hop: usize,
 }
 
 /// A mel as the voice expects it, and which part of its sound is meant.
@@ -489,15 +481,12 @@ pub struct Decoded {
     pub mel: MelSpectrogram,
     /// The samples of the mel's sound that belong to the given frames: whole hops, as many as there
     /// were frames.
-    pub samples: std::ops::Range<usize>,
+    pub samples: Range<usize>,
+    /// What the mel looks like, if it plainly isn't what the voice was trained on.
+    pub strange: Option<Finding>,
 }
 
 impl Decoder {
-    /// Whether values are the voice's own as they stand, but for its floor.
-    pub fn keeps_values(&self) -> bool {
-        self.encoding == Encoding::LN && self.stats.is_none()
-    }
-
     /// Turns a mel `[n_mels, frames]` into the voice's; values under the voice's floor are raised to it.
     ///
     /// Frames that are centred half a hop later than the voice's get one more in front, a copy of the
@@ -506,25 +495,28 @@ impl Decoder {
     /// # Errors
     /// If the statistics don't fit or a result isn't finite.
     pub fn decode(&self, mel: MelSpectrogram) -> Result<Decoded> {
-        let (n_mels, frames) = (mel.n_mels(), mel.frames());
-        let samples = self.early..self.early + frames * self.hop;
-        let silence = self.floor.ln() as f32;
-        if self.keeps_values() && self.early == 0 && mel.values().iter().all(|&v| v >= silence) {
-            return Ok(Decoded { mel, samples });
-        }
+        let samples = self.early..self.early + mel.frames() * self.voice.hop_length;
+        let as_it_is = self.encoding == Encoding::LN && self.stats.is_none() && self.early == 0;
+        let mel = if as_it_is { mel } else { self.map(&mel)? };
+        let strange = diagnose(&mel, &self.voice)?.into_iter().find(|finding| finding.serious);
+        Ok(Decoded { mel: mel.raised(self.voice.silence()), samples, strange })
+    }
+
+    fn map(&self, mel: &MelSpectrogram) -> Result<MelSpectrogram> {
+        let n_mels = mel.n_mels();
         if let Some(stats) = &self.stats {
             stats.check(n_mels)?;
         }
-        let mut values = Vec::with_capacity(n_mels * (frames + 1));
+        let mut values = Vec::with_capacity(n_mels * (mel.frames() + 1));
         for band in 0..n_mels {
             let row = mel.band(band);
             let (mean, scale) = self.stats.as_ref().map_or((0.0, 1.0), |stats| stats.of(band));
-            let decode = |&value: &f32| self.encoding.decode(value * scale + mean, self.floor);
+            let decode = |&value: &f32| self.encoding.decode(value * scale + mean);
             if self.early > 0 {
                 values.extend(row.first().map(decode));
             }
             values.extend(row.iter().map(decode));
         }
-        Ok(Decoded { mel: MelSpectrogram::new(values, n_mels)?, samples })
+        MelSpectrogram::new(values, n_mels)
     }
 }

@@ -121,20 +121,24 @@ pub fn diagnose(mel: &MelSpectrogram, voice: &MelConfig) -> Result<Vec<Finding>>
         findings.push(Finding { serious, what: what.into(), evidence, remedy, encoding: Some(Encoding::LN) });
     };
     let under = mel.values().iter().filter(|&&v| v < silence - 0.5).count() as f32 / mel.values().len() as f32;
-    if under >= 0.01 {
-        note(
-            false,
-            "natural logarithms with a lower floor than the voice's",
-            format!("{:.0} % of the values are under {silence:.2}, down to {:.2}", 100.0 * under, s.min),
-            Some("they are raised to it"),
-        );
+    let how_far = || format!("{:.0} % of the values are under {silence:.2}, down to {:.2}", 100.0 * under, s.min);
+    if under >= 0.5 {
+        note(true, "values of another kind or scale", how_far(), None);
+    } else if under >= 0.01 {
+        let what = "natural logarithms with a lower floor than the voice's";
+        note(false, what, how_far(), Some("they are raised to it"));
     }
     if s.max <= silence + 0.01 {
         note(false, "silence", format!("no value is above {:.2}", s.max), None);
     } else if s.deviation < 1e-3 {
         note(true, "no mel of speech", format!("all values are about {:.3}", s.mean), None);
     } else if s.max < level - 6.0 {
-        note(false, "very quiet sound", format!("the largest value is {:.2}, usual is about {:.1}", s.max, level + 0.9), None);
+        note(
+            false,
+            "very quiet sound",
+            format!("the largest value is {:.2}, usual is about {:.1}", s.max, level + 0.9),
+            None,
+        );
     }
     let bands_at = |low: f32, high: f32| {
         let least = (0..mel.n_mels()).map(|b| mel.band(b).iter().copied().fold(f32::INFINITY, f32::min));
@@ -164,14 +168,29 @@ fn foreign(s: &Summary, level: f32) -> Option<Finding> {
             let remedy = "if it is flowavenet's, make it from the sound again with \"melglow mel\"";
             return found("values normalised to 0 to 1", Some(Encoding::range(0.0, 1.0)), range, remedy);
         }
-        return found("magnitudes or powers without the logarithm", Some(Encoding::Linear), range, "for magnitudes, --mel-convention linear");
+        return found(
+            "magnitudes or powers without the logarithm",
+            Some(Encoding::Linear),
+            range,
+            "for magnitudes, --mel-convention linear",
+        );
     }
     if s.spread > 2.0 * MOST_SPREAD {
-        return found("decibels", Some(Encoding::DB), format!("{range}, mean {:.1}", s.mean), "for 20 log10 of magnitudes, --mel-convention db");
+        return found(
+            "decibels",
+            Some(Encoding::DB),
+            format!("{range}, mean {:.1}", s.mean),
+            "for 20 log10 of magnitudes, --mel-convention db",
+        );
     }
     if s.max > level + LOUDEST {
         let remedy = "divide the sound by 32768 before its mel is made";
-        return found("the mel of samples that aren't in ±1", None, format!("{range}, louder than any sound in ±1"), remedy);
+        return found(
+            "the mel of samples that aren't in ±1",
+            None,
+            format!("{range}, louder than any sound in ±1"),
+            remedy,
+        );
     }
     if s.spread > MOST_SPREAD && s.mean < level - 9.0 {
         let remedy = "make it from magnitudes again with \"melglow mel\"";
@@ -180,7 +199,8 @@ fn foreign(s: &Summary, level: f32) -> Option<Finding> {
     if s.min >= -4.0 - ON && s.max <= 4.0 + ON && (s.min + 4.0).abs() <= ON && s.at_min >= 0.002 {
         let remedy = "if it is rayhane's or coqui's, make it from the sound again with \"melglow mel\"";
         return found(
-            "decibels normalised to -4 to 4", Some(Encoding::range(-4.0, 4.0)),
+            "decibels normalised to -4 to 4",
+            Some(Encoding::range(-4.0, 4.0)),
             format!("{range}, {:.1} % of them at -4", 100.0 * s.at_min),
             remedy,
         );
@@ -188,7 +208,8 @@ fn foreign(s: &Summary, level: f32) -> Option<Finding> {
     if s.mean.abs() < 1.0 && (0.4..1.8).contains(&s.deviation) && s.min > -10.0 {
         let remedy = "give the statistics with --mel-stats, or --mel-convention matcha";
         return found(
-            "a mel normalised to mean 0 and deviation 1", None,
+            "a mel normalised to mean 0 and deviation 1",
+            None,
             format!("mean {:.2}, deviation {:.2}", s.mean, s.deviation),
             remedy,
         );

@@ -165,6 +165,12 @@ impl MelSpectrogram {
         self.frames
     }
 
+    /// Values below `floor` raised to it.
+    pub fn raised(mut self, floor: f32) -> Self {
+        self.values.iter_mut().for_each(|value| *value = value.max(floor));
+        self
+    }
+
     /// Rows and columns exchanged: for mels stored as `[frames, n_mels]`.
     pub fn transposed(&self) -> Self {
         let values =

@@ -25,7 +25,10 @@ impl MelStats {
             return Err(Error::invalid(format!("the mean of band {band} is {}", mean[band])));
         }
         if let Some(band) = scale.iter().position(|v| !(v.is_finite() && *v > 0.0)) {
-            return Err(Error::invalid(format!("the deviation of band {band} is {}, expected more than 0", scale[band])));
+            return Err(Error::invalid(format!(
+                "the deviation of band {band} is {}, expected more than 0",
+                scale[band]
+            )));
         }
         Ok(Self { mean, scale })
     }

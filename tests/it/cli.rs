@@ -6,9 +6,9 @@ use std::fs;
 use std::path::Path;
 
 /// A run of the program: exit code, standard output, standard error.
-type Outcome = (i32, Vec<u8>, String);
+pub(super) type Outcome = (i32, Vec<u8>, String);
 
-fn run(place: &Place, args: &[&str], input: &[u8]) -> Outcome {
+pub(super) fn run(place: &Place, args: &[&str], input: &[u8]) -> Outcome {
     let mut command: Command = assert_cmd::cargo::cargo_bin_cmd!("melglow");
     let output = command.current_dir(place.path("")).args(args).write_stdin(input).output().unwrap();
     let code = output.status.code().expect("no signal");
@@ -16,12 +16,12 @@ fn run(place: &Place, args: &[&str], input: &[u8]) -> Outcome {
 }
 
 /// `melglow synth … --voice voice`.
-fn synth(place: &Place, args: &[&str]) -> Outcome {
+pub(super) fn synth(place: &Place, args: &[&str]) -> Outcome {
     run(place, &[&["synth"], args, &["--voice", "voice"]].concat(), b"")
 }
 
 /// The one line that a failing run leaves.
-fn failure(place: &Place, args: &[&str]) -> String {
+pub(super) fn failure(place: &Place, args: &[&str]) -> String {
     let before = place.names(".");
     let (code, out, err) = synth(place, args);
     assert_eq!(code, 1, "{err}");
@@ -32,12 +32,12 @@ fn failure(place: &Place, args: &[&str]) -> String {
 }
 
 /// Samples of a 16-bit mono WAV with the plain 44-byte header.
-fn samples(wav: &[u8]) -> usize {
+pub(super) fn samples(wav: &[u8]) -> usize {
     assert_eq!((&wav[..4], &wav[36..40]), (&b"RIFF"[..], &b"data"[..]));
     (wav.len() - 44) / 2
 }
 
-fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+pub(super) fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
     values.into_iter().flat_map(f32::to_le_bytes).collect()
 }
 

@@ -4,6 +4,7 @@ mod cli;
 mod golden;
 mod laws;
 mod mels;
+mod mels_cli;
 mod train;
 mod voice;
 

@@ -10,7 +10,7 @@ use melglow::mel::stats::MelStats;
 use melglow::mel::{MelConfig, MelSpectrogram};
 use std::path::{Path, PathBuf};
 
-fn golden(name: &str) -> PathBuf {
+pub(super) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
@@ -139,7 +139,9 @@ fn every_container_holds_the_same_mels() {
     assert_eq!(read("pwg.h5", 80), expected);
     assert_eq!(utterances(&golden("pwg.h5")).unwrap(), None);
     // compressed matrices have 8 or 16 bits over a range of about 9, CM's columns more finely
-    for (name, tolerance) in [("plain.ark", 0.0), ("cm.ark", 0.03), ("cm2.ark", 1e-4), ("cm3.ark", 0.02), ("espnet.h5", 0.0)] {
+    for (name, tolerance) in
+        [("plain.ark", 0.0), ("cm.ark", 0.03), ("cm2.ark", 1e-4), ("cm3.ark", 0.02), ("espnet.h5", 0.0)]
+    {
         let all = utterances(&golden(name)).unwrap().unwrap();
         assert_eq!(all.iter().map(|u| u.key.as_str()).collect::<Vec<_>>(), ["utt-1", "utt-2"], "{name}");
         let (first, second) = (all[0].read(layout).unwrap(), all[1].read(layout).unwrap());
@@ -152,7 +154,9 @@ fn every_container_holds_the_same_mels() {
     let text = utterances(&golden("text.ark")).unwrap().unwrap();
     let (first, second) = (text[0].read(layout).unwrap(), text[1].read(layout).unwrap());
     assert_eq!((first.frames(), second.frames()), (2, 1));
-    assert!(worst(first.band(7), &expected.band(7)[..2]) < 1e-6 && worst(second.band(7), &expected.band(7)[2..3]) < 1e-6);
+    assert!(
+        worst(first.band(7), &expected.band(7)[..2]) < 1e-6 && worst(second.band(7), &expected.band(7)[2..3]) < 1e-6
+    );
 }
 
 #[test]
@@ -167,8 +171,12 @@ fn scripts_name_mels_in_archives_and_files() {
     let lines = format!("a plain.ark:6\nb\tplain.ark:{second}\n\nc espnet.h5:utt-2\nd whole.npy\n");
     let script = place.file("feats.scp", lines.as_bytes());
     let layout = Layout { n_mels: 80, transpose: true };
-    let frames: Vec<_> =
-        utterances(&script).unwrap().unwrap().iter().map(|u| (u.key.clone(), u.read(layout).unwrap().frames())).collect();
+    let frames: Vec<_> = utterances(&script)
+        .unwrap()
+        .unwrap()
+        .iter()
+        .map(|u| (u.key.clone(), u.read(layout).unwrap().frames()))
+        .collect();
     let expected = [("a", 7), ("b", 3), ("c", 3), ("d", 4)].map(|(key, frames)| (key.to_string(), frames));
     assert_eq!(frames, expected);
 
@@ -293,5 +301,7 @@ fn diagnosis_tells_foreign_values_from_the_voices() {
     let values = speech.values().iter().map(|&v| lower(v)).collect();
     let decoder = Convention::of_voice(&voice).decoder(&voice, None).unwrap();
     let decoded = decoder.decode(MelSpectrogram::new(values, 80).unwrap()).unwrap();
-    assert!(decoded.mel.values().contains(&voice.silence()) && decoded.mel.values().iter().all(|&v| v >= voice.silence()));
+    assert!(
+        decoded.mel.values().contains(&voice.silence()) && decoded.mel.values().iter().all(|&v| v >= voice.silence())
+    );
 }

@@ -101,11 +101,20 @@ fn key(input: &mut impl BufRead) -> Result<Option<String>, String> {
 enum Body {
     Plain(Element),
     /// Per column four percentiles, then a byte per value, column after column.
-    ByColumn { min: f32, range: f32 },
+    ByColumn {
+        min: f32,
+        range: f32,
+    },
     /// 16 bits per value, row after row.
-    Words { min: f32, range: f32 },
+    Words {
+        min: f32,
+        range: f32,
+    },
     /// 8 bits per value, row after row.
-    Bytes { min: f32, range: f32 },
+    Bytes {
+        min: f32,
+        range: f32,
+    },
     /// Numbers and line ends up to a bracket.
     Text,
 }
@@ -210,10 +219,8 @@ pub(super) fn matrix(input: &mut impl BufRead) -> Result<TensorData, String> {
         Body::Bytes { min, range } => (bytes.iter().map(|&b| min + range * f32::from(b) / 255.0).collect(), "float8"),
         Body::ByColumn { min, range } => {
             let (percentiles, bytes) = bytes.split_at(8 * columns);
-            let columns_of: Vec<[f32; 4]> = percentiles
-                .chunks_exact(8)
-                .map(|p| [0, 2, 4, 6].map(|at| min + range * word(&p[at..])))
-                .collect();
+            let columns_of: Vec<[f32; 4]> =
+                percentiles.chunks_exact(8).map(|p| [0, 2, 4, 6].map(|at| min + range * word(&p[at..]))).collect();
             let cell = |row: usize, column: usize| expand(bytes[column * rows + row], columns_of[column]);
             ((0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))).map(|(r, c)| cell(r, c)).collect(), "float8")
         }

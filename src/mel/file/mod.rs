@@ -347,7 +347,12 @@ fn single(parsed: Parsed) -> Result<TensorData, String> {
     }
     let names: Vec<&str> = arrays.iter().take(6).map(|(name, _)| name.as_str()).collect();
     let more = if arrays.len() > names.len() { ", …" } else { "" };
-    Err(format!("holds {} arrays ({}{more}), expected a single one or one named {}", arrays.len(), names.join(", "), MEL_NAMES.join(" or ")))
+    Err(format!(
+        "holds {} arrays ({}{more}), expected a single one or one named {}",
+        arrays.len(),
+        names.join(", "),
+        MEL_NAMES.join(" or ")
+    ))
 }
 
 /// The mel in an array.

@@ -74,7 +74,8 @@ fn open(path: &Path) -> Result<File> {
 /// The lines `key file`, `key file.ark:byte` or `key file.h5:dataset` of a script file. Files are looked
 /// for from here, as Kaldi does, and then beside the script.
 fn script(path: &Path) -> Result<Vec<Utterance>> {
-    let text = String::from_utf8(load(path)?).map_err(|_| Error::file(path, "is not text, expected lines of key and file"))?;
+    let text =
+        String::from_utf8(load(path)?).map_err(|_| Error::file(path, "is not text, expected lines of key and file"))?;
     let beside = |file: &str| {
         let plain = PathBuf::from(file);
         if plain.exists() { plain } else { path.parent().unwrap_or(Path::new("")).join(plain) }
