@@ -55,6 +55,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => MelConfig::nvidia(),
     };
     let convention = args.convention.convention(&config)?;
+    if args.voice.is_some() && convention.mel != config {
+        bail!("the voice isn't of convention {}: leave out --voice or --mel-convention", convention.name);
+    }
     let stats = args.convention.stats(convention.mel.n_mels)?;
     let maker = Maker { extractor: Extractor::of(&convention)?, convention, stats };
     let jobs = jobs(&args)?;

@@ -178,3 +178,21 @@ impl MelSpectrogram {
         Self { values, n_mels: self.frames, frames: self.n_mels }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Voices written before there were scales have none in their config; Slaney's is left out still.
+    #[test]
+    fn configs_without_a_scale_are_slaneys() {
+        let config = MelConfig::nvidia();
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(!text.contains("scale"), "{text}");
+        assert_eq!(serde_json::from_str::<MelConfig>(&text).unwrap(), config);
+        let htk = MelConfig { scale: MelScale::Htk, ..config };
+        let text = serde_json::to_string(&htk).unwrap();
+        assert!(text.contains(r#""scale":"htk""#), "{text}");
+        assert_eq!(serde_json::from_str::<MelConfig>(&text).unwrap(), htk);
+    }
+}

@@ -74,7 +74,7 @@ impl MelStats {
     /// From sums and sums of squares over `count` frames.
     fn of_sums(sum: &[f32], squares: &[f32], count: f32) -> Result<Self> {
         let count = f64::from(count);
-        if !(count >= 1.0) {
+        if count.is_nan() || count < 1.0 {
             return Err(Error::invalid(format!("statistics of {count} frames, expected at least 1")));
         }
         let mean = sum.iter().map(|&s| f64::from(s) / count);

@@ -143,6 +143,10 @@ fn mels_are_written_in_a_convention() {
     let (code, _, err) = run(&place, &["mel", &wav, "-o", "a.npy", "--voice", "voice"], b"");
     assert_eq!(code, 0, "{err}");
     assert_eq!(file::read(&place.path("a.npy"), 80).unwrap().frames(), 31);
+    let options = ["--voice", "voice", "--mel-convention", "espnet"];
+    let (code, _, err) = run(&place, &[&["mel", &wav, "-o", "b.npy"], &options[..]].concat(), b"");
+    let message = "melglow: the voice isn't of convention espnet: leave out --voice or --mel-convention\n";
+    assert_eq!((code, err.as_str()), (1, message));
     let stats = golden("stats.h5").display().to_string();
     let options = ["--mel-convention", "espnet", "--mel-stats", &stats];
     let (code, _, err) = run(&place, &[&["mel", &wav, "-o", "a.npy"], &options[..]].concat(), b"");
