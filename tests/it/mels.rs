@@ -240,7 +240,8 @@ fn damaged_containers() {
                 Err(error) => line(error),
             }
             let _ = MelStats::read(&path, 80).map_err(line);
-            if round % 2 == 0 && name.ends_with("ark") {
+            // the last bytes of a text archive are the bracket and the line's end
+            if round % 2 == 0 && name.ends_with("ark") && bytes.len() + 3 < whole.len() {
                 let arrays = file::read_arrays(&path);
                 assert!(arrays.map_or(true, |arrays| arrays.len() < 2), "{name} cut to {}", bytes.len());
             }

@@ -18,6 +18,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<(String, TensorData)>, String> {
     // The options bound each read, this all of them together.
     let mut budget = limit;
     let read = |(name, dataset): (String, Dataset)| {
+        let name = super::printable(&name);
         let array = read(&dataset, &mut budget).map_err(|problem| format!("dataset {name}: {problem}"))?;
         Ok((name, array))
     };
@@ -70,8 +71,7 @@ fn join(prefix: &str, name: &str) -> String {
 }
 
 fn damaged(error: hdf5_reader::error::Error) -> String {
-    let text = error.to_string().replace(['\n', '\r'], " ");
-    format!("truncated or damaged HDF5 ({text})")
+    format!("truncated or damaged HDF5 ({})", super::printable(&error.to_string()))
 }
 
 fn element(kind: &Datatype) -> Option<Element> {

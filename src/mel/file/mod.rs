@@ -283,6 +283,11 @@ impl Element {
     }
 }
 
+/// A name from a file, fit for a line of text.
+fn printable(name: &str) -> String {
+    name.replace(|c: char| c.is_control(), "?")
+}
+
 /// The product of a shape, unless it overflows.
 fn element_count(shape: &[usize]) -> Option<usize> {
     // A zero must not hide an overflow: strides are products of the other lengths.
@@ -345,7 +350,7 @@ fn single(parsed: Parsed) -> Result<TensorData, String> {
     if arrays.is_empty() {
         return Err(format!("holds {}, expected a tensor", instead.as_deref().unwrap_or("no arrays")));
     }
-    let names: Vec<&str> = arrays.iter().take(6).map(|(name, _)| name.as_str()).collect();
+    let names: Vec<String> = arrays.iter().take(6).map(|(name, _)| printable(name)).collect();
     let more = if arrays.len() > names.len() { ", …" } else { "" };
     Err(format!(
         "holds {} arrays ({}{more}), expected a single one or one named {}",

@@ -1,6 +1,6 @@
 //! Files of several mels, each under a key: Kaldi's `.ark` and `.scp`, and HDF5 files of many datasets.
 
-use super::{Layout, TensorData, hdf5, into_mel, kaldi, load};
+use super::{Layout, TensorData, hdf5, into_mel, kaldi, load, printable};
 use crate::mel::MelSpectrogram;
 use crate::{Error, Result};
 use std::collections::HashSet;
@@ -50,7 +50,7 @@ pub fn utterances(path: &Path) -> Result<Option<Vec<Utterance>>> {
         if names.len() < 2 {
             return Ok(None);
         }
-        let dataset = |name: String| (name.clone(), Place::Dataset(name));
+        let dataset = |name: String| (printable(&name), Place::Dataset(name));
         let all = names.into_iter().map(dataset);
         all.map(|(key, place)| Utterance { key, path: path.to_owned(), place }).collect()
     } else {
