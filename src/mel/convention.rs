@@ -118,7 +118,8 @@ impl Encoding {
     pub fn encode(self, sum: f32, floor: f64) -> f32 {
         match self {
             Self::Log { gain, offset, low, high } => {
-                (gain * f64::from(sum).max(floor).ln() + offset).clamp(low, high) as f32
+                let ln = sum.max(floor as f32).ln();
+                (gain * f64::from(ln) + offset).clamp(low, high) as f32
             }
             Self::Linear => sum,
         }

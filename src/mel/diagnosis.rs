@@ -227,7 +227,7 @@ fn foreign(s: &Summary, level: f32) -> Option<Finding> {
                 let most = level - LEAST_BELOW;
                 format!("{range}, mean {:.2}; natural logarithms of speech have a mean below {most:.1}", s.mean)
             },
-            "--mel-convention log10",
+            "--mel-convention log10, if the bands are the voice's",
         );
     }
     None

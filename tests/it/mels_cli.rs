@@ -42,7 +42,9 @@ fn foreign_values_are_warned_of_stopped_at_or_read() {
     let message = failure(&place, &["b.npy", "-o", "out.wav", "--strict"]);
     assert!(message.starts_with("b.npy: looks like base-10 logarithms (values from "), "{message}");
     assert!(
-        message.ends_with("voice tiny expects natural logarithms of magnitudes; --mel-convention log10"),
+        message.ends_with(
+            "voice tiny expects natural logarithms of magnitudes; --mel-convention log10, if the bands are the voice's"
+        ),
         "{message}"
     );
     // the right values under a wrong name are strange again
