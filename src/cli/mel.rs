@@ -1,15 +1,27 @@
 //! `melglow mel`: mel spectrograms from sound files.
 
-use super::{one_line, say};
+use super::conventions::ConventionArgs;
+use super::{one_line, say, voice};
 use crate::audio::{decode, resample};
+use crate::mel::convention::Convention;
 use crate::mel::extract::Extractor;
+use crate::mel::stats::MelStats;
 use crate::mel::{MelConfig, file};
 use anyhow::{Context, bail};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// Make mel spectrograms (.npy, NVIDIA's convention) from sound files
-#[derive(Debug, clap::Args)]
+/// Make mel spectrograms (.npy) from sound files
+///
+/// In NVIDIA's convention, a voice's (--voice), or that of another program (--mel-convention), which
+/// is as that program's own: values, frames and order of the axes.
+#[derive(Debug, Default, clap::Args)]
+#[command(after_help = "\
+Examples:
+  melglow mel a.wav -o a.npy                           as the built-in voice expects
+  melglow mel wavs/ -o mels/ --voice runs/a/step-2000  as that voice expects
+  melglow mel a.wav -o a.npy --mel-convention hifigan
+  melglow mel a.wav -o a.npy --mel-convention espnet --mel-stats stats.h5")]
 pub struct Args {
     /// Sound files (WAV, FLAC, MP3, Ogg), or folders of them
     #[arg(required = true, value_name = "IN")]
@@ -17,6 +29,19 @@ pub struct Args {
     /// The .npy file to write, or the folder for several
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
+    /// Folder of a voice or checkpoint whose convention to use, or the name of the built-in voice
+    #[arg(long, value_name = "DIR|NAME")]
+    pub voice: Option<String>,
+    /// The convention to write.
+    #[command(flatten)]
+    pub convention: ConventionArgs,
+}
+
+/// How to make mels.
+struct Maker {
+    convention: Convention,
+    extractor: Extractor,
+    stats: Option<MelStats>,
 }
 
 /// Runs the command.
@@ -25,15 +50,23 @@ pub struct Args {
 /// If nothing is to be done, or any file failed; each bad file is named on standard error, the others
 /// are written all the same.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let config = MelConfig::nvidia();
-    let extractor = Extractor::new(&config)?;
+    let config = match args.voice.as_deref() {
+        Some(choice) => voice(Some(choice))?.config().mel.clone(),
+        None => MelConfig::nvidia(),
+    };
+    let convention = args.convention.convention(&config)?;
+    if args.voice.is_some() && convention.mel != config {
+        bail!("the voice isn't of convention {}: leave out --voice or --mel-convention", convention.name);
+    }
+    let stats = args.convention.stats(convention.mel.n_mels)?;
+    let maker = Maker { extractor: Extractor::of(&convention)?, convention, stats };
     let jobs = jobs(&args)?;
     if let [(input, output)] = &jobs[..] {
-        return convert(input, output, &extractor, &config);
+        return maker.convert(input, output);
     }
     let mut failed = 0;
     for (input, output) in &jobs {
-        if let Err(error) = convert(input, output, &extractor, &config) {
+        if let Err(error) = maker.convert(input, output) {
             say(&one_line(&error));
             failed += 1;
         }
@@ -94,18 +127,27 @@ fn folder(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn convert(input: &Path, output: &Path, extractor: &Extractor, config: &MelConfig) -> anyhow::Result<()> {
-    let sound = decode::read(input)?;
-    let named = || input.display().to_string();
-    let samples = if sound.sample_rate == config.sample_rate {
-        sound.samples
-    } else {
-        say(&format!("{}: resampled from {} to {} Hz", input.display(), sound.sample_rate, config.sample_rate));
-        resample::resample(&sound.samples, sound.sample_rate, config.sample_rate).with_context(named)?
-    };
-    let mel = extractor.extract(&samples).with_context(named)?;
-    file::write_npy(output, &mel)?;
-    Ok(())
+impl Maker {
+    fn convert(&self, input: &Path, output: &Path) -> anyhow::Result<()> {
+        let sound = decode::read(input)?;
+        let named = || input.display().to_string();
+        let rate = self.convention.mel.sample_rate;
+        let samples = if sound.sample_rate == rate {
+            sound.samples
+        } else {
+            say(&format!("{}: resampled from {} to {rate} Hz", input.display(), sound.sample_rate));
+            resample::resample(&sound.samples, sound.sample_rate, rate).with_context(named)?
+        };
+        let mut mel = self.extractor.extract(&samples).with_context(named)?;
+        if let Some(stats) = &self.stats {
+            mel = stats.normalise(&mel).with_context(named)?;
+        }
+        if self.convention.frames_first {
+            mel = mel.transposed();
+        }
+        file::write_npy(output, &mel)?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -114,7 +156,7 @@ mod tests {
     use crate::audio::wav::{self, WavFormat};
 
     fn args(inputs: &[&Path], output: &Path) -> Args {
-        Args { inputs: inputs.iter().map(|p| p.to_path_buf()).collect(), output: output.to_owned() }
+        Args { inputs: inputs.iter().map(|p| p.to_path_buf()).collect(), output: output.to_owned(), ..Args::default() }
     }
 
     #[test]

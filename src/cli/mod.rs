@@ -1,7 +1,9 @@
 //! The command line: one file per command.
 
+pub mod conventions;
 pub mod eval;
 pub mod import;
+pub mod inspect;
 pub mod mel;
 pub mod synth;
 pub mod train;
@@ -28,6 +30,7 @@ enum Command {
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
     Import(import::ImportArgs),
+    Inspect(inspect::InspectArgs),
 }
 
 /// Runs the command that the process's arguments ask for.
@@ -41,6 +44,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,8 +1,9 @@
 //! `melglow synth`: mel files to WAV files.
 
+use super::conventions::{MelArgs, MelReader};
 use super::{one_line, say, use_threads, voice, watched};
 use crate::audio::wav::{self, WavFormat};
-use crate::mel::file::{self, Layout};
+use crate::mel::file::{self, Utterance};
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::vocoder::{SynthOptions, Vocoder};
 use anyhow::{Context, Result, bail};
@@ -21,9 +22,10 @@ const LONG_WORK: f64 = 20.0;
 
 /// Turn mel spectrograms into speech
 ///
-/// Mels are .npy, .npz, .pt (a tensor saved by torch.save) or .safetensors files of shape
-/// [bands, frames] or [1, bands, frames]: natural log, made as the voice expects (`melglow mel`).
-/// Each gives exactly frames × hop length samples, mono.
+/// Mels are .npy, .npz, .pt (a tensor saved by torch.save), .safetensors or .h5 files of shape
+/// [bands, frames] or [frames, bands], or Kaldi's .ark and .scp with one mel per key: natural log,
+/// made as the voice expects (`melglow mel`), or in the convention of another program
+/// (--mel-convention). Each gives exactly frames × hop length samples, mono.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -31,6 +33,8 @@ Examples:
   melglow synth mels/ -o speech/                 every mel file of a folder
   melglow synth a.npy b.pt -o speech/ --seed 7   other noise
   melglow synth - -o - < a.npy | aplay           as a part of a pipe
+  melglow synth feats.scp -o speech/             one WAV for each key
+  melglow synth a.npy -o a.wav --mel-convention hifigan
   melglow synth a.npy -o a.wav --voice runs/a/step-20000 --refine 0")]
 pub struct SynthArgs {
     /// Mel files, folders of them, or `-` for standard input
@@ -55,9 +59,8 @@ pub struct SynthArgs {
     /// Sample format of the WAV: integers of 16 or 24 bits, or floats of 32
     #[arg(long, default_value = "16")]
     bits: Bits,
-    /// The mels are stored as [frames, bands]
-    #[arg(long)]
-    transpose: bool,
+    #[command(flatten)]
+    mel: MelArgs,
     /// Threads to use [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     threads: Option<usize>,
@@ -93,17 +96,11 @@ pub fn run(args: SynthArgs) -> Result<()> {
     let voice = voice(args.voice.as_deref())?;
     let options = SynthOptions { sigma: args.sigma, seed: args.seed, refine: args.refine };
     options.validate()?;
+    let reader = MelReader::new(&args.mel, voice.config())?;
     let vocoder = Vocoder::new(&voice)?;
     let folder = OutputFolder::open(&args.output, &jobs)?;
-    let mut session = Session {
-        vocoder,
-        options,
-        format: args.bits.into(),
-        transpose: args.transpose,
-        bar: None,
-        audio: 0.0,
-        compute: Duration::ZERO,
-    };
+    let mut session =
+        Session { vocoder, options, format: args.bits.into(), reader, bar: None, audio: 0.0, compute: Duration::ZERO };
     let mut failed = 0;
     for (index, job) in jobs.iter().enumerate() {
         match session.speak(job, (index, jobs.len())) {
@@ -127,7 +124,20 @@ pub fn run(args: SynthArgs) -> Result<()> {
 /// One mel and where its sound goes; `-` is standard input or output.
 struct Job {
     mel: PathBuf,
+    /// Which of the mels in the file, where it holds several.
+    utterance: Option<Utterance>,
     wav: PathBuf,
+}
+
+impl Job {
+    /// The mel's name for messages.
+    fn name(&self) -> PathBuf {
+        match &self.utterance {
+            Some(utterance) => format!("{}: key {}", self.mel.display(), utterance.key).into(),
+            None if is_stdio(&self.mel) => "standard input".into(),
+            None => self.mel.clone(),
+        }
+    }
 }
 
 fn is_stdio(path: &Path) -> bool {
@@ -136,12 +146,19 @@ fn is_stdio(path: &Path) -> bool {
 
 /// Finds the mels and names their WAV files.
 fn plan(mels: &[PathBuf], output: &Path) -> Result<Vec<Job>> {
-    let mut found = Vec::new();
+    let mut paths = Vec::new();
     for path in mels {
         if !is_stdio(path) && path.is_dir() {
-            found.extend(mels_in(path)?);
+            paths.extend(mels_in(path)?);
         } else {
-            found.push(path.clone());
+            paths.push(path.clone());
+        }
+    }
+    let mut found = Vec::new();
+    for path in paths {
+        match file::utterances(&path)? {
+            Some(utterances) => found.extend(utterances.into_iter().map(|u| (path.clone(), Some(u)))),
+            None => found.push((path, None)),
         }
     }
     let ends_like_folder = output.as_os_str().to_string_lossy().ends_with(['/', std::path::MAIN_SEPARATOR]);
@@ -152,22 +169,34 @@ fn plan(mels: &[PathBuf], output: &Path) -> Result<Vec<Job>> {
             bail!("standard output takes one mel, not {}; give a folder with -o", found.len());
         }
         let wav = output.to_path_buf();
-        return Ok(found.into_iter().map(|mel| Job { mel, wav: wav.clone() }).collect());
+        return Ok(found.into_iter().map(|(mel, utterance)| Job { mel, utterance, wav: wav.clone() }).collect());
+    }
+    let like_wav = !ends_like_folder && output.extension().is_some_and(|e| e.eq_ignore_ascii_case("wav"));
+    if found.len() > 1 && like_wav && !output.exists() {
+        bail!(
+            "{}: {} mels need a folder for their WAV files; write {0}/ if that is its name",
+            output.display(),
+            found.len()
+        );
     }
     if output.exists() && !output.is_dir() {
         bail!("{}: is not a folder; several mels need one for their WAV files", output.display());
     }
     let mut jobs = Vec::with_capacity(found.len());
     let mut taken: HashMap<PathBuf, PathBuf> = HashMap::new();
-    for mel in found {
-        let stem = if is_stdio(&mel) { "stdin".as_ref() } else { mel.file_stem().unwrap_or_default() };
-        let mut name = stem.to_os_string();
+    for (mel, utterance) in found {
+        let mut name = match &utterance {
+            // a key may be anything, a file's name not
+            Some(utterance) => utterance.key.replace(['/', '\\'], "_").into(),
+            None if is_stdio(&mel) => "stdin".into(),
+            None => mel.file_stem().unwrap_or_default().to_os_string(),
+        };
         name.push(".wav");
-        let wav = output.join(name);
-        if let Some(other) = taken.insert(wav.clone(), mel.clone()) {
-            bail!("{} and {} would both be written to {}", other.display(), mel.display(), wav.display());
+        let job = Job { mel, utterance, wav: output.join(name) };
+        if let Some(other) = taken.insert(job.wav.clone(), job.name()) {
+            bail!("{} and {} would both be written to {}", other.display(), job.name().display(), job.wav.display());
         }
-        jobs.push(Job { mel, wav });
+        jobs.push(job);
     }
     Ok(jobs)
 }
@@ -236,7 +265,7 @@ struct Session {
     vocoder: Vocoder,
     options: SynthOptions,
     format: WavFormat,
-    transpose: bool,
+    reader: MelReader,
     bar: Option<ProgressBar>,
     audio: f64,
     compute: Duration,
@@ -245,12 +274,16 @@ struct Session {
 impl Session {
     /// Reads, speaks and writes one mel, the `index`th of `count`.
     fn speak(&mut self, job: &Job, (index, count): (usize, usize)) -> Result<()> {
-        let name = if is_stdio(&job.mel) { Path::new("standard input") } else { &job.mel };
-        let mel = self.read(&job.mel, name)?;
+        let name = &job.name();
+        let (decoded, warning) = self.reader.decode(self.read(job, name)?, name)?;
+        if let Some(warning) = warning {
+            self.say(&warning);
+        }
+        let mel = decoded.mel;
         self.check_size(mel.frames()).with_context(|| name.display().to_string())?;
 
         let config = &self.vocoder.config().mel;
-        let seconds = mel.frames() as f64 * config.hop_length as f64 / f64::from(config.sample_rate);
+        let seconds = decoded.samples.len() as f64 / f64::from(config.sample_rate);
         if self.bar.is_none() && watched() && (count > 1 || seconds > LONG_WORK) {
             self.bar = Some(progress_bar(count));
         }
@@ -266,13 +299,14 @@ impl Session {
         self.compute += start.elapsed();
         self.audio += seconds;
         drop(mel);
+        let samples = &sound.samples[decoded.samples];
 
         let saturated = if is_stdio(&job.wav) {
             let mut out = io::BufWriter::new(io::stdout().lock());
-            wav::write_to(&mut out, &sound.samples, sound.sample_rate, self.format)
+            wav::write_to(&mut out, samples, sound.sample_rate, self.format)
                 .context("cannot write to standard output")?
         } else {
-            wav::write(&job.wav, &sound.samples, sound.sample_rate, self.format)?
+            wav::write(&job.wav, samples, sound.sample_rate, self.format)?
         };
         if saturated > 0 {
             let to = if is_stdio(&job.wav) { name } else { &job.wav };
@@ -281,11 +315,13 @@ impl Session {
         Ok(())
     }
 
-    fn read(&self, path: &Path, name: &Path) -> Result<MelSpectrogram> {
-        let n_mels = self.vocoder.config().mel.n_mels;
-        let layout = Layout { n_mels, transpose: self.transpose };
-        if !is_stdio(path) {
-            return Ok(file::read_with(path, layout)?);
+    fn read(&self, job: &Job, name: &Path) -> Result<MelSpectrogram> {
+        let layout = self.reader.layout;
+        if let Some(utterance) = &job.utterance {
+            return Ok(utterance.read(layout)?);
+        }
+        if !is_stdio(&job.mel) {
+            return Ok(file::read_with(&job.mel, layout)?);
         }
         let mut bytes = Vec::new();
         io::stdin().lock().take(MAX_STDIN + 1).read_to_end(&mut bytes).context("cannot read standard input")?;

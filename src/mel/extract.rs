@@ -1,33 +1,45 @@
 //! Mel spectrograms from sound.
 
+use super::convention::{Convention, Padding, Spectrum};
 use super::filterbank::MelBands;
 use super::stft::Stft;
 use super::{MelConfig, MelSpectrogram};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use rustfft::num_complex::Complex32;
+use std::borrow::Cow;
 
 /// A convention's transform and bands, planned once for many sounds.
 #[derive(Clone)]
 pub struct Extractor {
+    convention: Convention,
     stft: Stft,
     bands: MelBands,
-    floor: f32,
 }
 
 impl Extractor {
-    /// Plans for a convention.
+    /// Plans for a voice's convention.
     ///
     /// # Errors
     /// If the convention is out of range.
     pub fn new(config: &MelConfig) -> Result<Self> {
-        config.validate()?;
-        Ok(Self { stft: Stft::of(config)?, bands: MelBands::new(config), floor: config.floor as f32 })
+        Self::of(&Convention::of_voice(config))
     }
 
-    /// The mel spectrogram of samples in ±1 at the convention's rate: `ln max(basis · |STFT|, floor)`.
+    /// Plans for any program's convention.
     ///
-    /// Sounds of any length from one sample; `1 + ⌊samples / hop_length⌋` frames.
+    /// # Errors
+    /// If the convention is out of range.
+    pub fn of(convention: &Convention) -> Result<Self> {
+        let config = &convention.mel;
+        config.validate()?;
+        Ok(Self { convention: convention.clone(), stft: Stft::of(config)?, bands: MelBands::new(config) })
+    }
+
+    /// The mel spectrogram of samples in ±1 at the convention's rate: for a voice's convention,
+    /// `ln max(basis · |STFT|, floor)`.
+    ///
+    /// Sounds of any length from one sample; `1 + ⌊samples / hop_length⌋` frames if centred.
     ///
     /// # Errors
     /// If there are no samples or one isn't finite.
@@ -38,22 +50,51 @@ impl Extractor {
         if let Some(at) = samples.iter().position(|s| !s.is_finite()) {
             return Err(Error::invalid(format!("sample {at} is {}, expected a finite number", samples[at])));
         }
-        let (frames, n_mels) = (self.stft.frames(samples.len()), self.bands.n_mels());
+        let Convention { spectrum, encoding, ref mel, .. } = self.convention;
+        let (n_mels, hop) = (mel.n_mels, mel.hop_length as isize);
+        let (mut start, frames) = self.convention.frames(samples.len());
+        let mut samples = self.prepared(samples);
+        if self.convention.padding == Padding::Zero {
+            // beyond the ends of what is given the transform would mirror
+            let len = (frames - 1) * mel.hop_length + mel.n_fft;
+            let inside = |i: isize| usize::try_from(i).ok().and_then(|i| samples.get(i)).copied().unwrap_or(0.0);
+            samples = Cow::Owned((start..start + len as isize).map(inside).collect());
+            start = 0;
+        }
         let mut by_frame = vec![0.0f32; frames * n_mels];
         by_frame.par_chunks_mut(n_mels).enumerate().for_each_init(
             || (self.stft.scratch(), vec![Complex32::default(); self.stft.bins()], vec![0.0; self.stft.bins()]),
-            |(scratch, spectrum, magnitudes), (frame, out)| {
-                self.stft.analyse(samples, frame, scratch, spectrum);
-                for (m, s) in magnitudes.iter_mut().zip(spectrum.iter()) {
-                    *m = s.norm_sqr().sqrt();
+            |(scratch, bins, sums), (frame, out)| {
+                self.stft.analyse_from(&samples, start + frame as isize * hop, scratch, bins);
+                for (s, bin) in sums.iter_mut().zip(bins.iter()) {
+                    *s = match spectrum {
+                        Spectrum::Magnitude { epsilon } => (bin.norm_sqr() + epsilon as f32).sqrt(),
+                        Spectrum::Power => bin.norm_sqr(),
+                    };
                 }
-                self.bands.apply(magnitudes, out);
+                self.bands.apply(sums, out);
                 for value in out {
-                    *value = value.max(self.floor).ln();
+                    *value = encoding.encode(*value, mel.floor);
                 }
             },
         );
         Ok(MelSpectrogram::new(by_frame, frames)?.transposed())
+    }
+
+    /// The samples after pre-emphasis and scaling.
+    fn prepared<'a>(&self, samples: &'a [f32]) -> Cow<'a, [f32]> {
+        let mut samples = Cow::Borrowed(samples);
+        if let Some(k) = self.convention.preemphasis {
+            let before = std::iter::once(&0.0).chain(samples.iter());
+            samples = Cow::Owned(samples.iter().zip(before).map(|(x, before)| x - k * before).collect());
+        }
+        if let Some(peak) = self.convention.peak {
+            let loudest = samples.iter().fold(0.0f32, |loudest, x| loudest.max(x.abs()));
+            if loudest > 0.0 {
+                samples.to_mut().iter_mut().for_each(|x| *x *= peak / loudest);
+            }
+        }
+        samples
     }
 }
 

@@ -1,10 +1,10 @@
-//! Triangular mel bands on Slaney's scale with Slaney's area normalisation.
+//! Triangular mel bands: Slaney's scale with area normalisation, or HTK's with peaks of 1.
 
-use super::MelConfig;
+use super::{MelConfig, MelScale};
 
 /// Hz per mel in the linear part of Slaney's scale (Auditory Toolbox, 1998).
 const HZ_PER_MEL: f64 = 200.0 / 3.0;
-/// Where the scale turns logarithmic, Hz.
+/// Where Slaney's scale turns logarithmic, Hz.
 const LOG_FROM_HZ: f64 = 1000.0;
 /// Mels at [`LOG_FROM_HZ`].
 const LOG_FROM_MEL: f64 = LOG_FROM_HZ / HZ_PER_MEL;
@@ -14,21 +14,31 @@ fn log_step() -> f64 {
     6.4f64.ln() / 27.0
 }
 
-/// Slaney's mels of a frequency in Hz.
-pub fn hz_to_mel(hz: f64) -> f64 {
-    if hz < LOG_FROM_HZ { hz / HZ_PER_MEL } else { LOG_FROM_MEL + (hz / LOG_FROM_HZ).ln() / log_step() }
-}
+impl MelScale {
+    /// Mels of a frequency in Hz.
+    pub fn mel(self, hz: f64) -> f64 {
+        match self {
+            Self::Slaney if hz < LOG_FROM_HZ => hz / HZ_PER_MEL,
+            Self::Slaney => LOG_FROM_MEL + (hz / LOG_FROM_HZ).ln() / log_step(),
+            Self::Htk => 2595.0 * (1.0 + hz / 700.0).log10(),
+        }
+    }
 
-/// The frequency in Hz of Slaney's mels.
-pub fn mel_to_hz(mel: f64) -> f64 {
-    if mel < LOG_FROM_MEL { mel * HZ_PER_MEL } else { LOG_FROM_HZ * (log_step() * (mel - LOG_FROM_MEL)).exp() }
+    /// The frequency in Hz of mels.
+    pub fn hz(self, mel: f64) -> f64 {
+        match self {
+            Self::Slaney if mel < LOG_FROM_MEL => mel * HZ_PER_MEL,
+            Self::Slaney => LOG_FROM_HZ * (log_step() * (mel - LOG_FROM_MEL)).exp(),
+            Self::Htk => 700.0 * (10f64.powf(mel / 2595.0) - 1.0),
+        }
+    }
 }
 
 /// Corner frequencies in Hz, `n_mels + 2`: band `b` rises from corner `b` to `b + 1`, falls to `b + 2`.
 fn corners(config: &MelConfig) -> Vec<f64> {
-    let (low, high) = (hz_to_mel(config.f_min), hz_to_mel(config.f_max));
+    let (low, high) = (config.scale.mel(config.f_min), config.scale.mel(config.f_max));
     let steps = (config.n_mels + 1) as f64;
-    (0..config.n_mels + 2).map(|i| mel_to_hz(low + (high - low) * i as f64 / steps)).collect()
+    (0..config.n_mels + 2).map(|i| config.scale.hz(low + (high - low) * i as f64 / steps)).collect()
 }
 
 /// The frequency in Hz at which each band peaks, `n_mels` values.
@@ -38,14 +48,17 @@ pub fn band_centres(config: &MelConfig) -> Vec<f64> {
 
 /// Weights of each band over the bins of the spectrum, row-major `[n_mels, n_fft / 2 + 1]`.
 ///
-/// librosa 0.11 `filters.mel` with its defaults (`htk=False, norm="slaney"`).
+/// librosa 0.11 `filters.mel` with its defaults, or with `htk=True, norm=None` (torchaudio's).
 pub fn mel_filterbank(config: &MelConfig) -> Vec<f32> {
     let bins = config.n_fft / 2 + 1;
     let hz_per_bin = f64::from(config.sample_rate) / config.n_fft as f64;
     let mut weights = Vec::with_capacity(config.n_mels * bins);
     for corner in corners(config).windows(3) {
         let [low, centre, high] = [corner[0], corner[1], corner[2]];
-        let norm = 2.0 / (high - low);
+        let norm = match config.scale {
+            MelScale::Slaney => 2.0 / (high - low),
+            MelScale::Htk => 1.0,
+        };
         weights.extend((0..bins).map(|bin| {
             let hz = bin as f64 * hz_per_bin;
             let rise = (hz - low) / (centre - low);
@@ -113,12 +126,15 @@ mod tests {
     use crate::mel::file::tests::parity;
 
     #[test]
-    fn scale_inverts() {
-        for hz in [0.0, 12.5, 999.0, 1000.0, 1001.0, 8000.0] {
-            assert!((mel_to_hz(hz_to_mel(hz)) - hz).abs() < 1e-9);
+    fn scales_invert() {
+        for scale in [MelScale::Slaney, MelScale::Htk] {
+            for hz in [0.0, 12.5, 999.0, 1000.0, 1001.0, 8000.0] {
+                assert!((scale.hz(scale.mel(hz)) - hz).abs() < 1e-9);
+            }
         }
-        assert!((hz_to_mel(1000.0) - 15.0).abs() < 1e-12);
-        assert!((hz_to_mel(6400.0) - 42.0).abs() < 1e-12);
+        assert!((MelScale::Slaney.mel(1000.0) - 15.0).abs() < 1e-12);
+        assert!((MelScale::Slaney.mel(6400.0) - 42.0).abs() < 1e-12);
+        assert!((MelScale::Htk.mel(1000.0) - 999.985_537).abs() < 1e-5);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Mel spectrograms: configuration, extraction from audio, files.
 
+pub mod convention;
+pub mod diagnosis;
 pub mod extract;
 pub mod file;
 pub mod filterbank;
+pub mod stats;
 pub mod stft;
 
 use crate::{Error, Result};
@@ -10,9 +13,10 @@ use serde::{Deserialize, Serialize};
 
 /// How a mel spectrogram is made from sound: the convention both sides must share.
 ///
-/// Magnitude STFT (periodic Hann, centred, reflect padding), Slaney mel bands with Slaney
-/// normalisation, natural log of `max(mel, floor)`. Frame `f` is centred on sample `f · hop_length`;
-/// a sound of `N` samples has `1 + ⌊N / hop_length⌋` frames.
+/// Magnitude STFT (periodic Hann, centred, reflect padding), mel bands, natural log of
+/// `max(mel, floor)`. Frame `f` is centred on sample `f · hop_length`; a sound of `N` samples has
+/// `1 + ⌊N / hop_length⌋` frames. What other programs write differs in more than these fields:
+/// see [`convention`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MelConfig {
@@ -30,8 +34,28 @@ pub struct MelConfig {
     pub f_min: f64,
     /// Highest frequency, Hz.
     pub f_max: f64,
+    /// Where the bands lie and how they are weighted; left out of files where it is Slaney's.
+    #[serde(default, skip_serializing_if = "MelScale::is_slaney")]
+    pub scale: MelScale,
     /// Smallest band magnitude before the logarithm.
     pub floor: f64,
+}
+
+/// A mel scale, with the weighting that comes with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MelScale {
+    /// Linear to 1 kHz, logarithmic above; each band's area is 1 (librosa's default).
+    #[default]
+    Slaney,
+    /// `2595 log10(1 + f / 700)`; each band's peak is 1 (torchaudio's default).
+    Htk,
+}
+
+impl MelScale {
+    fn is_slaney(&self) -> bool {
+        *self == Self::Slaney
+    }
 }
 
 impl MelConfig {
@@ -47,6 +71,7 @@ impl MelConfig {
             n_mels: 80,
             f_min: 0.0,
             f_max: 8000.0,
+            scale: MelScale::Slaney,
             floor: 1e-5,
         }
     }
@@ -140,10 +165,34 @@ impl MelSpectrogram {
         self.frames
     }
 
+    /// Values below `floor` raised to it.
+    pub fn raised(mut self, floor: f32) -> Self {
+        self.values.iter_mut().for_each(|value| *value = value.max(floor));
+        self
+    }
+
     /// Rows and columns exchanged: for mels stored as `[frames, n_mels]`.
     pub fn transposed(&self) -> Self {
         let values =
             (0..self.frames).flat_map(|f| (0..self.n_mels).map(move |b| self.values[b * self.frames + f])).collect();
         Self { values, n_mels: self.frames, frames: self.n_mels }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Voices written before there were scales have none in their config; Slaney's is left out still.
+    #[test]
+    fn configs_without_a_scale_are_slaneys() {
+        let config = MelConfig::nvidia();
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(!text.contains("scale"), "{text}");
+        assert_eq!(serde_json::from_str::<MelConfig>(&text).unwrap(), config);
+        let htk = MelConfig { scale: MelScale::Htk, ..config };
+        let text = serde_json::to_string(&htk).unwrap();
+        assert!(text.contains(r#""scale":"htk""#), "{text}");
+        assert_eq!(serde_json::from_str::<MelConfig>(&text).unwrap(), htk);
     }
 }

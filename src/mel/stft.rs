@@ -127,7 +127,14 @@ impl Stft {
     /// # Panics
     /// If `samples` is empty or `out` has another length.
     pub fn analyse(&self, samples: &[f32], frame: usize, scratch: &mut Scratch, out: &mut [Complex32]) {
-        let start = (frame * self.hop_length) as isize - (self.n_fft / 2) as isize;
+        self.analyse_from(samples, (frame * self.hop_length) as isize - (self.n_fft / 2) as isize, scratch, out);
+    }
+
+    /// The spectrum of the `n_fft` samples from `start` on, which may lie outside of the sound.
+    ///
+    /// # Panics
+    /// As [`analyse`](Self::analyse).
+    pub fn analyse_from(&self, samples: &[f32], start: isize, scratch: &mut Scratch, out: &mut [Complex32]) {
         let inside = usize::try_from(start).ok().and_then(|start| samples.get(start..start + self.n_fft));
         if let Some(inside) = inside {
             for ((t, s), w) in scratch.time.iter_mut().zip(inside).zip(&self.window) {

@@ -12,16 +12,7 @@ const CPU: Device = Device::Cpu;
 
 /// A small mel convention with a hop of 16.
 fn small_mel() -> MelConfig {
-    MelConfig {
-        sample_rate: 22_050,
-        n_fft: 64,
-        win_length: 64,
-        hop_length: 16,
-        n_mels: 5,
-        f_min: 0.0,
-        f_max: 8000.0,
-        floor: 1e-5,
-    }
+    MelConfig { n_fft: 64, win_length: 64, hop_length: 16, n_mels: 5, ..MelConfig::nvidia() }
 }
 
 fn net(weight_norm: bool, skip: bool) -> WaveNetConfig {

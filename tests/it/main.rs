@@ -4,6 +4,8 @@ mod cli;
 mod golden;
 mod import;
 mod laws;
+mod mels;
+mod mels_cli;
 mod train;
 mod voice;
 

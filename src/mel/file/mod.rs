@@ -1,6 +1,12 @@
-//! Mel spectrograms on disk: `.npy`, `.npz`, `.pt` and `.safetensors`, told apart by content.
+//! Mel spectrograms on disk: `.npy`, `.npz`, `.pt`, `.safetensors`, HDF5 and Kaldi's matrices, told apart
+//! by content.
 
+mod hdf5;
+mod kaldi;
 mod npy;
+mod utterance;
+
+pub use utterance::{Utterance, utterances};
 
 use super::MelSpectrogram;
 pub use crate::array::TensorData;
@@ -13,7 +19,7 @@ use std::path::Path;
 use zip::ZipArchive;
 
 /// File name extensions that [`is_mel_file`] knows, lower case.
-pub const EXTENSIONS: [&str; 5] = ["npy", "npz", "pt", "pth", "safetensors"];
+pub const EXTENSIONS: [&str; 8] = ["npy", "npz", "pt", "pth", "safetensors", "h5", "hdf5", "ark"];
 
 /// Largest file we read into memory, bytes.
 const MAX_FILE: u64 = 4 << 30;
@@ -26,7 +32,8 @@ const HEADROOM: usize = 1 << 30;
 pub struct Layout {
     /// Number of mel bands the reader expects.
     pub n_mels: usize,
-    /// The file holds `[frames, n_mels]` instead of `[n_mels, frames]`.
+    /// A file with as many frames as bands holds `[frames, n_mels]` instead of `[n_mels, frames]`; any
+    /// other file shows by its shape which of them it holds.
     pub transpose: bool,
 }
 
@@ -36,7 +43,8 @@ pub fn is_mel_file(path: &Path) -> bool {
     EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
-/// Reads a mel of `n_mels` bands stored as `[n_mels, frames]` or `[1, n_mels, frames]`.
+/// Reads a mel of `n_mels` bands stored as `[n_mels, frames]` or `[frames, n_mels]`, with a leading
+/// dimension of 1 or without.
 ///
 /// # Errors
 /// As [`read_with`].
@@ -46,7 +54,7 @@ pub fn read(path: &Path, n_mels: usize) -> Result<MelSpectrogram> {
 
 /// Reads a mel in the given layout, with a leading dimension of 1 or without.
 ///
-/// A file of several arrays must name one of them `mel`.
+/// A file of several arrays must name one of them `mel` or `feats`.
 ///
 /// # Errors
 /// One line naming the file: not a known format, truncated, no single float array, another shape,
@@ -113,6 +121,8 @@ fn parse(bytes: &[u8]) -> Result<Parsed, String> {
         return Err("is empty (0 bytes)".into());
     } else if bytes.starts_with(npy::MAGIC) {
         vec![(String::new(), npy::parse(bytes)?)]
+    } else if bytes.starts_with(hdf5::MAGIC) {
+        hdf5::parse(bytes)?
     } else if bytes.starts_with(b"PK") {
         let archive = torch::open_archive(Cursor::new(bytes))?;
         if torch::is_torch_archive(&archive) {
@@ -127,14 +137,16 @@ fn parse(bytes: &[u8]) -> Result<Parsed, String> {
         safetensors(bytes)?
     } else if bytes[0] == 0x80 && (2..=5).contains(bytes.get(1).unwrap_or(&0)) {
         return Err("is a pickle but not one of torch.save".into());
+    } else if kaldi::begins(bytes) {
+        kaldi::parse(bytes)?
     } else {
-        return Err("is not a mel file we can read; expected .npy, .npz, .pt or .safetensors".into());
+        return Err("is not a mel file we can read; expected .npy, .npz, .pt, .safetensors, .h5 or .ark".into());
     };
     Ok(Parsed { arrays, instead: None })
 }
 
 /// The name of a sound format by its first bytes.
-fn sound(bytes: &[u8]) -> Option<&'static str> {
+pub(crate) fn sound(bytes: &[u8]) -> Option<&'static str> {
     let kinds: [(&[u8], _); 4] = [(b"RIFF", "WAV"), (b"fLaC", "FLAC"), (b"OggS", "Ogg"), (b"ID3", "MP3")];
     kinds.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|&(_, kind)| kind)
 }
@@ -184,29 +196,45 @@ fn safetensors(bytes: &[u8]) -> Result<Vec<(String, TensorData)>, String> {
     Ok(arrays)
 }
 
-/// The only array, or the one called `mel`.
+/// A name from a file, fit for a line of text.
+fn printable(name: &str) -> String {
+    name.replace(|c: char| c.is_control(), "?")
+}
+
+/// Names of the array that is the mel among several.
+const MEL_NAMES: [&str; 2] = ["mel", "feats"];
+
+/// The place of the only array, or of the one called `mel` or `feats`.
+pub(crate) fn the_mel(arrays: &[(String, TensorData)]) -> Option<usize> {
+    if arrays.len() == 1 { Some(0) } else { arrays.iter().position(|(name, _)| MEL_NAMES.contains(&name.as_str())) }
+}
+
+/// The only array, or the one called `mel` or `feats`.
 fn single(parsed: Parsed) -> Result<TensorData, String> {
     let Parsed { mut arrays, instead } = parsed;
-    if arrays.len() == 1 {
-        return Ok(arrays.swap_remove(0).1);
-    }
-    if let Some(at) = arrays.iter().position(|(name, _)| name == "mel") {
+    if let Some(at) = the_mel(&arrays) {
         return Ok(arrays.swap_remove(at).1);
     }
     if arrays.is_empty() {
         return Err(format!("holds {}, expected a tensor", instead.as_deref().unwrap_or("no arrays")));
     }
-    let names: Vec<&str> = arrays.iter().take(6).map(|(name, _)| name.as_str()).collect();
+    let names: Vec<String> = arrays.iter().take(6).map(|(name, _)| printable(name)).collect();
     let more = if arrays.len() > names.len() { ", …" } else { "" };
-    Err(format!("holds {} arrays ({}{more}), expected a single one or one named mel", arrays.len(), names.join(", ")))
+    Err(format!(
+        "holds {} arrays ({}{more}), expected a single one or one named {}",
+        arrays.len(),
+        names.join(", "),
+        MEL_NAMES.join(" or ")
+    ))
 }
 
-fn into_mel(array: TensorData, Layout { n_mels, transpose }: Layout) -> Result<MelSpectrogram, String> {
+/// The mel in an array.
+pub(crate) fn into_mel(array: TensorData, Layout { n_mels, transpose }: Layout) -> Result<MelSpectrogram, String> {
     if !array.dtype.contains("float") {
         return Err(format!("holds {} values, expected float16, float32 or float64", array.dtype));
     }
     let shape = &array.shape;
-    let expected = if transpose { format!("[frames, {n_mels}]") } else { format!("[{n_mels}, frames]") };
+    let expected = format!("[{n_mels}, frames] or [frames, {n_mels}]");
     let (rows, columns) = match shape[..] {
         [rows, columns] | [1, rows, columns] => (rows, columns),
         _ => return Err(format!("shape is {shape:?}, expected {expected}")),
@@ -214,15 +242,10 @@ fn into_mel(array: TensorData, Layout { n_mels, transpose }: Layout) -> Result<M
     if rows == 0 || columns == 0 {
         return Err(format!("the mel is empty (shape {shape:?})"));
     }
-    let (bands, other) = if transpose { (columns, rows) } else { (rows, columns) };
-    if bands != n_mels {
-        let remedy = match (other == n_mels, transpose) {
-            (true, false) => "; it looks transposed, try --transpose",
-            (true, true) => "; it isn't transposed, leave out --transpose",
-            (false, _) => "; it has another number of mel bands",
-        };
-        return Err(format!("shape is {shape:?}, expected {expected}{remedy}"));
+    if rows != n_mels && columns != n_mels {
+        return Err(format!("shape is {shape:?}, expected {expected}; it has another number of mel bands"));
     }
+    let transpose = if rows == columns { transpose } else { columns == n_mels };
     if transpose {
         // Checked after the exchange, so that a message gives band and frame the right way round.
         let values = (0..columns).flat_map(|b| (0..rows).map(move |f| f * columns + b)).map(|i| array.values[i]);

@@ -1,4 +1,5 @@
-//! NumPy's `.npy`: versions 1 to 3, C and Fortran order, floats of 16 to 64 bits in both byte orders.
+//! NumPy's `.npy`: versions 1 to 3, C and Fortran order, floats of 16 to 64 bits and integers in both byte
+//! orders.
 //!
 //! numpy.lib.format's documentation describes the format.
 
@@ -82,6 +83,12 @@ fn element(descr: &str) -> Result<(Element, bool), String> {
         "f2" => Element::F16,
         "f4" => Element::F32,
         "f8" => Element::F64,
+        "i8" => Element::I64,
+        "i4" => Element::I32,
+        "i2" => Element::I16,
+        "i1" => Element::I8,
+        "u1" => Element::U8,
+        "b1" => Element::Bool,
         _ => {
             let what = match kind.as_bytes().first() {
                 Some(b'c') => "complex numbers",
@@ -185,7 +192,7 @@ pub(super) mod tests {
     fn bad_files_say_why() {
         for (bytes, part) in [
             (array("<c8", "False", "(1,)", &[0; 8]), "complex numbers (dtype '<c8')"),
-            (array("<i8", "False", "(1,)", &[0; 8]), "integers"),
+            (array("<u8", "False", "(1,)", &[0; 8]), "integers"),
             (array("|O", "False", "(1,)", &[0; 8]), "pickled"),
             (array("<f4", "False", "(2, 3)", &[0; 8]), "truncated: 8 of 24 bytes"),
             (array("<f4", "False", "(18446744073709551615, 3)", &[0; 8]), "out of range"),

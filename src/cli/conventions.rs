@@ -1,0 +1,90 @@
+//! The options on mel conventions that commands share, and mels read by them.
+
+use crate::mel::convention::{self, Convention, Decoded, Decoder};
+use crate::mel::diagnosis::Finding;
+use crate::mel::file::Layout;
+use crate::mel::stats::MelStats;
+use crate::mel::{MelConfig, MelSpectrogram};
+use crate::voice::VoiceConfig;
+use crate::{Error, Result};
+use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use std::path::{Path, PathBuf};
+
+/// Which convention.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ConventionArgs {
+    /// How the mels are made, by the name of a program [default: as the voice expects]
+    #[arg(long, value_name = "NAME", value_parser = known_conventions(), hide_possible_values = false)]
+    pub mel_convention: Option<String>,
+    /// Statistics of mels that are normalised by mean and variance: .npy, .npz, .h5 or Kaldi's .ark, as
+    /// ParallelWaveGAN and ESPnet write them
+    #[arg(long, value_name = "FILE")]
+    pub mel_stats: Option<PathBuf>,
+}
+
+/// How the mels to read are made, and what to do about those that aren't.
+#[derive(Args, Clone, Debug, Default)]
+pub struct MelArgs {
+    #[command(flatten)]
+    convention: ConventionArgs,
+    /// A mel with as many frames as bands is [frames, bands]; others show by their shape
+    #[arg(long)]
+    transpose: bool,
+    /// Stop at a mel that plainly isn't as the voice expects, instead of warning
+    #[arg(long)]
+    strict: bool,
+}
+
+fn known_conventions() -> PossibleValuesParser {
+    let value = |(name, aliases, about): (&'static str, &'static [&'static str], &'static str)| {
+        PossibleValue::new(name).aliases(aliases).help(about)
+    };
+    PossibleValuesParser::new(convention::names().map(value).collect::<Vec<_>>())
+}
+
+impl ConventionArgs {
+    /// The convention, relative to a voice's.
+    pub(crate) fn convention(&self, voice: &MelConfig) -> Result<Convention> {
+        self.mel_convention.as_deref().map_or_else(|| Ok(Convention::of_voice(voice)), |n| Convention::named(n, voice))
+    }
+
+    /// The statistics, if any are given.
+    pub(crate) fn stats(&self, n_mels: usize) -> Result<Option<MelStats>> {
+        self.mel_stats.as_deref().map(|path| MelStats::read(path, n_mels)).transpose()
+    }
+}
+
+/// Turns what files hold into what a voice expects, with a warning where it doesn't look like that.
+pub(crate) struct MelReader {
+    /// How to read the file.
+    pub(crate) layout: Layout,
+    decoder: Decoder,
+    voice: String,
+    strict: bool,
+}
+
+impl MelReader {
+    pub(crate) fn new(args: &MelArgs, voice: &VoiceConfig) -> Result<Self> {
+        let convention = args.convention.convention(&voice.mel)?;
+        let decoder = convention.decoder(&voice.mel, args.convention.stats(voice.mel.n_mels)?)?;
+        let layout = Layout { n_mels: voice.mel.n_mels, transpose: args.transpose || convention.frames_first };
+        Ok(Self { layout, decoder, voice: voice.name.clone(), strict: args.strict })
+    }
+
+    /// The voice's mel, and a warning if it doesn't look like one. `name` is for messages.
+    pub(crate) fn decode(&self, mel: MelSpectrogram, name: &Path) -> Result<(Decoded, Option<String>)> {
+        let decoded = self.decoder.decode(mel).map_err(|e| Error::file(name, e.to_string()))?;
+        match decoded.strange.as_ref().map(|finding| unlike(finding, &self.voice)) {
+            Some(warning) if self.strict => Err(Error::file(name, warning)),
+            warning => Ok((decoded, warning.map(|warning| format!("{}: {warning}", name.display())))),
+        }
+    }
+}
+
+/// What a serious finding means for a voice, on one line.
+fn unlike(finding: &Finding, voice: &str) -> String {
+    let Finding { what, evidence, remedy, .. } = finding;
+    let remedy = remedy.map_or_else(String::new, |remedy| format!("; {remedy}"));
+    format!("looks like {what} ({evidence}), voice {voice} expects natural logarithms of magnitudes{remedy}")
+}
