@@ -2,6 +2,7 @@
 
 use super::{one_line, say, voice};
 use crate::audio::decode;
+use crate::import::{self, Description};
 use crate::mel::convention::{CONVENTIONS, Convention, Encoding};
 use crate::mel::diagnosis::{Finding, Summary, diagnose};
 use crate::mel::file::{self, Layout, TensorData};
@@ -81,11 +82,15 @@ fn report(path: &Path, voice: &VoiceConfig) -> Result<String> {
         let _ = writeln!(text, "  type      {}", next(path, "FOLDER", option));
         return Ok(text);
     }
-    let mut arrays = file::read_arrays(path)?;
+    let described = || import::describe(path).map(|found| of_checkpoint(path, &found));
+    // a pickled module is no array, and yet a checkpoint
+    let mut arrays = match file::read_arrays(path) {
+        Ok(arrays) => arrays,
+        Err(error) => return described().map_err(|_| error.into()),
+    };
     match file::the_mel(&arrays) {
         Some(at) => of_mel(path, arrays.swap_remove(at).1, voice),
-        None if arrays.is_empty() => bail!("{}: holds no tensors", path.display()),
-        None => Ok(of_checkpoint(path, &arrays)),
+        None => described().or_else(|_| of_arrays(path, &arrays)),
     }
 }
 
@@ -234,27 +239,40 @@ fn of_voice(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// Marks in the names of tensors, the most telling first, and what a file with all of them is.
-const KINDS: [(&[&str], &str); 6] = [
-    (&["WN.", "upsample.weight"], "a WaveGlow flow vocoder"),
-    (&["WN.", "cond_layer", "convinv"], "a SqueezeWave flow vocoder"),
-    (
-        &["decoder.attention_rnn"],
-        "Tacotron 2: an acoustic model, not a vocoder; run it and give its mels to \"melglow synth\"",
-    ),
-    (&["conv_pre", "ups.0"], "a HiFi-GAN generator: a vocoder, but no flow; this program runs flows"),
-    (&["enc_p.", "flow."], "VITS: text to sound in one, no vocoder of its own"),
-    (&["optimizer."], "an optimiser's state; a pickled module beside it is not read"),
-];
+fn of_arrays(path: &Path, arrays: &[(String, TensorData)]) -> Result<String> {
+    if arrays.is_empty() {
+        bail!("{}: holds no arrays", path.display());
+    }
+    let mut text = format!("{}: {} arrays, none called mel\n", path.display(), arrays.len());
+    for (name, array) in arrays {
+        let _ = writeln!(text, "  {name}  {} {:?}", array.dtype, array.shape);
+    }
+    Ok(text)
+}
 
-fn of_checkpoint(path: &Path, tensors: &[(String, TensorData)]) -> String {
-    let has = |mark: &&str| tensors.iter().any(|(name, _)| name.contains(*mark));
-    let kind =
-        KINDS.iter().find(|(marks, _)| marks.iter().all(has)).map_or("of a kind we don't know", |(_, kind)| kind);
-    let parameters: usize = tensors.iter().map(|(_, tensor)| tensor.values.len()).sum();
-    let mut text = format!("{}: {} tensors, {parameters} numbers: {kind}\n", path.display(), tensors.len());
-    for (name, tensor) in tensors {
-        let _ = writeln!(text, "  {name}  {} {:?}", tensor.dtype, tensor.shape);
+fn of_checkpoint(path: &Path, found: &Description) -> String {
+    let Description { kind, container, prefix, class, design, tensors } = found;
+    let parameters: usize = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+    let what = kind.refusal().unwrap_or_else(|| kind.to_string());
+    let mut text =
+        format!("{}: {container}, {} tensors, {parameters} numbers: {what}\n", path.display(), tensors.len());
+    if let Some(class) = class {
+        let _ = writeln!(text, "  module    {class}, at {prefix:?}");
+    }
+    if let Some(design) = design {
+        let _ = writeln!(
+            text,
+            "  design    {} flows, groups of {}, {} layers of {} channels, {} mel bands",
+            design.flows.len(),
+            design.flows.first().copied().unwrap_or_default(),
+            design.layers,
+            design.channels,
+            design.n_mels
+        );
+        let _ = writeln!(text, "  type      melglow import {} -o voices/NAME", path.display());
+    }
+    for tensor in tensors {
+        let _ = writeln!(text, "  {}  {} {:?}", tensor.name, tensor.dtype, tensor.shape);
     }
     text
 }
