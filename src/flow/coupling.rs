@@ -1,5 +1,6 @@
 //! Affine coupling.
 
+use super::stream::Stage;
 use super::{Bijector, Cond};
 use crate::net::wavenet::{Projection, WaveNet, WaveNetConfig};
 use candle_core::{Result, Tensor};
@@ -69,5 +70,10 @@ impl Bijector for Coupling {
         let (b, log_s) = self.params(&known, cond)?;
         let moved = ((z.narrow(2, self.known, log_s.dim(2)?)? - b)? * log_s.neg()?.exp()?)?;
         Tensor::cat(&[known, moved], 2)
+    }
+
+    fn pack(&self) -> Result<Option<Stage>> {
+        let net = Box::new(self.net.pack(&self.cond)?);
+        Ok(Some(Stage::Coupling { known: self.known, bound: self.bound.map(|b| b as f32), net }))
     }
 }

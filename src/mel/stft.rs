@@ -127,15 +127,34 @@ impl Stft {
     /// # Panics
     /// If `samples` is empty or `out` has another length.
     pub fn analyse(&self, samples: &[f32], frame: usize, scratch: &mut Scratch, out: &mut [Complex32]) {
+        self.analyse_piece((samples, 0), samples.len(), frame, scratch, out);
+    }
+
+    /// [`analyse`](Self::analyse) with a piece of the sound, which begins with sample `piece.1` and
+    /// holds all that the frame sees; the whole sound has `len` samples.
+    ///
+    /// # Panics
+    /// As [`analyse`](Self::analyse).
+    pub fn analyse_piece(
+        &self,
+        piece: (&[f32], usize),
+        len: usize,
+        frame: usize,
+        scratch: &mut Scratch,
+        out: &mut [Complex32],
+    ) {
+        let (samples, first) = piece;
         let start = (frame * self.hop_length) as isize - (self.n_fft / 2) as isize;
-        let inside = usize::try_from(start).ok().and_then(|start| samples.get(start..start + self.n_fft));
+        let inside = usize::try_from(start - first as isize).ok().and_then(|at| samples.get(at..at + self.n_fft));
         if let Some(inside) = inside {
             for ((t, s), w) in scratch.time.iter_mut().zip(inside).zip(&self.window) {
                 *t = s * w;
             }
         } else {
             for (i, (t, w)) in scratch.time.iter_mut().zip(&self.window).enumerate() {
-                *t = samples[reflect(start + i as isize, samples.len())] * w;
+                // a piece may lack the one sample that the window's leading zero would meet
+                let sample = samples.get(reflect(start + i as isize, len) - first);
+                *t = sample.copied().unwrap_or_default() * w;
             }
         }
         self.fft

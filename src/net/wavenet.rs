@@ -1,5 +1,6 @@
 //! A WaveNet conditioner: the graph that defines it, and the fused CPU body that runs it.
 
+use crate::kernels::stream::Weights;
 use crate::kernels::wavenet::{self as kernel, Shape};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -21,6 +22,9 @@ pub struct WaveNetConfig {
     pub weight_norm: bool,
     /// Sum of skip connections to the output (WaveGlow), or the last residual alone.
     pub skip: bool,
+    /// Convolutions that see the past alone; where it isn't said, they see as much on either side.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub causal: bool,
 }
 
 impl WaveNetConfig {
@@ -125,6 +129,7 @@ impl WaveNet {
             channels: config.channels,
             outputs,
             kernel: config.kernel,
+            causal: config.causal,
             dilations: config.dilations.clone(),
             skip: config.skip,
             up,
@@ -165,6 +170,16 @@ impl WaveNet {
         x.contiguous()?.apply_op3(&cond.contiguous()?, &self.flat_params()?, op)
     }
 
+    /// The weights for streaming, with those of the projection of the mel's features.
+    pub fn pack(&self, projection: &Projection) -> Result<Weights> {
+        Ok(Weights {
+            shape: self.shape.clone(),
+            params: self.flat_params()?.to_vec1()?,
+            cond: projection.0.weight()?.flatten_all()?.to_vec1()?,
+            cond_bias: projection.0.bias.to_vec1()?,
+        })
+    }
+
     /// All parameters in the kernel's order, weight norm applied.
     fn flat_params(&self) -> Result<Tensor> {
         let mut parts = Vec::new();
@@ -190,8 +205,8 @@ impl WaveNet {
         let mut skip: Option<Tensor> = None;
         for (l, (conv, out)) in self.layers.iter().enumerate() {
             let dilation = self.shape.dilations[l];
-            let pad = dilation * (self.shape.kernel / 2);
-            let padded = h.pad_with_zeros(1, pad, pad)?;
+            let (before, after) = self.shape.sides(dilation);
+            let padded = h.pad_with_zeros(1, before, after)?;
             let weight = conv.weight()?;
             let mut pre = cond.narrow(2, l * 2 * c, 2 * c)?.broadcast_add(&conv.bias)?;
             for tap in 0..self.shape.kernel {

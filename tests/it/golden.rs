@@ -66,6 +66,7 @@ impl Model {
             dilations: (0..self.layers).map(|i| 1 << i).collect(),
             weight_norm,
             skip: true,
+            causal: false,
         };
         let flow = [StepConfig::Mix, StepConfig::Coupling { net, bound: None }];
         let early = StepConfig::Early { channels: 2 };

@@ -23,11 +23,11 @@ fn small_mel() -> MelConfig {
 }
 
 fn net(weight_norm: bool, skip: bool) -> WaveNetConfig {
-    WaveNetConfig { channels: 5, kernel: 3, dilations: vec![1, 2, 4], weight_norm, skip }
+    WaveNetConfig { channels: 5, kernel: 3, dilations: vec![1, 2, 4], weight_norm, skip, causal: false }
 }
 
 fn frame() -> ConditioningConfig {
-    ConditioningConfig::Frame { channels: 6, residual_layers: 1 }
+    ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None }
 }
 
 fn design(conditioning: ConditioningConfig, group: usize, steps: Vec<StepConfig>) -> FlowConfig {
@@ -232,7 +232,8 @@ fn sound(samples: usize) -> Vec<f32> {
 fn whitening_keeps_the_laws_and_pays() {
     let mel = MelConfig { n_fft: 256, win_length: 256, hop_length: 64, n_mels: 20, ..small_mel() };
     let mut config = design(frame(), 8, vec![]);
-    config.whitening = Some(WhiteningConfig { order: 32, filters_per_hop: 2, hidden: 8, context: 1, fit_steps: 30 });
+    config.whitening =
+        Some(WhiteningConfig { order: 32, filters_per_hop: 2, hidden: 8, context: 1, fit_steps: 30, lookahead: None });
     let params = Params::seeded(1, &CPU);
     let flow = Flow::new(&config, &mel, params.builder()).unwrap();
     let x = sound(8000);

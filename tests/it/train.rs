@@ -90,7 +90,8 @@ fn recipe(steps: usize) -> Recipe {
 /// A recipe with every step and every feature of training.
 fn rich_recipe(steps: usize) -> Recipe {
     let mut recipe = recipe(steps);
-    recipe.flow.whitening = Some(WhiteningConfig { order: 8, filters_per_hop: 2, hidden: 8, context: 1, fit_steps: 3 });
+    recipe.flow.whitening =
+        Some(WhiteningConfig { order: 8, filters_per_hop: 2, hidden: 8, context: 1, fit_steps: 3, lookahead: None });
     recipe.flow.blocks.insert(0, Block { repeat: 1, steps: vec![StepConfig::Asinh { scale: 0.5 }, StepConfig::Gain] });
     recipe.flow.blocks.push(Block { repeat: 1, steps: vec![StepConfig::Early { channels: 2 }, StepConfig::Mix] });
     recipe.training.accumulate = 2;
