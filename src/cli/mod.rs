@@ -3,6 +3,7 @@
 pub mod eval;
 pub mod mel;
 pub mod synth;
+mod synth_stream;
 pub mod train;
 
 use crate::voice::Voice;

@@ -1,6 +1,6 @@
 //! `melglow synth`: mel files to WAV files.
 
-use super::{one_line, say, use_threads, voice, watched};
+use super::{one_line, say, synth_stream, use_threads, voice, watched};
 use crate::audio::wav::{self, WavFormat};
 use crate::mel::file::{self, Layout};
 use crate::mel::{MelConfig, MelSpectrogram};
@@ -31,6 +31,7 @@ Examples:
   melglow synth mels/ -o speech/                 every mel file of a folder
   melglow synth a.npy b.pt -o speech/ --seed 7   other noise
   melglow synth - -o - < a.npy | aplay           as a part of a pipe
+  … | melglow synth --stream --raw - -o - | aplay -f S16_LE -r 22050   frames as they arrive
   melglow synth a.npy -o a.wav --voice runs/a/step-20000 --refine 0")]
 pub struct SynthArgs {
     /// Mel files, folders of them, or `-` for standard input
@@ -58,6 +59,13 @@ pub struct SynthArgs {
     /// The mels are stored as [frames, bands]
     #[arg(long)]
     transpose: bool,
+    /// Write sound while its mel arrives, in constant memory; the samples are the same. Standard
+    /// input is raw little-endian float32, frame after frame, or .npy
+    #[arg(long)]
+    stream: bool,
+    /// With --stream: samples without a WAV header
+    #[arg(long, requires = "stream")]
+    raw: bool,
     /// Threads to use [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     threads: Option<usize>,
@@ -100,6 +108,8 @@ pub fn run(args: SynthArgs) -> Result<()> {
         options,
         format: args.bits.into(),
         transpose: args.transpose,
+        stream: args.stream,
+        raw: args.raw,
         bar: None,
         audio: 0.0,
         compute: Duration::ZERO,
@@ -125,12 +135,12 @@ pub fn run(args: SynthArgs) -> Result<()> {
 }
 
 /// One mel and where its sound goes; `-` is standard input or output.
-struct Job {
-    mel: PathBuf,
-    wav: PathBuf,
+pub(super) struct Job {
+    pub mel: PathBuf,
+    pub wav: PathBuf,
 }
 
-fn is_stdio(path: &Path) -> bool {
+pub(super) fn is_stdio(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
@@ -237,6 +247,8 @@ struct Session {
     options: SynthOptions,
     format: WavFormat,
     transpose: bool,
+    stream: bool,
+    raw: bool,
     bar: Option<ProgressBar>,
     audio: f64,
     compute: Duration,
@@ -245,6 +257,9 @@ struct Session {
 impl Session {
     /// Reads, speaks and writes one mel, the `index`th of `count`.
     fn speak(&mut self, job: &Job, (index, count): (usize, usize)) -> Result<()> {
+        if self.stream {
+            return self.speak_stream(job);
+        }
         let name = if is_stdio(&job.mel) { Path::new("standard input") } else { &job.mel };
         let mel = self.read(&job.mel, name)?;
         self.check_size(mel.frames()).with_context(|| name.display().to_string())?;
@@ -281,9 +296,22 @@ impl Session {
         Ok(())
     }
 
+    /// Streams one mel.
+    fn speak_stream(&mut self, job: &Job) -> Result<()> {
+        let start = Instant::now();
+        let output = synth_stream::Output { format: self.format, raw: self.raw };
+        let samples = synth_stream::run(&self.vocoder, &self.options, job, self.layout(), &output)?;
+        self.compute += start.elapsed();
+        self.audio += samples as f64 / f64::from(self.vocoder.config().mel.sample_rate);
+        Ok(())
+    }
+
+    fn layout(&self) -> Layout {
+        Layout { n_mels: self.vocoder.config().mel.n_mels, transpose: self.transpose }
+    }
+
     fn read(&self, path: &Path, name: &Path) -> Result<MelSpectrogram> {
-        let n_mels = self.vocoder.config().mel.n_mels;
-        let layout = Layout { n_mels, transpose: self.transpose };
+        let layout = self.layout();
         if !is_stdio(path) {
             return Ok(file::read_with(path, layout)?);
         }
@@ -332,7 +360,7 @@ impl Session {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        if done > 0 {
+        if done > 0 && self.audio > 0.0 {
             let (audio, compute) = (self.audio, self.compute.as_secs_f64());
             let threads = rayon::current_num_threads();
             say(&format!(

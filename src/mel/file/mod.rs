@@ -1,5 +1,6 @@
 //! Mel spectrograms on disk: `.npy`, `.npz`, `.pt` and `.safetensors`, told apart by content.
 
+pub mod live;
 mod npy;
 mod pickle;
 pub mod torch;
