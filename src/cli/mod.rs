@@ -2,6 +2,9 @@
 
 pub mod eval;
 pub mod mel;
+pub mod play;
+#[cfg(feature = "play")]
+mod player;
 pub mod synth;
 mod synth_stream;
 pub mod train;
@@ -25,6 +28,7 @@ struct Cli {
 enum Command {
     Mel(mel::Args),
     Synth(synth::SynthArgs),
+    Play(play::PlayArgs),
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
 }
@@ -37,6 +41,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Mel(args) => mel::run(args),
         Command::Synth(args) => synth::run(args),
+        Command::Play(args) => play::run(args),
         Command::Train(args) => train::run(&args).map_err(Into::into),
         Command::Eval(args) => eval::run(&args),
     };
