@@ -354,3 +354,71 @@ impl Player {
         f32::from_bits(self.shared.peak.swap(0, Ordering::Relaxed))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cpal::{OutputStreamTimestamp, StreamInstant};
+
+    fn tap(channels: usize, samples: &[f32]) -> (Tap, Feed) {
+        let (producer, consumer) = RingBuffer::new(1000);
+        let shared = Arc::new(Shared::default());
+        let tap =
+            Tap { consumer, shared: shared.clone(), gain: 1.0, step: 0.01, volume: 1.0, channels, starving: false };
+        let mut feed = Feed { producer, shared };
+        assert_eq!(feed.offer(samples), samples.len());
+        (tap, feed)
+    }
+
+    fn fill<T: SizedSample + FromSample<f32>>(tap: &mut Tap, frames: usize) -> Vec<T> {
+        let mut out = vec![T::EQUILIBRIUM; frames * tap.channels];
+        let at = OutputStreamTimestamp { callback: StreamInstant::ZERO, playback: StreamInstant::ZERO };
+        tap.fill(&mut out, &OutputCallbackInfo::new(at));
+        out
+    }
+
+    #[test]
+    fn every_format_on_every_channel() {
+        let samples = [0.0, 0.5, -0.5, 1.5, -1.5];
+        let (mut a, _feed) = tap(2, &samples);
+        assert_eq!(fill::<f32>(&mut a, 5), [0.0, 0.0, 0.5, 0.5, -0.5, -0.5, 1.0, 1.0, -1.0, -1.0]);
+        let (mut a, _feed) = tap(1, &samples);
+        assert_eq!(fill::<i16>(&mut a, 5), [0, 16_384, -16_384, 32_767, -32_768]);
+        let (mut a, _feed) = tap(1, &samples);
+        assert_eq!(fill::<u16>(&mut a, 5), [32_768, 49_152, 16_384, 65_535, 0]);
+        let (mut a, _feed) = tap(3, &samples[..2]);
+        assert_eq!(fill::<i32>(&mut a, 2), [0, 0, 0, 1 << 30, 1 << 30, 1 << 30]);
+    }
+
+    #[test]
+    fn gaps_are_counted_and_the_end_is_none() {
+        let (mut a, mut feed) = tap(1, &[0.1; 10]);
+        assert_eq!(fill::<f32>(&mut a, 16)[10..], [0.0; 6]);
+        assert_eq!(fill::<f32>(&mut a, 4), [0.0; 4]);
+        feed.offer(&[0.2; 4]);
+        assert_eq!(fill::<f32>(&mut a, 4), [0.2; 4]);
+        let count = |a: &Tap| (a.shared.underruns.load(Ordering::Relaxed), a.shared.missing.load(Ordering::Relaxed));
+        assert_eq!((count(&a), a.shared.drained.load(Ordering::Relaxed)), ((1, 10), false));
+        feed.end();
+        fill::<f32>(&mut a, 4);
+        assert_eq!((count(&a), a.shared.drained.load(Ordering::Relaxed)), ((1, 10), true));
+        assert_eq!(a.shared.played.load(Ordering::Relaxed), 14);
+    }
+
+    #[test]
+    fn pausing_fades_and_keeps_what_is_not_heard() {
+        let (mut a, _feed) = tap(1, &[1.0; 500]);
+        a.shared.paused.store(true, Ordering::Relaxed);
+        let out = fill::<f32>(&mut a, 200);
+        assert!(out[..100].windows(2).all(|w| w[1] < w[0] && w[0] - w[1] < 0.02) && out[101..] == [0.0; 99]);
+        let heard = a.shared.played.load(Ordering::Relaxed);
+        assert!((99..=101).contains(&heard), "{heard}");
+        a.shared.paused.store(false, Ordering::Relaxed);
+        let out = fill::<f32>(&mut a, 200);
+        assert!(out[..99].windows(2).all(|w| w[1] > w[0]) && out[100..] == [1.0; 100]);
+        // leaving: a fade, then nothing, and that is the end
+        a.shared.leaving.store(true, Ordering::Relaxed);
+        let out = fill::<f32>(&mut a, 120);
+        assert!(out[110..] == [0.0; 10] && a.shared.drained.load(Ordering::Relaxed));
+    }
+}

@@ -30,6 +30,9 @@ pub struct PlayArgs {
     /// Length of the device's own buffer, milliseconds, 5 to 2000
     #[arg(long, value_name = "MS", default_value_t = 40, value_parser = clap::value_parser!(u32).range(5..=2000))]
     pub latency_ms: u32,
+    /// Samples per second to ask of the device [default: the voice's, if the device takes them]
+    #[arg(long, value_name = "HZ", value_parser = clap::value_parser!(u32).range(8000..=384_000))]
+    pub rate: Option<u32>,
     /// Sound to have ready before the first of it plays, seconds [default: as the voice's measured
     /// speed demands]
     #[arg(long, value_name = "SECONDS")]

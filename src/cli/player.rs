@@ -70,7 +70,7 @@ pub(super) fn run(args: PlayArgs) -> anyhow::Result<()> {
     let asked = stop.clone();
     ctrlc::set_handler(move || asked.store(true, Ordering::Relaxed))
         .map_err(|e| Error::invalid(format!("cannot watch for Ctrl-C: {e}")))?;
-    let card = Card::choose(args.device.as_deref(), mel.sample_rate, args.latency_ms);
+    let card = Card::choose(args.device.as_deref(), args.rate.unwrap_or(mel.sample_rate), args.latency_ms);
     let (card, mut trouble) = match card {
         Ok(card) => (Some(card), None),
         // what is to be saved is made all the same
@@ -113,6 +113,8 @@ pub(super) fn run(args: PlayArgs) -> anyhow::Result<()> {
 /// What is ready when the sound may begin.
 struct Order {
     ready: Vec<f32>,
+    /// It is all there is.
+    ended: bool,
     capacity: usize,
     reply: SyncSender<Option<Feed>>,
 }
@@ -203,7 +205,7 @@ impl Maker<'_> {
         self.play(&rest);
         if let Sink::Early { ready, .. } = &self.sink {
             let capacity = ready.len();
-            self.begin(capacity);
+            self.begin(capacity, true);
         }
         if let Sink::Playing(feed) = &self.sink {
             feed.end();
@@ -225,7 +227,7 @@ impl Maker<'_> {
                     && have >= wanted
                 {
                     let capacity = ready.len() + (ROOM * rate) as usize;
-                    self.begin(capacity);
+                    self.begin(capacity, false);
                 }
             }
             Sink::Playing(feed) => {
@@ -240,10 +242,10 @@ impl Maker<'_> {
     }
 
     /// Lets the device begin with what is ready.
-    fn begin(&mut self, capacity: usize) {
+    fn begin(&mut self, capacity: usize, ended: bool) {
         if let Sink::Early { ready, orders, .. } = std::mem::replace(&mut self.sink, Sink::Gone) {
             let (reply, answer) = sync_channel(1);
-            let sent = orders.send(Order { ready, capacity, reply });
+            let sent = orders.send(Order { ready, ended, capacity, reply });
             if let (Ok(()), Ok(Some(feed))) = (sent, answer.recv()) {
                 self.sink = Sink::Playing(feed);
             }
@@ -282,13 +284,13 @@ impl Watch<'_> {
         let mut waiting_said = false;
         let player = loop {
             match desk.recv_timeout(TICK) {
-                Ok(Order { ready, capacity, reply }) => match Self::open(card, capacity, volume, &ready) {
+                Ok(order) => match Self::open(card, volume, &order) {
                     Ok((player, feed)) => {
-                        let _ = reply.send(Some(feed));
+                        let _ = order.reply.send(Some(feed));
                         break player;
                     }
                     Err(error) => {
-                        let _ = reply.send(None);
+                        let _ = order.reply.send(None);
                         return Err(error);
                     }
                 },
@@ -304,9 +306,12 @@ impl Watch<'_> {
         self.follow(&player, card)
     }
 
-    fn open(card: &Card, capacity: usize, volume: f32, ready: &[f32]) -> Result<(Player, Feed)> {
-        let (player, mut feed) = card.open(capacity, volume)?;
-        feed.offer(ready);
+    fn open(card: &Card, volume: f32, order: &Order) -> Result<(Player, Feed)> {
+        let (player, mut feed) = card.open(order.capacity, volume)?;
+        feed.offer(&order.ready);
+        if order.ended {
+            feed.end();
+        }
         player.start()?;
         Ok((player, feed))
     }

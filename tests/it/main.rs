@@ -3,6 +3,8 @@
 mod cli;
 mod golden;
 mod laws;
+#[cfg(all(feature = "play", target_os = "linux"))]
+mod play;
 mod stream;
 mod train;
 mod voice;
