@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+pub mod bench;
 pub mod eval;
 pub mod mel;
 pub mod play;
@@ -31,6 +32,7 @@ enum Command {
     Play(play::PlayArgs),
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// Runs the command that the process's arguments ask for.
@@ -44,6 +46,7 @@ pub fn main() -> ExitCode {
         Command::Play(args) => play::run(args),
         Command::Train(args) => train::run(&args).map_err(Into::into),
         Command::Eval(args) => eval::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -358,3 +358,25 @@ fn frames_are_spoken_as_they_arrive_and_a_closed_pipe_is_a_quiet_end() {
     let ended = child.wait_with_output().unwrap();
     assert_eq!((ended.status.code(), ended.stderr.len()), (Some(0), 0), "{}", String::from_utf8_lossy(&ended.stderr));
 }
+
+#[test]
+fn bench_compares_streams_with_the_whole() {
+    let place = Place::new();
+    place.mel("a.npy", 60);
+    let args = ["bench", "--stream", "--voice", "voice", "--mel", "a.npy", "--rounds", "1", "--json"];
+    let (code, out, err) = run(&place, &args, b"");
+    assert_eq!(code, 0, "{err}");
+    let report: serde_json::Value = serde_json::from_slice(&out).unwrap();
+    // 5 frames for the flow, 3 for each of two passes
+    assert_eq!(report["look_ahead_frames"], 11);
+    let streams = report["streams"].as_array().unwrap();
+    let chunks: Vec<_> = streams.iter().map(|s| s["chunk_frames"].as_u64().unwrap()).collect();
+    assert_eq!(chunks, [1, 4, 16, 60]);
+    // the first sample cannot come before the frames it depends on
+    assert!(streams[0]["first_audio_ms"].as_f64().unwrap() >= report["look_ahead_ms"].as_f64().unwrap());
+    assert!(streams.iter().all(|s| s["cost_ratio"].as_f64().unwrap() > 0.0));
+    place.mel("short.npy", 11);
+    let (code, _, err) = run(&place, &["bench", "--stream", "--voice", "voice", "--mel", "short.npy"], b"");
+    assert_eq!((code, err.lines().count()), (1, 1), "{err}");
+    assert_eq!(run(&place, &["bench"], b"").0, 2);
+}

@@ -207,7 +207,16 @@ fn a_device_that_goes_gives_one_line_and_the_file_is_whole() {
     let Some(mut server) = Server::start(&place, "rate=22050 channels=1") else { return };
     place.mel("a.npy", 400);
     let child = play(&place, &server.folder, &["a.npy", "--save", "all.wav"]).stderr(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(1500));
+    let start = Instant::now();
+    let playing = || {
+        let output = in_folder(Command::new("pactl"), &server.folder).args(["list", "short", "sink-inputs"]).output();
+        !output.unwrap().stdout.is_empty()
+    };
+    while !playing() {
+        assert!(start.elapsed() < Duration::from_secs(20), "nothing plays");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::sleep(Duration::from_millis(500));
     server.server.kill().unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));

@@ -279,3 +279,19 @@ fn an_interrupt_saves_and_leaves() {
     assert!(step > 0);
     Voice::open(checkpoint::folder(&place.path("run"), step)).unwrap();
 }
+
+#[test]
+fn the_live_recipe_trains_a_voice_that_streams_at_once() {
+    let place = Place::new();
+    let mut live = Recipe::open("lj-live").unwrap();
+    live.training = recipe(3).training;
+    live.validation = recipe(3).validation;
+    live.flow.whitening.as_mut().unwrap().fit_steps = 2;
+    live.flow.blocks[1].repeat = 1;
+    let summary = place.train(&live, "run");
+    assert_eq!(summary.step, 3);
+    let voice = Voice::open(place.path("run/step-3")).unwrap();
+    assert_eq!(voice.config().synthesis.refine, 0);
+    let vocoder = melglow::vocoder::Vocoder::new(&voice).unwrap();
+    assert_eq!(vocoder.stream(&Default::default()).unwrap().latency_frames(), 3);
+}
