@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use std::fs;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
 
 /// Writes a file through `fill`, so that `path` holds the old content or all of the new one.
@@ -14,10 +14,27 @@ use std::path::Path;
 /// # Errors
 /// [`Error::Io`] naming `path`.
 pub fn write<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<T>) -> Result<T> {
-    replace(path, fill).map_err(Error::io("write", path))
+    write_with_head(path, fill, |_| Ok(Vec::new()))
 }
 
-fn replace<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<T>) -> io::Result<T> {
+/// [`write`] of a file whose first bytes are known only at the end: `head` gives what then replaces
+/// them, except in something that isn't a plain file.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_with_head<T>(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<T>,
+    head: impl FnOnce(&T) -> io::Result<Vec<u8>>,
+) -> Result<T> {
+    replace(path, fill, head).map_err(Error::io("write", path))
+}
+
+fn replace<T>(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<T>,
+    head: impl FnOnce(&T) -> io::Result<Vec<u8>>,
+) -> io::Result<T> {
     let existing = fs::metadata(path).ok();
     if let Some(meta) = existing.as_ref().filter(|meta| !meta.is_file()) {
         if meta.is_dir() {
@@ -44,6 +61,9 @@ fn replace<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<T>) -
     }
     let mut temporary = BufWriter::new(builder.tempfile_in(folder)?);
     let value = fill(&mut temporary)?;
+    let head = head(&value)?;
+    temporary.seek(io::SeekFrom::Start(0))?;
+    temporary.write_all(&head)?;
     let temporary = temporary.into_inner().map_err(io::IntoInnerError::into_error)?;
     temporary.persist(&target).map_err(|failed| failed.error)?;
     Ok(value)

@@ -1,6 +1,8 @@
 //! Sound as samples: reading, writing, resampling.
 
 pub mod decode;
+#[cfg(feature = "play")]
+pub mod playback;
 pub mod resample;
 pub mod wav;
 

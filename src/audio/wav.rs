@@ -53,15 +53,30 @@ pub fn write_to(mut out: impl Write, samples: &[f32], sample_rate: u32, format: 
 /// # Errors
 /// If the stream fails or the samples exceed WAV's 4 GiB.
 pub fn write_header(mut out: impl Write, samples: u64, sample_rate: u32, format: WavFormat) -> io::Result<()> {
+    out.write_all(&header(Some(samples), sample_rate, format)?)
+}
+
+/// A header; without a number of samples, that of a stream whose end nobody knows: both sizes are
+/// the largest there are, which players take for "until it ends".
+///
+/// # Errors
+/// If the samples exceed WAV's 4 GiB.
+pub fn header(samples: Option<u64>, sample_rate: u32, format: WavFormat) -> io::Result<Vec<u8>> {
     let bytes_each = u32::from(format.bits() / 8);
     let too_long = || io::Error::new(io::ErrorKind::FileTooLarge, "more than WAV's 4 GiB");
-    let data = u32::try_from(samples * u64::from(bytes_each)).map_err(|_| too_long())?;
+    let data = match samples {
+        Some(samples) => u32::try_from(samples * u64::from(bytes_each)).map_err(|_| too_long())?,
+        None => u32::MAX,
+    };
     // RIFF's size counts "WAVE", the chunks and the padding to an even length.
     let chunks = match format {
         WavFormat::Float32 => 4 + (8 + 18) + (8 + 4) + 8,
         _ => 4 + (8 + 16) + 8,
     };
-    let riff = data.checked_add(chunks + data % 2).ok_or_else(too_long)?;
+    let riff = match samples {
+        Some(_) => data.checked_add(chunks + data % 2).ok_or_else(too_long)?,
+        None => u32::MAX,
+    };
     let mut header = Vec::with_capacity(64);
     header.extend(b"RIFF");
     header.extend(riff.to_le_bytes());
@@ -83,7 +98,7 @@ pub fn write_header(mut out: impl Write, samples: u64, sample_rate: u32, format:
     }
     header.extend(b"data");
     header.extend(data.to_le_bytes());
-    out.write_all(&header)
+    Ok(header)
 }
 
 /// Writes the next samples after [`write_header`], and returns how many were saturated.
@@ -175,6 +190,16 @@ mod tests {
         assert_eq!(u32::from_le_bytes(out[4..8].try_into().unwrap()) as usize, out.len() - 8);
         let read: Vec<f32> = hound::WavReader::new(&out[..]).unwrap().samples().map(Result::unwrap).collect();
         assert_eq!(read, samples);
+    }
+
+    #[test]
+    fn a_stream_of_unknown_length_differs_in_its_sizes_alone() {
+        for format in [WavFormat::Int16, WavFormat::Float32] {
+            let (known, endless) = (header(Some(5), 22_050, format).unwrap(), header(None, 22_050, format).unwrap());
+            assert_eq!(known.len(), endless.len());
+            assert_eq!((&endless[4..8], &endless[endless.len() - 4..]), (&[255; 4][..], &[255; 4][..]));
+            assert_eq!(known[8..36], endless[8..36]);
+        }
     }
 
     #[test]

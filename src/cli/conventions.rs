@@ -59,6 +59,8 @@ impl ConventionArgs {
 pub(crate) struct MelReader {
     /// How to read the file.
     pub(crate) layout: Layout,
+    /// Whether a convention or statistics were given.
+    foreign: bool,
     decoder: Decoder,
     voice: String,
     strict: bool,
@@ -69,7 +71,19 @@ impl MelReader {
         let convention = args.convention.convention(&voice.mel)?;
         let decoder = convention.decoder(&voice.mel, args.convention.stats(voice.mel.n_mels)?)?;
         let layout = Layout { n_mels: voice.mel.n_mels, transpose: args.transpose || convention.frames_first };
-        Ok(Self { layout, decoder, voice: voice.name.clone(), strict: args.strict })
+        let foreign = args.convention.mel_convention.is_some() || args.convention.mel_stats.is_some();
+        Ok(Self { layout, foreign, decoder, voice: voice.name.clone(), strict: args.strict })
+    }
+
+    /// Refuses the options of conversion where frames are spoken as they arrive.
+    pub(crate) fn must_be_the_voices_own(&self) -> Result<()> {
+        if self.foreign {
+            return Err(Error::invalid(
+                "frames that arrive on standard input are spoken as the voice expects them; --mel-convention and \
+                 --mel-stats are for files",
+            ));
+        }
+        Ok(())
     }
 
     /// The voice's mel, and a warning if it doesn't look like one. `name` is for messages.

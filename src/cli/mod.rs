@@ -1,11 +1,17 @@
 //! The command line: one file per command.
 
+pub mod bench;
 pub mod conventions;
 pub mod eval;
 pub mod import;
 pub mod inspect;
 pub mod mel;
+pub mod play;
+#[cfg(feature = "play")]
+mod player;
+mod source;
 pub mod synth;
+mod synth_stream;
 pub mod train;
 
 use crate::voice::Voice;
@@ -27,10 +33,12 @@ struct Cli {
 enum Command {
     Mel(mel::Args),
     Synth(synth::SynthArgs),
+    Play(play::PlayArgs),
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
     Import(import::ImportArgs),
     Inspect(inspect::InspectArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// Runs the command that the process's arguments ask for.
@@ -41,10 +49,12 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Mel(args) => mel::run(args),
         Command::Synth(args) => synth::run(args),
+        Command::Play(args) => play::run(args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

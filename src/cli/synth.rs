@@ -1,22 +1,20 @@
 //! `melglow synth`: mel files to WAV files.
 
 use super::conventions::{MelArgs, MelReader};
-use super::{one_line, say, use_threads, voice, watched};
+use super::source::{Source, is_stdio, sources};
+use super::{one_line, say, synth_stream, use_threads, voice, watched};
 use crate::audio::wav::{self, WavFormat};
-use crate::mel::file::{self, Utterance};
-use crate::mel::{MelConfig, MelSpectrogram};
+use crate::mel::MelConfig;
 use crate::vocoder::{SynthOptions, Vocoder};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The most that standard input may give: an hour of float64 mel is 200 MB.
-const MAX_STDIN: u64 = 4 << 30;
 /// Work on less sound than this shows no progress bar, seconds.
 const LONG_WORK: f64 = 20.0;
 
@@ -35,6 +33,7 @@ Examples:
   melglow synth - -o - < a.npy | aplay           as a part of a pipe
   melglow synth feats.scp -o speech/             one WAV for each key
   melglow synth a.npy -o a.wav --mel-convention hifigan
+  … | melglow synth --stream --raw - -o - | aplay -f S16_LE -r 22050   frames as they arrive
   melglow synth a.npy -o a.wav --voice runs/a/step-20000 --refine 0")]
 pub struct SynthArgs {
     /// Mel files, folders of them, or `-` for standard input
@@ -61,6 +60,13 @@ pub struct SynthArgs {
     bits: Bits,
     #[command(flatten)]
     mel: MelArgs,
+    /// Write sound while its mel arrives, in constant memory; the samples are the same. Standard
+    /// input is raw little-endian float32, frame after frame, or .npy
+    #[arg(long)]
+    stream: bool,
+    /// With --stream: samples without a WAV header
+    #[arg(long, requires = "stream")]
+    raw: bool,
     /// Threads to use [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     threads: Option<usize>,
@@ -99,8 +105,17 @@ pub fn run(args: SynthArgs) -> Result<()> {
     let reader = MelReader::new(&args.mel, voice.config())?;
     let vocoder = Vocoder::new(&voice)?;
     let folder = OutputFolder::open(&args.output, &jobs)?;
-    let mut session =
-        Session { vocoder, options, format: args.bits.into(), reader, bar: None, audio: 0.0, compute: Duration::ZERO };
+    let mut session = Session {
+        vocoder,
+        options,
+        format: args.bits.into(),
+        reader,
+        stream: args.stream,
+        raw: args.raw,
+        bar: None,
+        audio: 0.0,
+        compute: Duration::ZERO,
+    };
     let mut failed = 0;
     for (index, job) in jobs.iter().enumerate() {
         match session.speak(job, (index, jobs.len())) {
@@ -122,45 +137,14 @@ pub fn run(args: SynthArgs) -> Result<()> {
 }
 
 /// One mel and where its sound goes; `-` is standard input or output.
-struct Job {
-    mel: PathBuf,
-    /// Which of the mels in the file, where it holds several.
-    utterance: Option<Utterance>,
-    wav: PathBuf,
-}
-
-impl Job {
-    /// The mel's name for messages.
-    fn name(&self) -> PathBuf {
-        match &self.utterance {
-            Some(utterance) => format!("{}: key {}", self.mel.display(), utterance.key).into(),
-            None if is_stdio(&self.mel) => "standard input".into(),
-            None => self.mel.clone(),
-        }
-    }
-}
-
-fn is_stdio(path: &Path) -> bool {
-    path.as_os_str() == "-"
+pub(super) struct Job {
+    pub mel: Source,
+    pub wav: PathBuf,
 }
 
 /// Finds the mels and names their WAV files.
 fn plan(mels: &[PathBuf], output: &Path) -> Result<Vec<Job>> {
-    let mut paths = Vec::new();
-    for path in mels {
-        if !is_stdio(path) && path.is_dir() {
-            paths.extend(mels_in(path)?);
-        } else {
-            paths.push(path.clone());
-        }
-    }
-    let mut found = Vec::new();
-    for path in paths {
-        match file::utterances(&path)? {
-            Some(utterances) => found.extend(utterances.into_iter().map(|u| (path.clone(), Some(u)))),
-            None => found.push((path, None)),
-        }
-    }
+    let found = sources(mels)?;
     let ends_like_folder = output.as_os_str().to_string_lossy().ends_with(['/', std::path::MAIN_SEPARATOR]);
     let single = mels.len() == 1 && found.len() == 1 && !mels[0].is_dir();
     let to_folder = !is_stdio(output) && (output.is_dir() || ends_like_folder || !single);
@@ -169,7 +153,7 @@ fn plan(mels: &[PathBuf], output: &Path) -> Result<Vec<Job>> {
             bail!("standard output takes one mel, not {}; give a folder with -o", found.len());
         }
         let wav = output.to_path_buf();
-        return Ok(found.into_iter().map(|(mel, utterance)| Job { mel, utterance, wav: wav.clone() }).collect());
+        return Ok(found.into_iter().map(|mel| Job { mel, wav: wav.clone() }).collect());
     }
     let like_wav = !ends_like_folder && output.extension().is_some_and(|e| e.eq_ignore_ascii_case("wav"));
     if found.len() > 1 && like_wav && !output.exists() {
@@ -184,39 +168,21 @@ fn plan(mels: &[PathBuf], output: &Path) -> Result<Vec<Job>> {
     }
     let mut jobs = Vec::with_capacity(found.len());
     let mut taken: HashMap<PathBuf, PathBuf> = HashMap::new();
-    for (mel, utterance) in found {
-        let mut name = match &utterance {
-            // a key may be anything, a file's name not
-            Some(utterance) => utterance.key.replace(['/', '\\'], "_").into(),
-            None if is_stdio(&mel) => "stdin".into(),
-            None => mel.file_stem().unwrap_or_default().to_os_string(),
-        };
+    for mel in found {
+        let mut name = mel.stem();
         name.push(".wav");
-        let job = Job { mel, utterance, wav: output.join(name) };
-        if let Some(other) = taken.insert(job.wav.clone(), job.name()) {
-            bail!("{} and {} would both be written to {}", other.display(), job.name().display(), job.wav.display());
+        let job = Job { mel, wav: output.join(name) };
+        if let Some(other) = taken.insert(job.wav.clone(), job.mel.name()) {
+            bail!(
+                "{} and {} would both be written to {}",
+                other.display(),
+                job.mel.name().display(),
+                job.wav.display()
+            );
         }
         jobs.push(job);
     }
     Ok(jobs)
-}
-
-/// The mel files of a folder, in the order of their names.
-fn mels_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let cannot = || format!("cannot read {}", folder.display());
-    let mut mels = Vec::new();
-    for entry in fs::read_dir(folder).with_context(cannot)? {
-        let path = entry.with_context(cannot)?.path();
-        if file::is_mel_file(&path) && path.is_file() {
-            mels.push(path);
-        }
-    }
-    if mels.is_empty() {
-        let extensions = file::EXTENSIONS.join(", .");
-        bail!("{}: no mel files in this folder (.{extensions})", folder.display());
-    }
-    mels.sort();
-    Ok(mels)
 }
 
 /// The folder that WAV files go to, and whether it is new.
@@ -266,6 +232,8 @@ struct Session {
     options: SynthOptions,
     format: WavFormat,
     reader: MelReader,
+    stream: bool,
+    raw: bool,
     bar: Option<ProgressBar>,
     audio: f64,
     compute: Duration,
@@ -274,8 +242,11 @@ struct Session {
 impl Session {
     /// Reads, speaks and writes one mel, the `index`th of `count`.
     fn speak(&mut self, job: &Job, (index, count): (usize, usize)) -> Result<()> {
-        let name = &job.name();
-        let (decoded, warning) = self.reader.decode(self.read(job, name)?, name)?;
+        if self.stream {
+            return self.speak_stream(job);
+        }
+        let name = &job.mel.name();
+        let (decoded, warning) = self.reader.decode(job.mel.read(self.reader.layout)?, name)?;
         if let Some(warning) = warning {
             self.say(&warning);
         }
@@ -315,20 +286,14 @@ impl Session {
         Ok(())
     }
 
-    fn read(&self, job: &Job, name: &Path) -> Result<MelSpectrogram> {
-        let layout = self.reader.layout;
-        if let Some(utterance) = &job.utterance {
-            return Ok(utterance.read(layout)?);
-        }
-        if !is_stdio(&job.mel) {
-            return Ok(file::read_with(&job.mel, layout)?);
-        }
-        let mut bytes = Vec::new();
-        io::stdin().lock().take(MAX_STDIN + 1).read_to_end(&mut bytes).context("cannot read standard input")?;
-        if bytes.len() as u64 > MAX_STDIN {
-            bail!("standard input: more than {MAX_STDIN} bytes");
-        }
-        Ok(file::read_bytes(&bytes, name, layout)?)
+    /// Streams one mel.
+    fn speak_stream(&mut self, job: &Job) -> Result<()> {
+        let start = Instant::now();
+        let output = synth_stream::Output { format: self.format, raw: self.raw };
+        let samples = synth_stream::run(&self.vocoder, &self.options, job, &self.reader, &output)?;
+        self.compute += start.elapsed();
+        self.audio += samples as f64 / f64::from(self.vocoder.config().mel.sample_rate);
+        Ok(())
     }
 
     /// Refuses mels so long that their sound can't be held or stored.
@@ -368,7 +333,7 @@ impl Session {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        if done > 0 {
+        if done > 0 && self.audio > 0.0 {
             let (audio, compute) = (self.audio, self.compute.as_secs_f64());
             let threads = rayon::current_num_threads();
             say(&format!(

@@ -32,6 +32,9 @@ pub struct WhiteningConfig {
     pub hidden: usize,
     /// Mel frames on each side that the net sees.
     pub context: usize,
+    /// Frames after its own that the net sees, if not `context`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lookahead: Option<usize>,
     /// Training steps of the fit.
     pub fit_steps: usize,
 }
@@ -51,6 +54,9 @@ pub enum ConditioningConfig {
         channels: usize,
         /// Residual convolutions of width 3 after the first of width 5.
         residual_layers: usize,
+        /// Frames after its own that a row sees; where it isn't said, as many as before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lookahead: Option<usize>,
     },
     /// SqueezeWave: the frames as they are; what couplings take from one is held for its steps.
     Mel,
@@ -104,6 +110,18 @@ pub enum StepConfig {
     },
 }
 
+impl WhiteningConfig {
+    /// Mel frames after its own that the net sees.
+    pub fn lookahead(&self) -> usize {
+        self.lookahead.unwrap_or(self.context)
+    }
+
+    /// Mel frames that the net sees.
+    pub fn window(&self) -> usize {
+        self.context + 1 + self.lookahead()
+    }
+}
+
 impl FlowConfig {
     /// Checks ranges and relations once, on reading.
     ///
@@ -116,8 +134,12 @@ impl FlowConfig {
             return wrong(format!("group is {}, expected 2 to 256 and a divisor of the hop {hop}", self.group));
         }
         if let Some(w) = &self.whitening {
-            if !(1..=mel.n_fft / 2).contains(&w.order) || w.hidden == 0 || w.hidden > 4096 || w.context > 16 {
-                return wrong("whitening: order, hidden or context is out of range".to_string());
+            if !(1..=mel.n_fft / 2).contains(&w.order)
+                || w.hidden == 0
+                || w.hidden > 4096
+                || w.context.max(w.lookahead()) > 16
+            {
+                return wrong("whitening: order, hidden, context or lookahead is out of range".to_string());
             }
             if w.filters_per_hop == 0 || !hop.is_multiple_of(w.filters_per_hop) {
                 return wrong(format!(
@@ -132,11 +154,15 @@ impl FlowConfig {
             {
                 return wrong(format!("conditioning: kernel is {kernel}, expected a multiple of the hop {hop}"));
             }
-            ConditioningConfig::Frame { channels, residual_layers }
-                if !(1..=4096).contains(&channels) || residual_layers > 32 || hop == self.group =>
+            ConditioningConfig::Frame { channels, residual_layers, lookahead }
+                if !(1..=4096).contains(&channels)
+                    || residual_layers > 32
+                    || lookahead.is_some_and(|frames| frames > 4 + 2 * residual_layers)
+                    || hop == self.group =>
             {
                 return wrong(
-                    "conditioning: channels or residual_layers is out of range, or a frame is one step".to_string(),
+                    "conditioning: channels, residual_layers or lookahead is out of range, or a frame is one step"
+                        .to_string(),
                 );
             }
             _ => {}

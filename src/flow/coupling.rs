@@ -1,5 +1,6 @@
 //! Affine coupling.
 
+use super::stream::Stage;
 use super::{Bijector, Cond};
 use crate::net::CondNet;
 use crate::net::wavenet::Projection;
@@ -69,5 +70,11 @@ impl Bijector for Coupling {
         let (b, log_s) = self.params(&known, cond)?;
         let moved = ((z.narrow(2, self.known, log_s.dim(2)?)? - b)? * log_s.neg()?.exp()?)?;
         Tensor::cat(&[known, moved], 2)
+    }
+
+    fn pack(&self) -> Result<Option<Stage>> {
+        let stage =
+            |net| Stage::Coupling { known: self.known, bound: self.bound.map(|b| b as f32), net: Box::new(net) };
+        Ok(self.net.pack(&self.cond)?.map(stage))
     }
 }

@@ -1,5 +1,6 @@
 //! Invertible 1×1 convolution.
 
+use super::stream::Stage;
 use super::{Bijector, Cond};
 use crate::net::wavenet::matmul;
 use candle_core::{Result, Tensor, Var};
@@ -60,6 +61,10 @@ impl Bijector for Mix {
 
     fn inverse(&self, z: &Tensor, _: &Cond) -> Result<Tensor> {
         matmul(&z.contiguous()?, &self.solve()?.0.t()?)
+    }
+
+    fn pack(&self) -> Result<Option<Stage>> {
+        Ok(Some(Stage::Mix { matrix: self.solve()?.0.t()?.flatten_all()?.to_vec1()? }))
     }
 
     /// Replaces the drawn matrix by a rotation: Gram–Schmidt on its rows, determinant made positive.

@@ -6,8 +6,10 @@
 mod conditioning;
 pub mod config;
 mod coupling;
+pub(crate) mod filters;
 mod mix;
 mod pointwise;
+pub(crate) mod stream;
 mod whiten;
 
 use crate::mel::{MelConfig, MelSpectrogram};
@@ -21,6 +23,7 @@ use config::StepConfig;
 use coupling::Coupling;
 use mix::Mix;
 use pointwise::{Actnorm, Asinh, Gain, Swap};
+use stream::Stage;
 use whiten::Whiten;
 
 /// Frames of mel that a frame's sound depends on, beside its own.
@@ -51,6 +54,10 @@ pub trait Bijector {
     /// Sets what depends on data from `x`, then [`Bijector::forward`].
     fn initialise(&self, x: &Tensor, cond: &Cond) -> candle_core::Result<(Tensor, Tensor)> {
         self.forward(x, cond)
+    }
+    /// The inverse as a stage of a stream, or `None` if it has none.
+    fn pack(&self) -> candle_core::Result<Option<Stage>> {
+        Ok(None)
     }
 }
 
@@ -311,6 +318,27 @@ impl Flow {
             };
         }
         Ok(x.contiguous()?.reshape((batch, 1, group * steps))?)
+    }
+
+    /// The inverse packed for streaming, and the whitening's filters; `None` if a step of this design
+    /// cannot stream.
+    ///
+    /// # Errors
+    /// If a matrix has no inverse.
+    pub(crate) fn pack(&self) -> Result<Option<(stream::Packed, Option<filters::Filters>)>> {
+        let mut stages = Vec::new();
+        for step in self.steps.iter().rev() {
+            stages.push(match step {
+                Step::Early(done) => Stage::Early(*done),
+                Step::Map(map) => match map.pack()? {
+                    Some(stage) => stage,
+                    None => return Ok(None),
+                },
+            });
+        }
+        let Some(conditioning) = self.conditioning.pack()? else { return Ok(None) };
+        let filters = self.whitening.as_ref().map(Whiten::filters).transpose()?;
+        Ok(Some((stream::Packed { conditioning, stages, group: self.group, hop: self.hop }, filters)))
     }
 
     fn check_data(&self, data: &[usize], mel: &Tensor) -> Result<(usize, usize)> {

@@ -1,5 +1,6 @@
 //! Steps that treat each value by itself, or only move it: actnorm, gain, asinh, swap.
 
+use super::stream::Stage;
 use super::{Bijector, Cond};
 use crate::net::wavenet::{linear, upsample};
 use candle_core::{D, Result, Tensor, Var};
@@ -33,6 +34,11 @@ impl Bijector for Actnorm {
 
     fn inverse(&self, z: &Tensor, _: &Cond) -> Result<Tensor> {
         z.broadcast_mul(&self.log_scale.neg()?.exp()?)?.broadcast_sub(&self.shift)
+    }
+
+    fn pack(&self) -> Result<Option<Stage>> {
+        let scale = self.log_scale.neg()?.exp()?.to_vec1()?;
+        Ok(Some(Stage::Affine { scale, shift: self.shift.neg()?.to_vec1()? }))
     }
 
     fn initialise(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
@@ -76,6 +82,10 @@ impl Bijector for Gain {
     fn inverse(&self, z: &Tensor, cond: &Cond) -> Result<Tensor> {
         z * self.log_gain(cond, z.dim(1)?)?.neg()?.exp()?
     }
+
+    fn pack(&self) -> Result<Option<Stage>> {
+        Ok(Some(Stage::Gain { weight: self.weight.flatten_all()?.to_vec1()?, bias: self.bias.to_vec1()? }))
+    }
 }
 
 /// `z = asinh(scale · x) / scale`: nearly the identity for small values, a logarithm for large ones.
@@ -98,6 +108,10 @@ impl Bijector for Asinh {
     fn inverse(&self, z: &Tensor, _: &Cond) -> Result<Tensor> {
         let u = (z * self.scale)?;
         (u.exp()? - u.neg()?.exp()?)? * (0.5 / self.scale)
+    }
+
+    fn pack(&self) -> Result<Option<Stage>> {
+        Ok(Some(Stage::Sinh { scale: self.scale as f32 }))
     }
 }
 

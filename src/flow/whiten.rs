@@ -6,8 +6,8 @@
 //! 2019), ExcitGlow, SpecGrad.
 
 use super::config::WhiteningConfig;
-use crate::kernels::predict::{Predictor, levinson, residual, synthesise};
-use crate::mel::filterbank::{band_centres, mel_filterbank};
+use super::filters::{Bands, Filters, QUANTISATION_POWER, net_row};
+use crate::kernels::predict::residual;
 use crate::mel::stft::{Scratch, Stft};
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::net::params::{named_rng, uniform};
@@ -16,12 +16,7 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor, Var};
 use candle_nn::{Init, VarBuilder};
 use rayon::prelude::*;
-use realfft::RealFftPlanner;
 
-/// Width of the bands above the mel's range, Hz.
-const HIGH_BAND_HZ: f64 = 500.0;
-/// Power of 16-bit quantisation noise at ±1 full scale.
-const QUANTISATION_POWER: f64 = 1.0 / 12.0 / (32_768.0 * 32_768.0);
 /// The net's log-ratio is clamped here in the fit: one wild bin must not rule it.
 const LOG_RATIO_LIMIT: f64 = 12.0;
 /// Frames per step of the fit.
@@ -36,24 +31,16 @@ pub struct Whiten {
     /// `[n_mels + 1, high bands]`.
     high: Tensor,
     layers: Vec<(Tensor, Tensor)>,
-    /// ln Σ_k W[b, k] of each band.
-    log_area: Vec<f64>,
-    /// Band centres in bins.
-    centres: Vec<f64>,
-    /// First bin of each high band, and the end of the last.
-    high_edges: Vec<usize>,
+    bands: Bands,
     stft: Stft,
 }
 
 impl Whiten {
     /// Asks `vb` for `high` and `layers.N.{weight,bias}`.
     pub fn new(config: &WhiteningConfig, mel: &MelConfig, vb: VarBuilder) -> Result<Self> {
-        let bins = mel.n_fft / 2 + 1;
-        let hz_per_bin = f64::from(mel.sample_rate) / mel.n_fft as f64;
-        let high_bands = ((f64::from(mel.sample_rate) / 2.0 - mel.f_max) / HIGH_BAND_HZ).floor() as usize;
-        let high_edges =
-            (0..=high_bands).map(|i| ((mel.f_max + i as f64 * HIGH_BAND_HZ) / hz_per_bin).round() as usize).collect();
-        let sizes = [(2 * config.context + 1) * mel.n_mels, config.hidden, config.hidden, bins];
+        let stft = Stft::of(mel)?;
+        let bands = Bands::new(mel, stft.window());
+        let sizes = [config.window() * mel.n_mels, config.hidden, config.hidden, bands.bins()];
         let layer = |i: usize| -> Result<_> {
             let bound = if i == 2 { 0.0 } else { 1.0 / (sizes[i] as f64).sqrt() };
             let uniform = Init::Uniform { lo: -bound, up: bound };
@@ -66,85 +53,24 @@ impl Whiten {
         Ok(Self {
             config: config.clone(),
             mel: mel.clone(),
-            high: vb.get_with_hints((mel.n_mels + 1, high_bands), "high", Init::Const(0.0))?,
+            high: vb.get_with_hints((mel.n_mels + 1, bands.high_edges.len() - 1), "high", Init::Const(0.0))?,
             layers: (0..3).map(layer).collect::<Result<_>>()?,
-            log_area: mel_filterbank(mel)
-                .chunks_exact(bins)
-                .map(|row| row.iter().map(|&w| f64::from(w)).sum::<f64>().max(1e-9).ln())
-                .collect(),
-            centres: band_centres(mel).into_iter().map(|hz| hz / hz_per_bin).collect(),
-            high_edges,
-            stft: Stft::of(mel)?,
+            bands,
+            stft,
         })
     }
 
-    fn bins(&self) -> usize {
-        self.mel.n_fft / 2 + 1
-    }
-
-    /// Σ window², which makes `|X|²` a power per sample.
-    fn window_power(&self) -> f64 {
-        self.stft.window().iter().map(|&w| f64::from(w) * f64::from(w)).sum()
-    }
-
-    /// The spectrum before correction: `ln S₀` per bin, from one frame.
-    fn base_spectrum(&self, column: &[f32], high: &[f32]) -> Vec<f32> {
-        let log_power = |b: usize| 2.0 * (f64::from(column[b]) - self.log_area[b]) - self.window_power().ln();
-        let mut anchors: Vec<(f64, f64)> = self.centres.iter().enumerate().map(|(b, &c)| (c, log_power(b))).collect();
-        let n_high = self.high_edges.len() - 1;
-        for i in 0..n_high {
-            let value = high[self.mel.n_mels * n_high + i]
-                + column.iter().enumerate().map(|(b, v)| v * high[b * n_high + i]).sum::<f32>();
-            anchors.push(((self.high_edges[i] + self.high_edges[i + 1]) as f64 / 2.0, f64::from(value)));
-        }
-        let mut at = 0;
-        (0..self.bins())
-            .map(|k| {
-                let k = k as f64;
-                while at + 1 < anchors.len() && anchors[at + 1].0 < k {
-                    at += 1;
-                }
-                let (x0, y0) = anchors[at];
-                let value = match anchors.get(at + 1) {
-                    Some(&(x1, y1)) if k > x0 => y0 + (y1 - y0) * (k - x0) / (x1 - x0),
-                    _ => y0,
-                };
-                (value.exp() + QUANTISATION_POWER).ln() as f32
-            })
-            .collect()
-    }
-
-    /// `ln S₀` of every frame, `[frames, bins]`.
-    fn base_spectra(&self, mel: &MelSpectrogram) -> Result<Vec<f32>> {
-        let high: Vec<f32> = self.high.flatten_all()?.to_vec1()?;
-        let columns = mel.transposed();
-        Ok(columns
-            .values()
-            .par_chunks(mel.n_mels())
-            .flat_map_iter(|column| self.base_spectrum(column, &high))
-            .collect())
-    }
-
-    /// The net's input for one frame of `columns` `[frames, n_mels]`, edges repeated.
-    fn net_row(&self, columns: &MelSpectrogram, frame: usize) -> Vec<f32> {
-        // `columns` is transposed: its rows are frames
-        let (frames, n, context) = (columns.n_mels(), columns.frames(), self.config.context);
-        (0..=2 * context)
-            .map(|d| (frame + d).saturating_sub(context).min(frames - 1))
-            .flat_map(|f| columns.values()[f * n..][..n].iter().map(|v| v * 0.25 + 1.25))
-            .collect()
-    }
-
-    /// The net's input, `[frames, (2·context + 1)·n_mels]`.
-    fn net_input(&self, mel: &MelSpectrogram) -> Vec<f32> {
-        let columns = mel.transposed();
-        (0..mel.frames()).flat_map(|f| self.net_row(&columns, f)).collect()
+    /// What makes the filters, as fitted so far.
+    pub fn filters(&self) -> Result<Filters> {
+        let flat = |t: &Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.to_vec1()?) };
+        let layers = self.layers.iter().map(|(w, b)| Ok((flat(w)?, flat(b)?))).collect::<Result<_>>()?;
+        Ok(Filters::new(&self.config, &self.mel, self.bands.clone(), flat(&self.high)?, layers))
     }
 
     /// `|X|²` of one frame as a power per sample.
     fn periodogram(&self, samples: &[f32], frame: usize, scratch: &mut Scratch) -> Vec<f32> {
-        let scale = (1.0 / self.window_power()) as f32;
-        let mut spectrum = vec![Default::default(); self.bins()];
+        let scale = (1.0 / self.bands.window_power) as f32;
+        let mut spectrum = vec![Default::default(); self.bands.bins()];
         self.stft.analyse(samples, frame, scratch, &mut spectrum);
         spectrum.iter().map(|x: &realfft::num_complex::Complex32| x.norm_sqr() * scale).collect()
     }
@@ -160,19 +86,7 @@ impl Whiten {
         h.squeeze(0)
     }
 
-    /// `ln S` of every frame, `[frames, bins]`.
-    fn log_spectra(&self, mel: &MelSpectrogram) -> Result<Vec<f32>> {
-        let mut spectra = self.base_spectra(mel)?;
-        let width = (2 * self.config.context + 1) * mel.n_mels();
-        let input = Tensor::from_vec(self.net_input(mel), (mel.frames(), width), self.high.device())?;
-        let correction: Vec<f32> = self.correction(&input)?.flatten_all()?.to_vec1()?;
-        spectra.iter_mut().zip(correction).for_each(|(s, c)| *s += c);
-        Ok(spectra)
-    }
-
-    /// The filters of a whole mel, `filters_per_hop` a frame; filter `j` of frame `f` is for the
-    /// `j`-th share of the hop after the frame's centre.
-    fn predictors(&self, mel: &MelSpectrogram) -> Result<Vec<Predictor>> {
+    fn check_length(&self, samples: usize, mel: &MelSpectrogram) -> Result<()> {
         if mel.n_mels() != self.mel.n_mels {
             return Err(Error::invalid(format!(
                 "the mel has {} bands, the whitening expects {}",
@@ -180,28 +94,14 @@ impl Whiten {
                 self.mel.n_mels
             )));
         }
-        let (bins, per_hop) = (self.bins(), self.config.filters_per_hop);
-        let spectra = self.log_spectra(mel)?;
-        let inverse = RealFftPlanner::<f64>::new().plan_fft_inverse(self.mel.n_fft);
-        (0..mel.frames() * per_hop)
-            .into_par_iter()
-            .map_init(
-                || (inverse.make_input_vec(), inverse.make_output_vec()),
-                |(spectrum, lags), i| {
-                    let (f, share) = (i / per_hop, ((i % per_hop) as f32 + 0.5) / per_hop as f32);
-                    let now = &spectra[f * bins..][..bins];
-                    let next = &spectra[(f + 1).min(mel.frames() - 1) * bins..][..bins];
-                    for ((s, a), b) in spectrum.iter_mut().zip(now).zip(next) {
-                        *s = f64::from((a + share * (b - a)).clamp(-60.0, 60.0)).exp().into();
-                    }
-                    inverse.process(spectrum, lags).map_err(|e| Error::invalid(format!("whitening: {e}")))?;
-                    let scale = 1.0 / self.mel.n_fft as f64;
-                    let r: Vec<f64> = lags[..=self.config.order].iter().map(|v| v * scale).collect();
-                    let (a, error) = levinson(&r);
-                    Ok(Predictor::new(&a, error))
-                },
-            )
-            .collect()
+        let most = mel.frames() * self.mel.hop_length;
+        if samples > most {
+            return Err(Error::invalid(format!(
+                "{samples} samples are more than the mel's {} frames cover ({most})",
+                mel.frames()
+            )));
+        }
+        Ok(())
     }
 
     /// Samples → residual, and log|∂e/∂x| per sample: `−ln gain`.
@@ -210,7 +110,8 @@ impl Whiten {
     /// If there are more samples than `frames · hop`, or the mel has the wrong number of bands.
     pub fn forward(&self, samples: &[f32], mel: &MelSpectrogram) -> Result<(Vec<f32>, Vec<f32>)> {
         self.check_length(samples.len(), mel)?;
-        let (predictors, share) = (self.predictors(mel)?, self.share());
+        let filters = self.filters()?;
+        let (predictors, share) = (filters.all(mel), filters.share());
         let mut e = vec![0.0; samples.len()];
         let mut log_det = vec![0.0; samples.len()];
         e.par_chunks_mut(share).zip(log_det.par_chunks_mut(share)).zip(&predictors).enumerate().for_each(
@@ -228,27 +129,7 @@ impl Whiten {
     /// As [`Whiten::forward`].
     pub fn inverse(&self, e: &[f32], mel: &MelSpectrogram) -> Result<Vec<f32>> {
         self.check_length(e.len(), mel)?;
-        let (predictors, share) = (self.predictors(mel)?, self.share());
-        let mut x = vec![0.0; e.len()];
-        for (i, (e, predictor)) in e.chunks(share).zip(&predictors).enumerate() {
-            synthesise(predictor, &mut x, i * share..i * share + e.len(), e);
-        }
-        Ok(x)
-    }
-
-    fn share(&self) -> usize {
-        self.mel.hop_length / self.config.filters_per_hop
-    }
-
-    fn check_length(&self, samples: usize, mel: &MelSpectrogram) -> Result<()> {
-        let most = mel.frames() * self.mel.hop_length;
-        if samples > most {
-            return Err(Error::invalid(format!(
-                "{samples} samples are more than the mel's {} frames cover ({most})",
-                mel.frames()
-            )));
-        }
-        Ok(())
+        Ok(self.filters()?.inverse(e, mel))
     }
 
     /// Multiply-adds per sample of filtering (the predictors' own cost is per frame and small).
@@ -269,7 +150,7 @@ impl Whiten {
         progress: &mut dyn FnMut(usize, usize, f64) -> bool,
     ) -> Result<()> {
         self.fit_high(clips)?;
-        let bins = self.bins();
+        let bins = self.bands.bins();
         let high: Vec<f32> = self.high.flatten_all()?.to_vec1()?;
         let columns: Vec<MelSpectrogram> = clips.iter().map(|(_, mel)| mel.transposed()).collect();
         let frames = clips.iter().map(|(samples, mel)| mel.frames().min(self.stft.frames(samples.len())));
@@ -277,7 +158,7 @@ impl Whiten {
         if index.is_empty() {
             return Err(Error::invalid("there are no clips to fit the whitening to"));
         }
-        let width = (2 * self.config.context + 1) * self.mel.n_mels;
+        let (width, n_mels) = (self.config.window() * self.mel.n_mels, self.mel.n_mels);
         let vars: Vec<Var> =
             self.layers.iter().flat_map(|(w, b)| [w, b]).map(Var::from_tensor).collect::<candle_core::Result<_>>()?;
         let mut moments: Vec<(Tensor, Tensor)> =
@@ -293,9 +174,11 @@ impl Whiten {
                 .map_init(
                     || self.stft.scratch(),
                     |scratch, &(c, f)| {
-                        let column = &columns[c].values()[f * self.mel.n_mels..][..self.mel.n_mels];
+                        // transposed: its rows are frames
+                        let column = |f: usize| &columns[c].values()[f * n_mels..][..n_mels];
                         let power = self.periodogram(clips[c].0, f, scratch);
-                        [self.base_spectrum(column, &high), self.net_row(&columns[c], f), power]
+                        let row = net_row(&self.config, f, columns[c].n_mels(), &column).collect();
+                        [self.bands.spectrum(column(f), &high), row, power]
                     },
                 )
                 .collect();
@@ -318,7 +201,8 @@ impl Whiten {
 
     /// Ridge regression from the mel to the log-power of the bands above its range.
     fn fit_high(&self, clips: &[(&[f32], &MelSpectrogram)]) -> Result<()> {
-        let (n, n_high, bins) = (self.mel.n_mels + 1, self.high_edges.len() - 1, self.bins());
+        let edges = &self.bands.high_edges;
+        let (n, n_high, bins) = (self.mel.n_mels + 1, edges.len() - 1, self.bands.bins());
         let mut gram = vec![0.0_f64; n * n];
         let mut target = vec![0.0_f64; n * n_high];
         let mut count = 0;
@@ -329,8 +213,7 @@ impl Whiten {
             for (f, column) in columns.values().chunks_exact(mel.n_mels()).take(frames).enumerate() {
                 let power = self.periodogram(samples, f, &mut scratch);
                 let row: Vec<f64> = column.iter().map(|&v| f64::from(v)).chain([1.0]).collect();
-                let high: Vec<f64> = self
-                    .high_edges
+                let high: Vec<f64> = edges
                     .windows(2)
                     .map(|edge| {
                         let band = &power[edge[0]..edge[1].min(bins)];

@@ -137,7 +137,7 @@ impl Design {
         let (conditioning, coupling) = match self.family {
             Family::WaveGlow { upsample, .. } => {
                 let dilations = (0..self.layers).map(dilation).collect();
-                let net = WaveNetConfig { channels, kernel, dilations, weight_norm, skip: true };
+                let net = WaveNetConfig { channels, kernel, dilations, weight_norm, skip: true, causal: false };
                 (ConditioningConfig::Upsample { kernel: upsample }, StepConfig::Coupling { net, bound: None })
             }
             Family::SqueezeWave { batch_norm } => {

@@ -17,6 +17,8 @@ pub struct Shape {
     pub outputs: usize,
     /// Width of the dilated convolutions, odd.
     pub kernel: usize,
+    /// The convolutions see their past alone, instead of as much on either side.
+    pub causal: bool,
     /// Dilation of each layer.
     pub dilations: Vec<usize>,
     /// Skip connections (WaveGlow), or the last residual alone.
@@ -27,11 +29,11 @@ pub struct Shape {
 }
 
 /// Where each weight lies in the flat parameters; matrices are `[in, out]`, row-major.
-struct LayerParams {
-    conv: Range<usize>,
-    conv_bias: Range<usize>,
-    out: Range<usize>,
-    out_bias: Range<usize>,
+pub(super) struct LayerParams {
+    pub conv: Range<usize>,
+    pub conv_bias: Range<usize>,
+    pub out: Range<usize>,
+    pub out_bias: Range<usize>,
 }
 
 impl Shape {
@@ -55,9 +57,20 @@ impl Shape {
         2 * self.channels * self.layers()
     }
 
-    /// Steps on each side that an output depends on.
+    /// Steps before a step that its output depends on.
     pub fn reach(&self) -> usize {
-        self.dilations.iter().sum::<usize>() * (self.kernel / 2)
+        self.dilations.iter().map(|&dilation| self.sides(dilation).0).sum()
+    }
+
+    /// Steps after a step that its output depends on.
+    pub fn lookahead(&self) -> usize {
+        self.dilations.iter().map(|&dilation| self.sides(dilation).1).sum()
+    }
+
+    /// Steps before and after a step that a convolution reads there.
+    pub fn sides(&self, dilation: usize) -> (usize, usize) {
+        let after = if self.causal { 0 } else { self.kernel / 2 };
+        ((self.kernel - 1 - after) * dilation, after * dilation)
     }
 
     /// Number of flat parameters: start weight and bias, per layer convolution `[kernel, in, out]`,
@@ -73,12 +86,12 @@ impl Shape {
         self.inputs * c + layers + c * self.outputs
     }
 
-    fn start(&self) -> (Range<usize>, Range<usize>) {
+    pub(super) fn start(&self) -> (Range<usize>, Range<usize>) {
         let weight = self.inputs * self.channels;
         (0..weight, weight..weight + self.channels)
     }
 
-    fn layer(&self, layer: usize) -> LayerParams {
+    pub(super) fn layer(&self, layer: usize) -> LayerParams {
         let c = self.channels;
         let mut at = self.start().1.end;
         let mut next = |n: usize| {
@@ -97,7 +110,7 @@ impl Shape {
         }
     }
 
-    fn end(&self) -> (Range<usize>, Range<usize>) {
+    pub(super) fn end(&self) -> (Range<usize>, Range<usize>) {
         let at = self.layer(self.layers() - 1).out_bias.end;
         let weight = at + self.channels * self.outputs;
         (at..weight, weight..weight + self.outputs)
@@ -105,9 +118,9 @@ impl Shape {
 
     /// For each tap: the range of output steps it reaches and the first input step it reads.
     fn taps(&self, dilation: usize, steps: usize) -> impl Iterator<Item = (usize, Range<usize>, usize)> {
-        let half = self.kernel / 2;
+        let (before, _) = self.sides(dilation);
         (0..self.kernel).filter_map(move |tap| {
-            let (back, ahead) = ((half.saturating_sub(tap)) * dilation, tap.saturating_sub(half) * dilation);
+            let (back, ahead) = (before.saturating_sub(tap * dilation), (tap * dilation).saturating_sub(before));
             let range = back.min(steps)..steps.saturating_sub(ahead).max(back.min(steps));
             (!range.is_empty()).then(|| (tap, range.clone(), range.start + ahead - back))
         })
@@ -122,11 +135,11 @@ pub struct Saved {
     gated: Vec<Vec<f32>>,
 }
 
-fn fill_rows(out: &mut [f32], row: &[f32]) {
+pub(crate) fn fill_rows(out: &mut [f32], row: &[f32]) {
     out.chunks_exact_mut(row.len()).for_each(|o| o.copy_from_slice(row));
 }
 
-fn add(out: &mut [f32], x: &[f32]) {
+pub(crate) fn add(out: &mut [f32], x: &[f32]) {
     out.iter_mut().zip(x).for_each(|(o, x)| *o += x);
 }
 
@@ -210,17 +223,34 @@ pub fn forward(shape: &Shape, params: &[f32], x: &[f32], cond: &[f32], save: boo
 
 /// Fills `pre` `[steps, 2·channels]` with bias plus this layer's conditioning.
 fn conditioned_bias(shape: &Shape, layer: usize, bias: &[f32], cond: &[f32], pre: &mut [f32]) {
+    let w = bias.len();
+    if shape.up == 1 {
+        let rows = cond.chunks_exact(shape.cond_width());
+        for (pre, row) in pre.chunks_exact_mut(w).zip(rows) {
+            pre.iter_mut().zip(&row[layer * w..]).zip(bias).for_each(|((p, c), b)| *p = c + b);
+        }
+    } else {
+        interpolated_bias(shape, layer, bias, (cond, 0), 0, pre);
+    }
+}
+
+/// Fills `pre` `[steps, 2·channels]`, from step `first` on, with bias plus this layer's conditioning
+/// between rows; `cond` begins with row `cond.1`.
+pub(super) fn interpolated_bias(
+    shape: &Shape,
+    layer: usize,
+    bias: &[f32],
+    cond: (&[f32], usize),
+    first: usize,
+    pre: &mut [f32],
+) {
     let (w, width) = (bias.len(), shape.cond_width());
-    let row = |r: usize| &cond[r * width + layer * w..][..w];
-    for (t, pre) in pre.chunks_exact_mut(w).enumerate() {
-        if shape.up == 1 {
-            pre.iter_mut().zip(row(t)).zip(bias).for_each(|((p, c), b)| *p = c + b);
-        } else {
-            let (r, frac) = interpolation(t, shape.up);
-            let (now, next) = (row(r), row(r + 1));
-            for i in 0..w {
-                pre[i] = bias[i] + now[i] + frac * (next[i] - now[i]);
-            }
+    let row = |r: usize| &cond.0[(r - cond.1) * width + layer * w..][..w];
+    for (i, pre) in pre.chunks_exact_mut(w).enumerate() {
+        let (r, frac) = interpolation(first + i, shape.up);
+        let (now, next) = (row(r), row(r + 1));
+        for i in 0..w {
+            pre[i] = bias[i] + now[i] + frac * (next[i] - now[i]);
         }
     }
 }

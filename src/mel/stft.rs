@@ -127,7 +127,7 @@ impl Stft {
     /// # Panics
     /// If `samples` is empty or `out` has another length.
     pub fn analyse(&self, samples: &[f32], frame: usize, scratch: &mut Scratch, out: &mut [Complex32]) {
-        self.analyse_from(samples, (frame * self.hop_length) as isize - (self.n_fft / 2) as isize, scratch, out);
+        self.analyse_from(samples, self.start(frame), scratch, out);
     }
 
     /// The spectrum of the `n_fft` samples from `start` on, which may lie outside of the sound.
@@ -135,14 +135,48 @@ impl Stft {
     /// # Panics
     /// As [`analyse`](Self::analyse).
     pub fn analyse_from(&self, samples: &[f32], start: isize, scratch: &mut Scratch, out: &mut [Complex32]) {
-        let inside = usize::try_from(start).ok().and_then(|start| samples.get(start..start + self.n_fft));
+        self.analyse_at((samples, 0), samples.len(), start, scratch, out);
+    }
+
+    /// [`analyse`](Self::analyse) with a piece of the sound, which begins with sample `piece.1` and
+    /// holds all that the frame sees; the whole sound has `len` samples.
+    ///
+    /// # Panics
+    /// As [`analyse`](Self::analyse).
+    pub fn analyse_piece(
+        &self,
+        piece: (&[f32], usize),
+        len: usize,
+        frame: usize,
+        scratch: &mut Scratch,
+        out: &mut [Complex32],
+    ) {
+        self.analyse_at(piece, len, self.start(frame), scratch, out);
+    }
+
+    /// Where a frame's samples begin.
+    fn start(&self, frame: usize) -> isize {
+        (frame * self.hop_length) as isize - (self.n_fft / 2) as isize
+    }
+
+    fn analyse_at(
+        &self,
+        (samples, first): (&[f32], usize),
+        len: usize,
+        start: isize,
+        scratch: &mut Scratch,
+        out: &mut [Complex32],
+    ) {
+        let inside = usize::try_from(start - first as isize).ok().and_then(|at| samples.get(at..at + self.n_fft));
         if let Some(inside) = inside {
             for ((t, s), w) in scratch.time.iter_mut().zip(inside).zip(&self.window) {
                 *t = s * w;
             }
         } else {
             for (i, (t, w)) in scratch.time.iter_mut().zip(&self.window).enumerate() {
-                *t = samples[reflect(start + i as isize, samples.len())] * w;
+                // a piece may lack the one sample that the window's leading zero would meet
+                let sample = samples.get(reflect(start + i as isize, len) - first);
+                *t = sample.copied().unwrap_or_default() * w;
             }
         }
         self.fft

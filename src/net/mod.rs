@@ -4,16 +4,22 @@ pub mod params;
 pub mod separable;
 pub mod wavenet;
 
+use crate::kernels::stream::Weights;
 use candle_core::{Result, Tensor};
 pub use params::Params;
 pub use separable::SeparableNet;
-pub use wavenet::WaveNet;
+pub use wavenet::{Projection, WaveNet};
 
 /// A conditioner of couplings: from the known channels and the mel to the parameters of the rest.
 pub trait CondNet {
     /// `x` `[batch, steps, inputs]`, `cond` `[batch, rows, cond_width]` and its bias
     /// `[cond_width]` → `[batch, steps, outputs]`.
     fn forward(&self, x: &Tensor, cond: &Tensor, cond_bias: &Tensor) -> Result<Tensor>;
+    /// The weights for streaming, with those of the projection of the mel's features, or `None` if
+    /// the net can't stream.
+    fn pack(&self, _projection: &Projection) -> Result<Option<Weights>> {
+        Ok(None)
+    }
     /// Columns of conditioning that it wants.
     fn cond_width(&self) -> usize;
     /// Steps on each side that an output depends on.

@@ -1,6 +1,7 @@
 //! A WaveNet conditioner: the graph that defines it, and the fused CPU body that runs it.
 
 use super::CondNet;
+use crate::kernels::stream::Weights;
 use crate::kernels::wavenet::{self as kernel, Shape};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -22,6 +23,9 @@ pub struct WaveNetConfig {
     pub weight_norm: bool,
     /// Sum of skip connections to the output (WaveGlow), or the last residual alone.
     pub skip: bool,
+    /// Convolutions that see the past alone; where it isn't said, they see as much on either side.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub causal: bool,
 }
 
 impl WaveNetConfig {
@@ -142,6 +146,7 @@ impl WaveNet {
             channels: config.channels,
             outputs,
             kernel: config.kernel,
+            causal: config.causal,
             dilations: config.dilations.clone(),
             skip: config.skip,
             up,
@@ -198,8 +203,8 @@ impl WaveNet {
         let mut skip: Option<Tensor> = None;
         for (l, (conv, out)) in self.layers.iter().enumerate() {
             let dilation = self.shape.dilations[l];
-            let pad = dilation * (self.shape.kernel / 2);
-            let padded = h.pad_with_zeros(1, pad, pad)?;
+            let (before, after) = self.shape.sides(dilation);
+            let padded = h.pad_with_zeros(1, before, after)?;
             let weight = conv.weight()?;
             let bias = self.layer_bias(l, conv, cond_bias)?;
             let mut pre = cond.narrow(2, l * 2 * c, 2 * c)?.broadcast_add(&bias)?;
@@ -237,6 +242,14 @@ impl CondNet for WaveNet {
         }
         let op = Fused { shape: self.shape.clone(), saved: Mutex::new(None) };
         x.contiguous()?.apply_op3(&cond.contiguous()?, &self.flat_params(cond_bias)?, op)
+    }
+
+    fn pack(&self, projection: &Projection) -> Result<Option<Weights>> {
+        Ok(Some(Weights {
+            shape: self.shape.clone(),
+            params: self.flat_params(projection.bias())?.to_vec1()?,
+            cond: projection.0.weight()?.flatten_all()?.to_vec1()?,
+        }))
     }
 
     fn cond_width(&self) -> usize {

@@ -2,16 +2,17 @@
 
 use crate::flow::FlowConfig;
 use crate::mel::MelConfig;
-use crate::voice::VoiceConfig;
+use crate::voice::{SynthesisConfig, VoiceConfig};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::Path;
 
 /// The recipes that the binary carries: name and JSON.
-const RECIPES: [(&str, &str); 4] = [
+const RECIPES: [(&str, &str); 5] = [
     ("tiny", include_str!("../../assets/recipes/tiny.json")),
     ("lj", include_str!("../../assets/recipes/lj.json")),
+    ("lj-live", include_str!("../../assets/recipes/lj-live.json")),
     ("waveglow", include_str!("../../assets/recipes/waveglow.json")),
     ("waveglow-64", include_str!("../../assets/recipes/waveglow-64.json")),
 ];
@@ -28,6 +29,10 @@ pub struct Recipe {
     pub flow: FlowConfig,
     /// Optimiser, batches, schedule.
     pub training: Training,
+    /// Passes of refinement that the voice will ask for; where it isn't said,
+    /// [`SynthesisConfig::DEFAULT_REFINE`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refine: Option<usize>,
     /// Which clips are held out.
     pub validation: Validation,
 }
@@ -140,6 +145,7 @@ impl Recipe {
         let hop = voice.mel.hop_length;
         Self {
             name: format!("fine-tuning {}", voice.name),
+            refine: Some(voice.synthesis.refine),
             mel: voice.mel.clone(),
             flow: voice.flow.clone(),
             training: Training {
@@ -176,6 +182,11 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// Defaults at synthesis of the voice that it makes.
+    pub fn synthesis(&self) -> SynthesisConfig {
+        SynthesisConfig { sigma: 1.0, refine: self.refine.unwrap_or(SynthesisConfig::DEFAULT_REFINE) }
+    }
+
     /// Checks ranges and relations.
     ///
     /// # Errors
@@ -183,6 +194,7 @@ impl Recipe {
     pub fn validate(&self) -> Result<()> {
         self.mel.validate()?;
         self.flow.validate(&self.mel)?;
+        self.synthesis().validate()?;
         let t = &self.training;
         let hop = self.mel.hop_length;
         let unit = |v: f64| (0.0..1.0).contains(&v);

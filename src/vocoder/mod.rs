@@ -2,9 +2,13 @@
 
 pub mod noise;
 pub mod refine;
+mod refine_stream;
+pub mod stream;
 
 use crate::audio::Waveform;
 use crate::flow::Flow;
+use crate::flow::filters::Filters;
+use crate::flow::stream::{self as flow_stream, State};
 use crate::mel::MelSpectrogram;
 use crate::voice::{SynthesisConfig, Voice, VoiceConfig};
 use crate::{Error, Result};
@@ -14,10 +18,14 @@ use refine::Refiner;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+pub use stream::Streamer;
 
 /// Frames of a block at least: long enough for its halo to cost little, short enough to be cheap
 /// to hold.
 const MIN_BLOCK: usize = 256;
+
+/// Frames that a thread takes through the flow at a time.
+const FRAMES: usize = 32;
 
 /// Arithmetic of one refinement pass over one sample, in multiply-adds of the flow: a measured
 /// ratio of times, for progress alone.
@@ -28,8 +36,23 @@ const REFINE_COST: f64 = 1000.0;
 /// The voice's parts are shared and never change: one vocoder serves any number of threads.
 pub struct Vocoder {
     config: VoiceConfig,
-    flow: Flow,
+    engine: Engine,
     refiner: Refiner,
+    macs_per_sample: f64,
+}
+
+/// How the flow runs.
+enum Engine {
+    /// On slices, remembering its past.
+    Stream(Packed),
+    /// On tensors in blocks, for designs with a step that has no streaming form.
+    Blocks(Flow),
+}
+
+/// A flow's inverse in streaming form.
+struct Packed {
+    flow: flow_stream::Packed,
+    filters: Option<Filters>,
 }
 
 /// Choices at synthesis; the default is the voice's own, with seed 0.
@@ -63,7 +86,19 @@ impl Vocoder {
         let flow = voice.build_frozen_flow()?;
         let config = voice.config().clone();
         let refiner = Refiner::new(&config.mel)?;
-        Ok(Self { config, flow, refiner })
+        let macs_per_sample = flow.macs_per_sample().max(1.0);
+        let engine = match flow.pack()? {
+            Some((flow, filters)) => Engine::Stream(Packed { flow, filters }),
+            None => Engine::Blocks(flow),
+        };
+        Ok(Self { config, engine, refiner, macs_per_sample })
+    }
+
+    fn packed(&self) -> Option<&Packed> {
+        match &self.engine {
+            Engine::Stream(packed) => Some(packed),
+            Engine::Blocks(_) => None,
+        }
     }
 
     /// The voice's configuration.
@@ -105,12 +140,21 @@ impl Vocoder {
         let sigma = options.sigma.unwrap_or(config.synthesis.sigma);
         let refine = options.refine.unwrap_or(config.synthesis.refine);
 
-        let flow_cost = self.flow.macs_per_sample().max(1.0);
+        let flow_cost = self.macs_per_sample;
         let flow_share = (flow_cost / (flow_cost + REFINE_COST * refine as f64)) as f32;
         let report = |part: f32| progress.iter().for_each(|progress| progress(part));
-        let residual = self.residual(mel, sigma, options.seed, &|part| report(part * flow_share))?;
-        let samples = self.flow.unwhiten(&residual, mel)?;
-        drop(residual);
+        let noise = Noise::new(options.seed);
+        let progress = |part| report(part * flow_share);
+        let samples = match &self.engine {
+            Engine::Stream(packed) => {
+                let residual = self.residual(packed, mel, sigma, &noise, &progress);
+                packed.filters.as_ref().map(|filters| filters.inverse(&residual, mel)).unwrap_or(residual)
+            }
+            Engine::Blocks(flow) => {
+                let residual = self.residual_in_blocks(flow, mel, sigma, &noise, &progress)?;
+                flow.unwhiten(&residual, mel)?
+            }
+        };
         let samples = self.refiner.refine(samples, mel, refine, &|part| {
             report(flow_share + part * (1.0 - flow_share));
         })?;
@@ -118,19 +162,82 @@ impl Vocoder {
         Ok(Waveform { samples, sample_rate: config.mel.sample_rate })
     }
 
+    /// The flow's inverse of noise: a stretch of frames for each thread, with what lies within its
+    /// reach on either side.
+    fn residual(
+        &self,
+        packed: &Packed,
+        mel: &MelSpectrogram,
+        sigma: f32,
+        noise: &Noise,
+        progress: &dyn Fn(f32),
+    ) -> Vec<f32> {
+        let (hop, frames) = (self.config.mel.hop_length, mel.frames());
+        let halo = packed.flow.reach_frames();
+        let workers = rayon::current_num_threads().min(frames / (4 * halo + FRAMES)).max(1);
+        let stretch = frames.div_ceil(workers);
+        let columns = mel.transposed();
+        let mut residual = vec![0.0; frames * hop];
+        let (sender, done) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for (i, out) in residual.chunks_mut(stretch * hop).enumerate() {
+                let (sender, columns) = (sender.clone(), columns.values());
+                scope.spawn(move || {
+                    let start = i * stretch;
+                    let (from, to) = (start.saturating_sub(halo), (start + out.len() / hop + halo).min(frames));
+                    let draw = |step: usize, rows: &mut [f32]| {
+                        noise.fill(from * hop + step * packed.flow.group, rows);
+                        rows.iter_mut().for_each(|z| *z *= sigma);
+                    };
+                    let mut state = State::new(&packed.flow);
+                    // samples to drop in front, and where the next go
+                    let (mut skip, mut at) = ((start - from) * hop, 0);
+                    let mut piece = Vec::new();
+                    for first in (from..to).step_by(FRAMES) {
+                        let end = (first + FRAMES).min(to);
+                        let rows = &columns[first * mel.n_mels()..end * mel.n_mels()];
+                        piece.clear();
+                        state.push(&packed.flow, rows, end == to, draw, &mut piece);
+                        let dropped = skip.min(piece.len());
+                        skip -= dropped;
+                        let count = (piece.len() - dropped).min(out.len() - at);
+                        out[at..at + count].copy_from_slice(&piece[dropped..dropped + count]);
+                        at += count;
+                        // that nobody listens is no reason to stop
+                        let _ = sender.send(end - first);
+                    }
+                });
+            }
+            drop(sender);
+            let total = (frames + 2 * halo * (workers - 1)) as f32;
+            let mut sum = 0;
+            for count in done {
+                sum += count;
+                progress((sum as f32 / total).min(1.0));
+            }
+        });
+        residual
+    }
+
     /// The flow's inverse of noise, in blocks at fixed positions, several at a time.
     ///
     /// Each worker has its own small thread pool: in a common one, a worker that waits for a part
     /// of its block would take up another block and hold the memory of both.
-    fn residual(&self, mel: &MelSpectrogram, sigma: f32, seed: u64, progress: &dyn Fn(f32)) -> Result<Vec<f32>> {
+    fn residual_in_blocks(
+        &self,
+        flow: &Flow,
+        mel: &MelSpectrogram,
+        sigma: f32,
+        noise: &Noise,
+        progress: &dyn Fn(f32),
+    ) -> Result<Vec<f32>> {
         let hop = self.config.mel.hop_length;
-        let halo = (self.flow.halo_steps() * self.flow.group()).div_ceil(hop);
+        let halo = (flow.halo_steps() * flow.group()).div_ceil(hop);
         let block = MIN_BLOCK.max(8 * halo);
         let mut residual = vec![0.0; mel.frames() * hop];
         let blocks = mel.frames().div_ceil(block);
         let threads = rayon::current_num_threads();
         let workers = threads.min(blocks);
-        let noise = Noise::new(seed);
 
         let work = Mutex::new(residual.chunks_mut(block * hop).enumerate());
         let next = || work.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
@@ -149,7 +256,7 @@ impl Vocoder {
                         && let Some((index, out)) = next()
                     {
                         let start = index * block;
-                        let result = pool.install(|| self.block(mel, start, halo, &noise, sigma, out));
+                        let result = pool.install(|| self.block(flow, mel, (start, halo), (noise, sigma), out));
                         failed.fetch_or(result.is_err(), Ordering::Relaxed);
                         if done.send((index, result)).is_err() {
                             break;
@@ -178,23 +285,69 @@ impl Vocoder {
     /// on each side where the mel has them.
     fn block(
         &self,
+        flow: &Flow,
         mel: &MelSpectrogram,
-        start: usize,
-        halo: usize,
-        noise: &Noise,
-        sigma: f32,
+        (start, halo): (usize, usize),
+        (noise, sigma): (&Noise, f32),
         out: &mut [f32],
     ) -> Result<()> {
-        let (hop, group) = (self.config.mel.hop_length, self.flow.group());
+        let (hop, group) = (self.config.mel.hop_length, flow.group());
         let from = start.saturating_sub(halo);
         let to = (start + out.len() / hop + halo).min(mel.frames());
         let (first_step, steps) = (from * hop / group, (to - from) * hop / group);
         let z = noise.latents(first_step, steps, group, sigma);
         let z = Tensor::from_vec(z, (1, group, steps), &Device::Cpu)?;
-        let window = self.flow.mel_window(mel, from, to - from)?;
-        let samples = self.flow.inverse(&z, &window)?.flatten_all()?;
+        let window = flow.mel_window(mel, from, to - from)?;
+        let samples = flow.inverse(&z, &window)?.flatten_all()?;
         let samples = samples.narrow(0, (start - from) * hop, out.len())?.to_vec1::<f32>()?;
         out.copy_from_slice(&samples);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::FlowConfig;
+    use crate::flow::config::{Block, ConditioningConfig, StepConfig, WaveNetConfig};
+    use crate::mel::MelConfig;
+    use crate::net::Params;
+
+    #[test]
+    fn a_design_that_cannot_stream_speaks_in_blocks() {
+        let mel = MelConfig { n_fft: 64, win_length: 64, hop_length: 16, n_mels: 5, ..MelConfig::nvidia() };
+        let dilations = vec![1, 2, 4];
+        let net = WaveNetConfig { channels: 6, kernel: 3, dilations, weight_norm: true, skip: true, causal: false };
+        let steps = vec![StepConfig::Mix, StepConfig::Coupling { net, bound: Some(2.0) }];
+        let flow = FlowConfig {
+            whitening: None,
+            conditioning: ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None },
+            group: 4,
+            blocks: vec![Block { repeat: 2, steps }],
+        };
+        let params = Params::seeded(1, &Device::Cpu);
+        Flow::new(&flow, &mel, params.builder()).unwrap();
+        let tensors: Vec<_> = params
+            .named()
+            .into_iter()
+            .map(|(name, var)| {
+                // away from the identity that training begins with
+                let end = name.contains(".end.");
+                let off = (var.rand_like(-0.3, 0.3).unwrap() * f64::from(u8::from(end))).unwrap();
+                (name, (var.as_tensor() + off).unwrap())
+            })
+            .collect();
+        let config = VoiceConfig::new("small", mel, flow, SynthesisConfig { sigma: 0.7, refine: 0 });
+        let voice = Voice::from_parts(config, &tensors).unwrap();
+        let stream = Vocoder::new(&voice).unwrap();
+        let blocks = Vocoder { engine: Engine::Blocks(voice.build_flow().unwrap().0), ..Vocoder::new(&voice).unwrap() };
+
+        let mel = MelSpectrogram::new((0..5 * 600).map(|i| (i as f32 * 0.7).sin() - 4.0).collect(), 5).unwrap();
+        let speak = |vocoder: &Vocoder| vocoder.vocode(&mel, &SynthOptions::default(), None).unwrap().samples;
+        let (a, b) = (speak(&stream), speak(&blocks));
+        let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-4 && a.iter().any(|s| s.abs() > 0.1), "{worst}");
+        let error = blocks.stream(&SynthOptions::default()).err().unwrap();
+        assert_eq!(error.to_string(), "voice small cannot stream: a step of its flow has no streaming form");
     }
 }

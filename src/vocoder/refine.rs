@@ -10,11 +10,13 @@ use rustfft::num_complex::Complex32;
 /// The part of the last change that is added on top of each pass's result.
 ///
 /// .97 was no better, and stronger corrections nearly diverge (measured on eight LJSpeech clips).
-const MOMENTUM: f32 = 0.9;
+pub(super) const MOMENTUM: f32 = 0.9;
 /// Bound of a pass's correction in a band, nats.
 const MAX_CORRECTION: f32 = 4.0;
 /// How far above the top of the highest band bins are still corrected, Hz.
 const ABOVE_TOP: f64 = 200.0;
+/// The last hop's far end sees little of the last window: no more than this may be divided away.
+pub(super) const MIN_WEIGHT: f32 = 1e-2;
 /// Output frames of one parallel task; the frames that reach over its edges are worked out twice.
 const FRAMES_PER_TASK: usize = 64;
 
@@ -25,7 +27,7 @@ const FRAMES_PER_TASK: usize = 64;
 /// mean log-mel distance below .05 nats. Deterministic, whatever the number of threads. No part of
 /// the flow or its likelihood.
 pub struct Refiner {
-    stft: Stft,
+    pub(super) stft: Stft,
     bands: MelBands,
     /// For each corrected bin: the band whose centre is at or below it, and the weight of the next.
     between: Vec<(usize, f32)>,
@@ -33,12 +35,11 @@ pub struct Refiner {
 }
 
 /// Buffers of one thread.
-struct Buffers {
-    scratch: Scratch,
-    bins: Vec<Complex32>,
+pub(super) struct Buffers {
+    pub scratch: Scratch,
+    pub bins: Vec<Complex32>,
     magnitudes: Vec<f32>,
     correction: Vec<f32>,
-    weight: Vec<f32>,
 }
 
 impl Refiner {
@@ -125,49 +126,57 @@ impl Refiner {
     fn pass(&self, samples: &[f32], target: &[f32], out: &mut [f32]) {
         let task = FRAMES_PER_TASK * self.stft.hop_length();
         out.par_chunks_mut(task).enumerate().for_each_init(
-            || Buffers {
-                scratch: self.stft.scratch(),
-                bins: vec![Complex32::default(); self.stft.bins()],
-                magnitudes: vec![0.0; self.stft.bins()],
-                correction: vec![0.0; self.bands.n_mels()],
-                weight: vec![0.0; task],
-            },
-            |buffers, (i, out)| self.task(samples, target, i * task, out, buffers),
+            || (self.buffers(), vec![0.0; task]),
+            |(buffers, weight), (i, out)| self.task(samples, target, i * task, out, (buffers, weight)),
         );
     }
 
+    pub(super) fn buffers(&self) -> Buffers {
+        Buffers {
+            scratch: self.stft.scratch(),
+            bins: vec![Complex32::default(); self.stft.bins()],
+            magnitudes: vec![0.0; self.stft.bins()],
+            correction: vec![0.0; self.bands.n_mels()],
+        }
+    }
+
     /// The samples from `start` for as long as `out` is: all corrected frames that touch them.
-    fn task(&self, samples: &[f32], target: &[f32], start: usize, out: &mut [f32], buffers: &mut Buffers) {
+    fn task(
+        &self,
+        samples: &[f32],
+        target: &[f32],
+        start: usize,
+        out: &mut [f32],
+        (buffers, weights): (&mut Buffers, &mut [f32]),
+    ) {
         let (hop, n_fft, n_mels) = (self.stft.hop_length(), self.stft.n_fft(), self.bands.n_mels());
         let half = n_fft / 2;
         let frames = target.len() / n_mels;
         out.fill(0.0);
-        buffers.weight.fill(0.0);
+        weights.fill(0.0);
         let first = (start + 1).saturating_sub(half).div_ceil(hop);
         let end = ((start + out.len() + half - 1) / hop + 1).min(frames);
         for frame in first..end {
-            self.correct(samples, &target[frame * n_mels..][..n_mels], frame, buffers);
+            self.stft.analyse(samples, frame, &mut buffers.scratch, &mut buffers.bins);
+            self.correct(&target[frame * n_mels..][..n_mels], buffers);
             let windowed = self.stft.synthesise(&buffers.bins, &mut buffers.scratch);
             // sample `start + i` of the sound is sample `start + i + half − frame · hop` of the frame
             let (ours, theirs) = (start + half, frame * hop);
             let (to, from) = (theirs.saturating_sub(ours), ours.saturating_sub(theirs));
             let frame = windowed.iter().zip(self.stft.window()).skip(from);
-            for ((out, weight), (s, w)) in out.iter_mut().zip(&mut buffers.weight).skip(to).zip(frame) {
+            for ((out, weight), (s, w)) in out.iter_mut().zip(weights.iter_mut()).skip(to).zip(frame) {
                 *out += s;
                 *weight += w * w;
             }
         }
-        for (out, weight) in out.iter_mut().zip(&buffers.weight) {
-            // The last hop's far end sees little of the last window: no more than this may be
-            // divided away.
-            *out /= weight.max(1e-2);
+        for (out, weight) in out.iter_mut().zip(weights) {
+            *out /= weight.max(MIN_WEIGHT);
         }
     }
 
-    /// The corrected spectrum of one frame, into `buffers.bins`.
-    fn correct(&self, samples: &[f32], target: &[f32], frame: usize, buffers: &mut Buffers) {
-        let Buffers { scratch, bins, magnitudes, correction, .. } = buffers;
-        self.stft.analyse(samples, frame, scratch, bins);
+    /// Corrects the spectrum of one frame, which stands in `buffers.bins`.
+    pub(super) fn correct(&self, target: &[f32], buffers: &mut Buffers) {
+        let Buffers { bins, magnitudes, correction, .. } = buffers;
         for (magnitude, bin) in magnitudes.iter_mut().zip(bins.iter()) {
             *magnitude = bin.norm_sqr().sqrt();
         }

@@ -268,3 +268,113 @@ fn wrong_usage_is_exit_code_2() {
     assert_eq!(code, 0);
     assert!(String::from_utf8(out).unwrap().contains("melglow synth - -o - < a.npy | aplay"));
 }
+
+/// Frames of a mel file, frame after frame, as raw floats.
+fn raw_frames(frames: usize) -> Vec<u8> {
+    floats(tiny_mel(frames).transposed().values().iter().copied())
+}
+
+#[test]
+fn streamed_files_are_the_same_files() {
+    let place = Place::new();
+    place.mel("mels/a.npy", 40);
+    place.mel("mels/b.npy", 3);
+    assert_eq!(synth(&place, &["mels", "-o", "whole"]).0, 0);
+    let (code, _, err) = synth(&place, &["mels", "-o", "streamed", "--stream"]);
+    assert!(code == 0 && err.contains("real-time factor"), "{err}");
+    for name in ["a.wav", "b.wav"] {
+        let read = |folder: &str| fs::read(place.path(folder).join(name)).unwrap();
+        assert!(read("whole") == read("streamed"), "{name}");
+    }
+    let wav = fs::read(place.path("whole/a.wav")).unwrap();
+    let stream = |args: &[&str], input: &[u8]| {
+        let args = [&["synth", "--stream", "--voice", "voice", "-"], args].concat();
+        let (code, out, err) = run(&place, &args, input);
+        assert_eq!(code, 0, "{err}");
+        out
+    };
+    // raw frames to a file: the header is that of the whole; to a pipe: of unknown length, or none
+    assert!(stream(&["-o", "c.wav"], &raw_frames(40)).is_empty());
+    assert!(fs::read(place.path("c.wav")).unwrap() == wav);
+    assert!(stream(&["-o", "-", "--raw"], &raw_frames(40)) == wav[44..]);
+    let piped = stream(&["-o", "-"], &raw_frames(40));
+    assert!(piped[44..] == wav[44..] && piped[40..44] == [255; 4] && piped[4..8] == [255; 4]);
+    let npy = fs::read(place.path("mels/a.npy")).unwrap();
+    assert!(stream(&["-o", "-"], &npy) == wav);
+}
+
+#[test]
+fn a_live_stream_cut_within_a_frame_says_where() {
+    let place = Place::new();
+    let args = ["synth", "--stream", "--raw", "-", "-o", "-", "--voice", "voice"];
+    let (code, out, err) = run(&place, &args, &raw_frames(10)[..9 * 320 + 7]);
+    assert_eq!((code, out.len()), (1, 9 * 512));
+    assert_eq!(err, "melglow: standard input: ends within frame 9, after 7 of its 320 bytes\n");
+    let (code, out, err) = run(&place, &args, b"");
+    assert_eq!((code, out.len(), err.as_str()), (0, 0, ""));
+}
+
+#[test]
+fn a_live_frame_that_is_not_finite_is_muted_and_reported() {
+    let place = Place::new();
+    let mut bytes = raw_frames(30);
+    bytes[20 * 320..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let args = ["synth", "--stream", "--raw", "-", "-o", "-", "--voice", "voice", "--refine", "0"];
+    let (code, out, err) = run(&place, &args, &bytes);
+    assert_eq!((code, out.len()), (0, 30 * 512), "{err}");
+    assert!(err.starts_with("melglow: standard input: 1 frame with values that are not finite was muted\n"), "{err}");
+    assert!(out[20 * 512 + 128..21 * 512].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn frames_are_spoken_as_they_arrive_and_a_closed_pipe_is_a_quiet_end() {
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
+    let place = Place::new();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_melglow"))
+        .current_dir(place.path(""))
+        .args(["synth", "--stream", "--raw", "-", "-o", "-", "--voice", "voice", "--refine", "0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    // the tiny voice looks 5 frames ahead; nothing else may be held back
+    input.write_all(&raw_frames(20)).unwrap();
+    input.flush().unwrap();
+    let mut heard = vec![0; 15 * 512];
+    output.read_exact(&mut heard).unwrap();
+    drop(output);
+    // the program notices at its next write, or is done before
+    for _ in 0..50 {
+        if input.write_all(&raw_frames(20)).is_err() {
+            break;
+        }
+    }
+    drop(input);
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), ended.stderr.len()), (Some(0), 0), "{}", String::from_utf8_lossy(&ended.stderr));
+}
+
+#[test]
+fn bench_compares_streams_with_the_whole() {
+    let place = Place::new();
+    place.mel("a.npy", 60);
+    let args = ["bench", "--stream", "--voice", "voice", "--mel", "a.npy", "--rounds", "1", "--json"];
+    let (code, out, err) = run(&place, &args, b"");
+    assert_eq!(code, 0, "{err}");
+    let report: serde_json::Value = serde_json::from_slice(&out).unwrap();
+    // 5 frames for the flow, 3 for each of two passes
+    assert_eq!(report["look_ahead_frames"], 11);
+    let streams = report["streams"].as_array().unwrap();
+    let chunks: Vec<_> = streams.iter().map(|s| s["chunk_frames"].as_u64().unwrap()).collect();
+    assert_eq!(chunks, [1, 4, 16, 60]);
+    // the first sample cannot come before the frames it depends on
+    assert!(streams[0]["first_audio_ms"].as_f64().unwrap() >= report["look_ahead_ms"].as_f64().unwrap());
+    assert!(streams.iter().all(|s| s["cost_ratio"].as_f64().unwrap() > 0.0));
+    place.mel("short.npy", 11);
+    let (code, _, err) = run(&place, &["bench", "--stream", "--voice", "voice", "--mel", "short.npy"], b"");
+    assert_eq!((code, err.lines().count()), (1, 1), "{err}");
+    assert_eq!(run(&place, &["bench"], b"").0, 2);
+}

@@ -16,11 +16,15 @@ fn small_mel() -> MelConfig {
 }
 
 fn net(weight_norm: bool, skip: bool) -> WaveNetConfig {
-    WaveNetConfig { channels: 5, kernel: 3, dilations: vec![1, 2, 4], weight_norm, skip }
+    WaveNetConfig { channels: 5, kernel: 3, dilations: vec![1, 2, 4], weight_norm, skip, causal: false }
 }
 
 fn frame() -> ConditioningConfig {
-    ConditioningConfig::Frame { channels: 6, residual_layers: 1 }
+    ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None }
+}
+
+fn ahead(frames: usize) -> ConditioningConfig {
+    ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: Some(frames) }
 }
 
 fn design(conditioning: ConditioningConfig, group: usize, steps: Vec<StepConfig>) -> FlowConfig {
@@ -30,6 +34,8 @@ fn design(conditioning: ConditioningConfig, group: usize, steps: Vec<StepConfig>
 /// Every step, alone and together.
 fn designs() -> Vec<(&'static str, FlowConfig)> {
     let coupling = |weight_norm, skip, bound| StepConfig::Coupling { net: net(weight_norm, skip), bound };
+    let causal = WaveNetConfig { causal: true, ..net(false, false) };
+    let causal = StepConfig::Coupling { net: causal, bound: Some(2.0) };
     let all = vec![
         StepConfig::Asinh { scale: 0.5 },
         StepConfig::Gain,
@@ -71,6 +77,7 @@ fn designs() -> Vec<(&'static str, FlowConfig)> {
         ("gain", design(frame(), 4, vec![StepConfig::Gain])),
         ("actnorm", design(frame(), 4, vec![StepConfig::Actnorm])),
         ("mix", design(frame(), 4, vec![StepConfig::Mix])),
+        ("causal", design(ahead(0), 4, vec![StepConfig::Gain, causal])),
         ("coupling", design(frame(), 2, vec![coupling(false, false, Some(2.0))])),
         ("all", design(frame(), 8, all)),
         ("waveglow", design(ConditioningConfig::Upsample { kernel: 64 }, 8, waveglow)),
@@ -212,7 +219,9 @@ fn fused_wavenet_equals_its_graph_in_values_and_gradients() {
         [(true, true, 1, 37), (false, false, 4, 37), (false, true, 4, 3), (true, false, 1, 1)]
     {
         let params = Params::seeded(3, &CPU);
-        let wavenet = WaveNet::new(&net(weight_norm, skip), 3, 4, up, params.builder()).unwrap();
+        // causal where there is no skip: each kind once
+        let config = WaveNetConfig { causal: !skip, ..net(weight_norm, skip) };
+        let wavenet = WaveNet::new(&config, 3, 4, up, params.builder()).unwrap();
         for (i, (_, var)) in params.named().iter().enumerate() {
             var.set(&(var.as_tensor() + noise(i as u64, var.dims()).affine(0.2, 0.0).unwrap()).unwrap()).unwrap();
         }
@@ -276,7 +285,8 @@ fn sound(samples: usize) -> Vec<f32> {
 fn whitening_keeps_the_laws_and_pays() {
     let mel = MelConfig { n_fft: 256, win_length: 256, hop_length: 64, n_mels: 20, ..small_mel() };
     let mut config = design(frame(), 8, vec![]);
-    config.whitening = Some(WhiteningConfig { order: 32, filters_per_hop: 2, hidden: 8, context: 1, fit_steps: 30 });
+    config.whitening =
+        Some(WhiteningConfig { order: 32, filters_per_hop: 2, hidden: 8, context: 1, fit_steps: 30, lookahead: None });
     let params = Params::seeded(1, &CPU);
     let flow = Flow::new(&config, &mel, params.builder()).unwrap();
     let x = sound(8000);
@@ -307,4 +317,29 @@ fn whitening_keeps_the_laws_and_pays() {
         assert!(changed[..at].iter().zip(&e).all(|(a, b)| a == b), "sample {at} changes its past");
         assert!((((changed[at] - e[at]) / 0.1).ln() - log_det[at]).abs() < 1e-2);
     }
+}
+
+#[test]
+fn a_changed_future_leaves_the_past_alone() {
+    // two frames of look-ahead in the conditioning, one more to interpolate towards; causal nets
+    let causal = WaveNetConfig { causal: true, ..net(false, false) };
+    let steps = vec![StepConfig::Gain, StepConfig::Coupling { net: causal, bound: Some(2.0) }];
+    let (flow, _) = unsettled(&design(ahead(2), 4, steps));
+    let (z, frames, context) = (noise(1, &[1, 4, 80]), 20, flow.context());
+    let mel = |changed: usize| {
+        let values = noise(2, &[5 * frames]).to_vec1::<f32>().unwrap();
+        let values = values.iter().enumerate().map(|(i, v)| if i % frames == changed { v + 1.0 } else { *v });
+        let mel = MelSpectrogram::new(values.collect(), 5).unwrap();
+        flow.mel_window(&mel, 0, frames).unwrap()
+    };
+    assert_eq!(context.right, 3);
+    let sound =
+        |z: &Tensor, mel: &Tensor| flow.inverse(z, mel).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let origin = sound(&z, &mel(frames));
+    let changed = sound(&z, &mel(10));
+    assert!(origin[..7 * 16] == changed[..7 * 16] && origin[7 * 16..8 * 16] != changed[7 * 16..8 * 16]);
+    // a changed latent moves nothing before its step
+    let bump: Vec<f32> = (0..320).map(|i| if i % 80 == 40 { 1.0 } else { 0.0 }).collect();
+    let moved = sound(&(&z + Tensor::from_vec(bump, (1, 4, 80), &CPU).unwrap()).unwrap(), &mel(frames));
+    assert!(origin[..40 * 4] == moved[..40 * 4] && origin[40 * 4..41 * 4] != moved[40 * 4..41 * 4]);
 }

@@ -6,6 +6,9 @@ mod import;
 mod laws;
 mod mels;
 mod mels_cli;
+#[cfg(all(feature = "play", target_os = "linux"))]
+mod play;
+mod stream;
 mod train;
 mod voice;
 
@@ -18,11 +21,12 @@ use std::path::{Path, PathBuf};
 
 /// The design of a flow that is built and run in no time.
 fn tiny_flow() -> FlowConfig {
-    let net = WaveNetConfig { channels: 8, kernel: 3, dilations: vec![1, 2], weight_norm: false, skip: false };
+    let net =
+        WaveNetConfig { channels: 8, kernel: 3, dilations: vec![1, 2], weight_norm: false, skip: false, causal: false };
     let steps = vec![StepConfig::Actnorm, StepConfig::Mix, StepConfig::Coupling { net, bound: Some(2.0) }];
     FlowConfig {
         whitening: None,
-        conditioning: ConditioningConfig::Frame { channels: 8, residual_layers: 1 },
+        conditioning: ConditioningConfig::Frame { channels: 8, residual_layers: 1, lookahead: None },
         group: 16,
         blocks: vec![Block { repeat: 2, steps }],
     }
@@ -30,7 +34,11 @@ fn tiny_flow() -> FlowConfig {
 
 /// A voice with seeded weights, as `name`.
 fn tiny_voice(name: &str) -> Voice {
-    let (mel, flow) = (MelConfig::nvidia(), tiny_flow());
+    seeded_voice(name, MelConfig::nvidia(), tiny_flow())
+}
+
+/// A voice of any design with seeded weights.
+fn seeded_voice(name: &str, mel: MelConfig, flow: FlowConfig) -> Voice {
     let params = Params::seeded(1, &candle_core::Device::Cpu);
     Flow::new(&flow, &mel, params.builder()).unwrap();
     let tensors: Vec<_> = params.named().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();

@@ -91,7 +91,8 @@ fn recipe(steps: usize) -> Recipe {
 /// A recipe with every step and every feature of training.
 fn rich_recipe(steps: usize) -> Recipe {
     let mut recipe = recipe(steps);
-    recipe.flow.whitening = Some(WhiteningConfig { order: 8, filters_per_hop: 2, hidden: 8, context: 1, fit_steps: 3 });
+    recipe.flow.whitening =
+        Some(WhiteningConfig { order: 8, filters_per_hop: 2, hidden: 8, context: 1, fit_steps: 3, lookahead: None });
     recipe.flow.blocks.insert(0, Block { repeat: 1, steps: vec![StepConfig::Asinh { scale: 0.5 }, StepConfig::Gain] });
     recipe.flow.blocks.push(Block { repeat: 1, steps: vec![StepConfig::Early { channels: 2 }, StepConfig::Mix] });
     recipe.training.accumulate = 2;
@@ -281,7 +282,8 @@ fn a_run_of_another_design_takes_what_fits_and_says_so() {
     assert!(err.contains("has another mel convention than voice"), "{err}");
     let mut nothing = recipe(1);
     nothing.flow.group = 32;
-    nothing.flow.conditioning = melglow::flow::config::ConditioningConfig::Frame { channels: 3, residual_layers: 0 };
+    nothing.flow.conditioning =
+        melglow::flow::config::ConditioningConfig::Frame { channels: 3, residual_layers: 0, lookahead: None };
     if let StepConfig::Coupling { net, .. } = &mut nothing.flow.blocks[0].steps[2] {
         net.channels = 5;
     }
@@ -383,4 +385,20 @@ fn an_interrupt_saves_and_leaves() {
     let step = *checkpoint::steps(&place.path("run")).unwrap().last().unwrap();
     assert!(step > 0);
     Voice::open(checkpoint::folder(&place.path("run"), step)).unwrap();
+}
+
+#[test]
+fn the_live_recipe_trains_a_voice_that_streams_at_once() {
+    let place = Place::new();
+    let mut live = Recipe::open("lj-live").unwrap();
+    live.training = recipe(3).training;
+    live.validation = recipe(3).validation;
+    live.flow.whitening.as_mut().unwrap().fit_steps = 2;
+    live.flow.blocks[1].repeat = 1;
+    let summary = place.train(&live, "run");
+    assert_eq!(summary.step, 3);
+    let voice = Voice::open(place.path("run/step-3")).unwrap();
+    assert_eq!(voice.config().synthesis.refine, 0);
+    let vocoder = melglow::vocoder::Vocoder::new(&voice).unwrap();
+    assert_eq!(vocoder.stream(&Default::default()).unwrap().latency_frames(), 3);
 }

@@ -3,6 +3,7 @@
 
 mod hdf5;
 mod kaldi;
+pub mod live;
 mod npy;
 mod utterance;
 

@@ -36,7 +36,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<TensorData, String> {
 }
 
 /// Header text and data.
-fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let rest = bytes.strip_prefix(MAGIC)?;
     let version = *rest.first()?;
     let (len, start) = if version == 1 {
@@ -51,19 +51,19 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// What follows `'name':` in the header's dictionary.
-fn field<'a>(header: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(header: &'a str, name: &str) -> Option<&'a str> {
     let after = ['\'', '"'].iter().find_map(|quote| header.split_once(&format!("{quote}{name}{quote}")))?.1;
     Some(after.trim_start().strip_prefix(':')?.trim_start())
 }
 
 /// The string literal at the start of `text`.
-fn quoted(text: &str) -> Option<&str> {
+pub(super) fn quoted(text: &str) -> Option<&str> {
     let quote = text.chars().next().filter(|c| matches!(c, '\'' | '"'))?;
     text[1..].split_once(quote).map(|(inside, _)| inside)
 }
 
 /// The tuple of numbers at the start of `text`.
-fn tuple(text: &str) -> Option<Vec<usize>> {
+pub(super) fn tuple(text: &str) -> Option<Vec<usize>> {
     let (inside, _) = text.strip_prefix('(')?.split_once(')')?;
     let items: Vec<&str> = inside.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
     if items.len() > MAX_DIMS {
@@ -74,7 +74,7 @@ fn tuple(text: &str) -> Option<Vec<usize>> {
 }
 
 /// The type of an element and whether it is big-endian.
-fn element(descr: &str) -> Result<(Element, bool), String> {
+pub(super) fn element(descr: &str) -> Result<(Element, bool), String> {
     let (order, kind) = match descr.as_bytes().first() {
         Some(b'<' | b'>' | b'=' | b'|') => descr.split_at(1),
         _ => ("<", descr),

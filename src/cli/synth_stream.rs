@@ -1,0 +1,216 @@
+//! `melglow synth --stream`: sound leaves while its mel arrives, in constant memory.
+
+use super::conventions::MelReader;
+use super::say;
+use super::source::{Source, is_stdio};
+use super::synth::Job;
+use crate::atomic;
+use crate::audio::wav::{self, WavFormat};
+use crate::mel::file::live::FrameReader;
+use crate::vocoder::{SynthOptions, Vocoder};
+use anyhow::{Context, Result};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::Path;
+
+/// Frames that are spoken between two writes where all of them are there: a quarter of a second.
+const FRAMES: usize = 22;
+
+/// Mel frames of one utterance, from a file or as they arrive on standard input.
+pub(super) enum Frames {
+    /// All of them, frame after frame.
+    Whole {
+        values: Vec<f32>,
+        /// How many values are taken.
+        at: usize,
+        /// The part of their sound that is meant.
+        samples: Range<usize>,
+    },
+    /// As they come.
+    Live(Box<FrameReader<io::Stdin>>),
+}
+
+impl Frames {
+    /// Opens a mel file, or standard input for `-`; warns of a file whose mel doesn't suit the voice.
+    pub fn open(mel: &Source, reader: &MelReader) -> Result<Self> {
+        if is_stdio(&mel.path) {
+            reader.must_be_the_voices_own()?;
+            let frames = FrameReader::open(io::stdin(), Path::new("standard input"), reader.layout)?;
+            return Ok(Self::Live(Box::new(frames)));
+        }
+        let (decoded, warning) = reader.decode(mel.read(reader.layout)?, &mel.name())?;
+        if let Some(warning) = warning {
+            say(&warning);
+        }
+        Ok(Self::Whole { values: decoded.mel.transposed().values().to_vec(), at: 0, samples: decoded.samples })
+    }
+
+    /// Samples in all, where that is known, at `hop` samples a frame.
+    pub fn samples(&self, hop: usize) -> Option<usize> {
+        match self {
+            Self::Whole { samples, .. } => Some(samples.len()),
+            Self::Live(reader) => reader.frames().map(|frames| frames * hop),
+        }
+    }
+
+    /// The part of the sound that is meant.
+    fn wanted(&self) -> Range<usize> {
+        match self {
+            Self::Whole { samples, .. } => samples.clone(),
+            Self::Live(_) => 0..usize::MAX,
+        }
+    }
+
+    /// The next frames; `None` at the end.
+    pub fn next(&mut self, n_mels: usize) -> crate::Result<Option<Vec<f32>>> {
+        match self {
+            Self::Live(reader) => reader.next(),
+            Self::Whole { values, at, .. } => {
+                let piece = values[*at..].chunks(FRAMES * n_mels).next().map(<[f32]>::to_vec);
+                *at += piece.as_ref().map_or(0, Vec::len);
+                Ok(piece)
+            }
+        }
+    }
+}
+
+/// What became of one utterance.
+#[derive(Default)]
+pub(super) struct Spoken {
+    pub samples: u64,
+    pub muted: usize,
+    /// What cut the frames short; what came before is spoken all the same.
+    pub cut: Option<crate::Error>,
+}
+
+/// Streams all frames through the vocoder; `sink` gets samples as they are made, and says whether
+/// to go on.
+pub(super) fn speak<E: From<crate::Error>>(
+    vocoder: &Vocoder,
+    options: &SynthOptions,
+    frames: &mut Frames,
+    mut sink: impl FnMut(&[f32]) -> Result<bool, E>,
+) -> Result<Spoken, E> {
+    let n_mels = vocoder.config().mel.n_mels;
+    let mut stream = vocoder.stream(options)?;
+    let wanted = frames.wanted();
+    let (mut out, mut spoken, mut made) = (Vec::new(), Spoken::default(), 0);
+    // what is meant of the samples that were just made
+    let mut take = |out: &mut Vec<f32>| {
+        let place = made..made + out.len();
+        made = place.end;
+        out.truncate(wanted.end.clamp(place.start, place.end) - place.start);
+        out.drain(..wanted.start.saturating_sub(place.start).min(out.len()));
+    };
+    loop {
+        match frames.next(n_mels) {
+            Ok(Some(piece)) => stream.push(&piece, &mut out)?,
+            Ok(None) => break,
+            Err(error) => {
+                spoken.cut = Some(error);
+                break;
+            }
+        }
+        take(&mut out);
+        spoken.samples += out.len() as u64;
+        if !out.is_empty() && !sink(&out)? {
+            spoken.muted = stream.muted_frames();
+            return Ok(spoken);
+        }
+        out.clear();
+    }
+    spoken.muted = stream.muted_frames();
+    stream.finish(&mut out);
+    take(&mut out);
+    spoken.samples += out.len() as u64;
+    sink(&out)?;
+    Ok(spoken)
+}
+
+/// Says which frames were muted, if any.
+pub(super) fn report_muted(name: &Path, muted: usize) {
+    if muted > 0 {
+        let (frames, were) = if muted == 1 { ("frame", "was") } else { ("frames", "were") };
+        say(&format!("{}: {muted} {frames} with values that are not finite {were} muted", name.display()));
+    }
+}
+
+/// How the samples leave.
+pub(super) struct Output {
+    /// Sample format.
+    pub format: WavFormat,
+    /// Samples alone, without a header.
+    pub raw: bool,
+}
+
+/// Speaks one mel as a stream; gives the number of samples.
+pub(super) fn run(
+    vocoder: &Vocoder,
+    options: &SynthOptions,
+    job: &Job,
+    reader: &MelReader,
+    to: &Output,
+) -> Result<u64> {
+    let name = &job.mel.name();
+    let mut frames = Frames::open(&job.mel, reader)?;
+    let mel = &vocoder.config().mel;
+    let promised = frames.samples(mel.hop_length).map(|samples| samples as u64);
+    let header = |samples| if to.raw { Ok(Vec::new()) } else { wav::header(samples, mel.sample_rate, to.format) };
+    let mut saturated = 0;
+    let mut fill = |out: &mut dyn Write| -> io::Result<Spoken> {
+        out.write_all(&header(promised)?)?;
+        // whoever reads gets each piece at once
+        let spoken = speak(vocoder, options, &mut frames, |samples| -> Result<bool, SinkError> {
+            saturated += wav::write_samples(&mut *out, samples, to.format)?;
+            out.flush()?;
+            Ok(true)
+        })
+        .map_err(SinkError::into_io)?;
+        if !to.raw {
+            wav::write_padding(&mut *out, spoken.samples, to.format)?;
+        }
+        out.flush()?;
+        Ok(spoken)
+    };
+    let spoken = if is_stdio(&job.wav) {
+        fill(&mut io::stdout().lock()).context("cannot write to standard output")?
+    } else {
+        atomic::write_with_head(&job.wav, fill, |spoken| header(Some(spoken.samples)))?
+    };
+    let written = if is_stdio(&job.wav) { name } else { &job.wav };
+    if saturated > 0 {
+        say(&format!("{}: {saturated} samples saturated", written.display()));
+    }
+    report_muted(name, spoken.muted);
+    match spoken.cut {
+        Some(error) => Err(error.into()),
+        None => Ok(spoken.samples),
+    }
+}
+
+/// An error of the vocoder or of the sink.
+enum SinkError {
+    Io(io::Error),
+    Ours(crate::Error),
+}
+
+impl From<io::Error> for SinkError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<crate::Error> for SinkError {
+    fn from(error: crate::Error) -> Self {
+        Self::Ours(error)
+    }
+}
+
+impl SinkError {
+    fn into_io(self) -> io::Error {
+        match self {
+            Self::Io(error) => error,
+            Self::Ours(error) => io::Error::other(error),
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The whitening's filters from mel frames, and the synthesis filter as a stream; all on slices.
+
+use super::config::WhiteningConfig;
+use crate::kernels::matmul_rows;
+use crate::kernels::predict::{Predictor, levinson, synthesise};
+use crate::kernels::stream::Rows;
+use crate::kernels::wavenet::fill_rows;
+use crate::mel::filterbank::{band_centres, mel_filterbank};
+use crate::mel::{MelConfig, MelSpectrogram};
+use rayon::prelude::*;
+use realfft::{ComplexToReal, RealFftPlanner};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Width of the bands above the mel's range, Hz.
+const HIGH_BAND_HZ: f64 = 500.0;
+/// Power of 16-bit quantisation noise at ±1 full scale.
+pub const QUANTISATION_POWER: f64 = 1.0 / 12.0 / (32_768.0 * 32_768.0);
+/// Frames of one parallel task.
+const FRAMES_PER_TASK: usize = 32;
+
+/// Where the bands of a mel lie among the bins, and above them.
+#[derive(Clone)]
+pub struct Bands {
+    n_mels: usize,
+    bins: usize,
+    /// Σ window², which makes `|X|²` a power per sample.
+    pub window_power: f64,
+    /// ln Σ_k W[b, k] of each band.
+    log_area: Vec<f64>,
+    /// Band centres in bins.
+    centres: Vec<f64>,
+    /// First bin of each high band, and the end of the last.
+    pub high_edges: Vec<usize>,
+}
+
+impl Bands {
+    /// Of a convention and its window.
+    pub fn new(mel: &MelConfig, window: &[f32]) -> Self {
+        let bins = mel.n_fft / 2 + 1;
+        let hz_per_bin = f64::from(mel.sample_rate) / mel.n_fft as f64;
+        let high_bands = ((f64::from(mel.sample_rate) / 2.0 - mel.f_max) / HIGH_BAND_HZ).floor() as usize;
+        Self {
+            n_mels: mel.n_mels,
+            bins,
+            window_power: window.iter().map(|&w| f64::from(w) * f64::from(w)).sum(),
+            log_area: mel_filterbank(mel)
+                .chunks_exact(bins)
+                .map(|row| row.iter().map(|&w| f64::from(w)).sum::<f64>().max(1e-9).ln())
+                .collect(),
+            centres: band_centres(mel).into_iter().map(|hz| hz / hz_per_bin).collect(),
+            high_edges: (0..=high_bands)
+                .map(|i| ((mel.f_max + i as f64 * HIGH_BAND_HZ) / hz_per_bin).round() as usize)
+                .collect(),
+        }
+    }
+
+    /// Bins of a spectrum.
+    pub fn bins(&self) -> usize {
+        self.bins
+    }
+
+    /// The spectrum before correction: `ln S₀` per bin, from one frame; `high` is
+    /// `[n_mels + 1, high bands]`.
+    pub fn spectrum(&self, column: &[f32], high: &[f32]) -> Vec<f32> {
+        let log_power = |b: usize| 2.0 * (f64::from(column[b]) - self.log_area[b]) - self.window_power.ln();
+        let mut anchors: Vec<(f64, f64)> = self.centres.iter().enumerate().map(|(b, &c)| (c, log_power(b))).collect();
+        let n_high = self.high_edges.len() - 1;
+        for i in 0..n_high {
+            let value = high[self.n_mels * n_high + i]
+                + column.iter().enumerate().map(|(b, v)| v * high[b * n_high + i]).sum::<f32>();
+            anchors.push(((self.high_edges[i] + self.high_edges[i + 1]) as f64 / 2.0, f64::from(value)));
+        }
+        let mut at = 0;
+        (0..self.bins)
+            .map(|k| {
+                let k = k as f64;
+                while at + 1 < anchors.len() && anchors[at + 1].0 < k {
+                    at += 1;
+                }
+                let (x0, y0) = anchors[at];
+                let value = match anchors.get(at + 1) {
+                    Some(&(x1, y1)) if k > x0 => y0 + (y1 - y0) * (k - x0) / (x1 - x0),
+                    _ => y0,
+                };
+                (value.exp() + QUANTISATION_POWER).ln() as f32
+            })
+            .collect()
+    }
+}
+
+/// The net's input for one of the frames up to `end`, edges repeated.
+pub fn net_row<'a>(
+    config: &WhiteningConfig,
+    frame: usize,
+    end: usize,
+    column: &impl Fn(usize) -> &'a [f32],
+) -> impl Iterator<Item = f32> {
+    (0..config.window())
+        .map(move |d| (frame + d).saturating_sub(config.context).min(end - 1))
+        .flat_map(|f| column(f).iter().map(|v| v * 0.25 + 1.25))
+}
+
+/// Everything that makes filters from mel frames.
+pub struct Filters {
+    /// The design.
+    pub config: WhiteningConfig,
+    /// Samples from one frame to the next.
+    pub hop: usize,
+    /// Where the mel's bands lie.
+    pub bands: Bands,
+    /// `[n_mels + 1, high bands]`.
+    pub high: Vec<f32>,
+    /// Weights `[in, out]` and biases of the net.
+    pub layers: Vec<(Vec<f32>, Vec<f32>)>,
+    inverse: Arc<dyn ComplexToReal<f64>>,
+}
+
+impl Filters {
+    /// From the fitted parts.
+    pub fn new(
+        config: &WhiteningConfig,
+        mel: &MelConfig,
+        bands: Bands,
+        high: Vec<f32>,
+        layers: Vec<(Vec<f32>, Vec<f32>)>,
+    ) -> Self {
+        let inverse = RealFftPlanner::<f64>::new().plan_fft_inverse(mel.n_fft);
+        Self { config: config.clone(), hop: mel.hop_length, bands, high, layers, inverse }
+    }
+
+    /// Samples that one filter is for.
+    pub fn share(&self) -> usize {
+        self.hop / self.config.filters_per_hop
+    }
+
+    /// `ln S` of some of the frames up to `end`, `[frames, bins]`.
+    fn log_spectra<'a>(&self, frames: Range<usize>, end: usize, column: impl Fn(usize) -> &'a [f32]) -> Vec<f32> {
+        let mut h: Vec<f32> = Vec::new();
+        frames.clone().for_each(|f| h.extend(net_row(&self.config, f, end, &column)));
+        for (i, (weight, bias)) in self.layers.iter().enumerate() {
+            if i > 0 {
+                h.iter_mut().for_each(|v| *v /= 1.0 + (-*v).exp());
+            }
+            let (inputs, outputs) = (weight.len() / bias.len(), bias.len());
+            let mut next = vec![0.0; frames.len() * outputs];
+            fill_rows(&mut next, bias);
+            matmul_rows((frames.len(), inputs, outputs), &h, (weight, outputs), &mut next);
+            h = next;
+        }
+        for (row, f) in h.chunks_exact_mut(self.bands.bins).zip(frames) {
+            row.iter_mut().zip(self.bands.spectrum(column(f), &self.high)).for_each(|(h, s)| *h += s);
+        }
+        h
+    }
+
+    /// The filters of one frame, `filters_per_hop` of them, each for its share of the hop after the
+    /// frame's centre: from the spectra there and at the next frame.
+    fn between(&self, now: &[f32], next: &[f32]) -> impl Iterator<Item = Predictor> {
+        let per_hop = self.config.filters_per_hop;
+        let (mut spectrum, mut lags) = (self.inverse.make_input_vec(), self.inverse.make_output_vec());
+        (0..per_hop).map(move |j| {
+            let part = (j as f32 + 0.5) / per_hop as f32;
+            for ((s, a), b) in spectrum.iter_mut().zip(now).zip(next) {
+                *s = f64::from((a + part * (b - a)).clamp(-60.0, 60.0)).exp().into();
+            }
+            self.inverse.process(&mut spectrum, &mut lags).expect("buffers have the plan's lengths");
+            let scale = 1.0 / lags.len() as f64;
+            let r: Vec<f64> = lags[..=self.config.order].iter().map(|v| v * scale).collect();
+            let (a, error) = levinson(&r);
+            Predictor::new(&a, error)
+        })
+    }
+
+    /// The filters of a whole mel, `filters_per_hop` a frame.
+    pub fn all(&self, mel: &MelSpectrogram) -> Vec<Predictor> {
+        let (columns, frames, bins) = (mel.transposed(), mel.frames(), self.bands.bins);
+        let column = |f: usize| &columns.values()[f * mel.n_mels()..][..mel.n_mels()];
+        (0..frames.div_ceil(FRAMES_PER_TASK))
+            .into_par_iter()
+            .flat_map_iter(|task| {
+                let first = task * FRAMES_PER_TASK;
+                let end = (first + FRAMES_PER_TASK).min(frames);
+                let spectra = self.log_spectra(first..(end + 1).min(frames), frames, column);
+                let mut filters = Vec::with_capacity((end - first) * self.config.filters_per_hop);
+                for f in first..end {
+                    let spectrum = |f: usize| &spectra[(f.min(frames - 1) - first) * bins..][..bins];
+                    filters.extend(self.between(spectrum(f), spectrum(f + 1)));
+                }
+                filters
+            })
+            .collect()
+    }
+
+    /// Residual of a whole mel (at most frames · hop) → samples.
+    pub fn inverse(&self, e: &[f32], mel: &MelSpectrogram) -> Vec<f32> {
+        let (predictors, share) = (self.all(mel), self.share());
+        let mut x = vec![0.0; e.len()];
+        for (i, (e, predictor)) in e.chunks(share).zip(&predictors).enumerate() {
+            synthesise(predictor, &mut x, i * share..i * share + e.len(), e);
+        }
+        x
+    }
+}
+
+/// The synthesis filter at work on one stream of mel frames and residual.
+pub struct Synthesis {
+    mel: Rows,
+    spectra: Rows,
+    filters: VecDeque<Predictor>,
+    /// The last samples, as many as the filter looks back on.
+    samples: Rows,
+}
+
+impl Synthesis {
+    /// Before the first frame.
+    pub fn new(filters: &Filters) -> Self {
+        Self {
+            mel: Rows::new(filters.bands.n_mels),
+            spectra: Rows::new(filters.bands.bins),
+            filters: VecDeque::new(),
+            samples: Rows::new(1),
+        }
+    }
+
+    /// Takes the next mel frames, one after the other; after `last` no more may follow.
+    pub fn hear(&mut self, filters: &Filters, frames: &[f32], last: bool) {
+        self.mel.extend(frames);
+        let (from, end) = (self.spectra.end(), self.mel.end());
+        let to = if last { end } else { end.saturating_sub(filters.config.lookahead()).max(from) };
+        if from < to {
+            let mel = &self.mel;
+            let new = filters.log_spectra(from..to, end, |f| mel.get(f..f + 1));
+            self.spectra.extend(&new);
+        }
+        let done = self.spectra.start();
+        let to = if last { to } else { to.saturating_sub(1).max(done) };
+        for f in done..to {
+            let next = (f + 1).min(self.spectra.end() - 1);
+            let (now, next) = (self.spectra.get(f..f + 1), self.spectra.get(next..next + 1));
+            self.filters.extend(filters.between(now, next));
+        }
+        self.spectra.forget(to);
+        self.mel.forget(self.spectra.end().saturating_sub(filters.config.context));
+    }
+
+    /// Frames whose filters are ready.
+    pub fn ready(&self, filters: &Filters) -> usize {
+        self.filters.len() / filters.config.filters_per_hop
+    }
+
+    /// Whole frames of residual, as many as are [`ready`](Self::ready) at most, → as many samples.
+    pub fn speak(&mut self, filters: &Filters, residual: &[f32], out: &mut Vec<f32>) {
+        for residual in residual.chunks_exact(filters.share()) {
+            let Some(predictor) = self.filters.pop_front() else { return };
+            self.samples.grow(residual.len());
+            let (start, end) = (self.samples.start(), self.samples.end());
+            let new = end - start - residual.len()..end - start;
+            let x = self.samples.get_mut(start..end);
+            synthesise(&predictor, x, new.clone(), residual);
+            out.extend_from_slice(&x[new]);
+            self.samples.forget(end.saturating_sub(filters.config.order));
+        }
+    }
+}

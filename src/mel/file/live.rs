@@ -1,0 +1,206 @@
+//! Mel frames as they arrive: raw floats, or `.npy` whose frames lie one after the other.
+
+use super::{Element, Layout, npy};
+use crate::{Error, Result};
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+/// Bytes that are asked for at a time.
+const PIECE: usize = 1 << 16;
+
+/// Reads mel frames from a stream of bytes.
+///
+/// The stream is `.npy` by its first bytes, or else raw little-endian float32, all bands of a frame
+/// after those of the one before. A `.npy` whose bands lie one after the other has no frame before
+/// its end: it is read whole. Values need not be finite where frames are read as they arrive.
+pub struct FrameReader<R> {
+    reader: R,
+    name: PathBuf,
+    n_mels: usize,
+    element: Element,
+    big: bool,
+    /// Bytes of frames that are not taken yet.
+    pending: Vec<u8>,
+    /// Frames that a header promises.
+    promised: Option<usize>,
+    taken: usize,
+    ended: bool,
+}
+
+impl<R: Read> FrameReader<R> {
+    /// Reads as far as it takes to know the format; `name` is for messages.
+    ///
+    /// # Errors
+    /// If the stream can't be read, or is `.npy` and not a mel of the layout.
+    pub fn open(reader: R, name: &Path, layout: Layout) -> Result<Self> {
+        let mut this = Self {
+            reader,
+            name: name.to_path_buf(),
+            n_mels: layout.n_mels,
+            element: Element::F32,
+            big: false,
+            pending: Vec::new(),
+            promised: None,
+            taken: 0,
+            ended: false,
+        };
+        while this.pending.len() < npy::MAGIC.len() && this.fill()? {}
+        if this.pending.starts_with(npy::MAGIC) {
+            this.npy(layout)?;
+        }
+        Ok(this)
+    }
+
+    /// Frames in all, where a header says so.
+    pub fn frames(&self) -> Option<usize> {
+        self.promised
+    }
+
+    /// The frames that have arrived, one after the other; waits for at least one, `None` at the end.
+    ///
+    /// # Errors
+    /// If the stream can't be read, or ends within a frame or before the frames it promised.
+    pub fn next(&mut self) -> Result<Option<Vec<f32>>> {
+        let size = self.n_mels * self.element.size();
+        while self.pending.len() < size && self.promised != Some(self.taken) && self.fill()? {}
+        let left = self.promised.map_or(usize::MAX, |promised| promised - self.taken);
+        let frames = (self.pending.len() / size).min(left);
+        if frames > 0 {
+            self.taken += frames;
+            let bytes: Vec<u8> = self.pending.drain(..frames * size).collect();
+            return Ok(Some(self.element.decode(&bytes, self.big)));
+        }
+        if left == 0 {
+            return Ok(None);
+        }
+        if !self.pending.is_empty() {
+            let problem = format!("ends within frame {}, after {} of its {size} bytes", self.taken, self.pending.len());
+            return Err(Error::file(&self.name, problem));
+        }
+        match self.promised {
+            Some(promised) => Err(Error::file(&self.name, format!("ends after {} of {promised} frames", self.taken))),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads what is there, at least a byte; `false` at the end.
+    fn fill(&mut self) -> Result<bool> {
+        let from = self.pending.len();
+        self.pending.resize(from + PIECE, 0);
+        let count = loop {
+            match self.reader.read(&mut self.pending[from..]) {
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("read", &self.name)(e)),
+                Ok(count) => break count,
+            }
+        };
+        self.pending.truncate(from + count);
+        self.ended = count == 0;
+        Ok(count > 0)
+    }
+
+    fn npy(&mut self, layout: Layout) -> Result<()> {
+        while npy::split(&self.pending).is_none() && self.pending.len() < PIECE && self.fill()? {}
+        let wrong = |problem: String| Error::file(&self.name, problem);
+        let Some((header, data)) = npy::split(&self.pending) else {
+            return Err(wrong("truncated within its header".into()));
+        };
+        let header = String::from_utf8_lossy(header).into_owned();
+        let start = self.pending.len() - data.len();
+        let fortran = npy::field(&header, "fortran_order").is_some_and(|v| v.starts_with("True"));
+        let shape = npy::field(&header, "shape").and_then(npy::tuple).unwrap_or_default();
+        let descr = npy::field(&header, "descr").and_then(npy::quoted).unwrap_or_default();
+        let bands_first = match shape[..] {
+            [bands, frames] | [1, bands, frames] => !layout.transpose && bands == self.n_mels && frames > 0,
+            _ => false,
+        };
+        let frames_first = match shape[..] {
+            [frames, bands] | [1, frames, bands] => layout.transpose && bands == self.n_mels && frames > 0,
+            _ => false,
+        };
+        if bands_first && fortran || frames_first && !fortran {
+            let frames = if fortran { shape[shape.len() - 1] } else { shape[shape.len() - 2] };
+            (self.element, self.big) = npy::element(descr).map_err(wrong)?;
+            self.promised = Some(frames);
+            self.pending.drain(..start);
+            return Ok(());
+        }
+        // no frame is whole before the end: the ordinary reader takes it, and says what is wrong with it
+        while self.pending.len() as u64 <= super::MAX_FILE && self.fill()? {}
+        if self.pending.len() as u64 > super::MAX_FILE {
+            return Err(Error::file(&self.name, "is larger than 4 GiB"));
+        }
+        let mel = super::read_bytes(&self.pending, &self.name, layout)?;
+        self.promised = Some(mel.frames());
+        self.pending = mel.transposed().values().iter().flat_map(|v| v.to_le_bytes()).collect();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reader that gives a few bytes at a time.
+    struct Trickle<'a>(&'a [u8], usize);
+
+    impl Read for Trickle<'_> {
+        fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+            let count = self.1.min(out.len()).min(self.0.len());
+            out[..count].copy_from_slice(&self.0[..count]);
+            self.0 = &self.0[count..];
+            Ok(count)
+        }
+    }
+
+    fn read(bytes: &[u8], step: usize, transpose: bool) -> Result<Vec<f32>, String> {
+        let layout = Layout { n_mels: 2, transpose };
+        let mut reader =
+            FrameReader::open(Trickle(bytes, step), Path::new("stdin"), layout).map_err(|e| e.to_string())?;
+        let mut all = Vec::new();
+        while let Some(frames) = reader.next().map_err(|e| e.to_string())? {
+            assert!(!frames.is_empty() && frames.len().is_multiple_of(2));
+            all.extend(frames);
+        }
+        Ok(all)
+    }
+
+    fn floats(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    fn npy_file(fortran: &str, shape: &str, data: &[u8]) -> Vec<u8> {
+        let header = format!("{{'descr': '<f4', 'fortran_order': {fortran}, 'shape': {shape}, }}\n");
+        npy::tests::with_header(1, &header, data)
+    }
+
+    #[test]
+    fn raw_floats_as_they_come() {
+        let values = [1.0, 2.0, f32::NAN, 4.0, 5.0, 6.0];
+        for step in [1, 3, 8, 100] {
+            let got = read(&floats(&values), step, false).unwrap();
+            assert!(got.iter().zip(&values).all(|(a, b)| a.to_bits() == b.to_bits()) && got.len() == 6, "{step}");
+        }
+        assert_eq!(read(&[], 1, false).unwrap(), [0.0; 0]);
+        assert_eq!(
+            read(&floats(&values)[..19], 4, false).unwrap_err(),
+            "stdin: ends within frame 2, after 3 of its 8 bytes"
+        );
+    }
+
+    #[test]
+    fn npy_in_every_order() {
+        let rows = floats(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let frames = [1.0, 4.0, 2.0, 5.0, 3.0, 6.0];
+        for step in [1, 7, 1000] {
+            // two bands of three frames, band after band; then frame after frame
+            assert_eq!(read(&npy_file("False", "(2, 3)", &rows), step, false).unwrap(), frames);
+            assert_eq!(read(&npy_file("True", "(1, 2, 3)", &floats(&frames)), step, false).unwrap(), frames);
+            assert_eq!(read(&npy_file("False", "(3, 2)", &floats(&frames)), step, true).unwrap(), frames);
+        }
+        let cut = npy_file("True", "(2, 3)", &floats(&frames[..4]));
+        assert_eq!(read(&cut, 5, false).unwrap_err(), "stdin: ends after 2 of 3 frames");
+        let wrong = read(&npy_file("False", "(3, 2)", &rows), 5, false).unwrap_err();
+        assert!(wrong.starts_with("stdin: "), "{wrong}");
+    }
+}

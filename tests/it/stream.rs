@@ -1,0 +1,241 @@
+//! Streams: the same samples as the whole utterance, whatever the pieces.
+
+use super::{seeded_voice, tiny_mel, tiny_voice};
+use candle_core::{Device, Tensor};
+use melglow::flow::Flow;
+use melglow::flow::config::{Block, ConditioningConfig, FlowConfig, StepConfig, WaveNetConfig, WhiteningConfig};
+use melglow::mel::{MelConfig, MelSpectrogram};
+use melglow::net::Params;
+use melglow::net::params::{named_rng, normal};
+use melglow::train::Recipe;
+use melglow::vocoder::noise::Noise;
+use melglow::vocoder::{SynthOptions, Vocoder};
+use melglow::voice::{SynthesisConfig, Voice, VoiceConfig};
+
+/// A convention with a hop of 16.
+fn mel_config() -> MelConfig {
+    MelConfig { n_fft: 64, win_length: 64, hop_length: 16, n_mels: 5, ..MelConfig::nvidia() }
+}
+
+fn coupling(weight_norm: bool, skip: bool, causal: bool, bound: Option<f64>) -> StepConfig {
+    let net = WaveNetConfig { channels: 6, kernel: 3, dilations: vec![1, 2, 4], weight_norm, skip, causal };
+    StepConfig::Coupling { net, bound }
+}
+
+fn frame(lookahead: Option<usize>) -> ConditioningConfig {
+    ConditioningConfig::Frame { channels: 7, residual_layers: 2, lookahead }
+}
+
+fn whitening(lookahead: Option<usize>) -> Option<WhiteningConfig> {
+    Some(WhiteningConfig { order: 24, filters_per_hop: 2, hidden: 6, context: 2, fit_steps: 1, lookahead })
+}
+
+/// Every design that streams: name, design, frames of look-ahead without refinement.
+fn designs() -> Vec<(&'static str, FlowConfig, usize)> {
+    let design = |whitening, conditioning, group, rounds: &[Vec<StepConfig>]| FlowConfig {
+        whitening,
+        conditioning,
+        group,
+        blocks: rounds.iter().map(|steps| Block { repeat: 1, steps: steps.clone() }).collect(),
+    };
+    let ours = |causal| {
+        let round = vec![StepConfig::Actnorm, StepConfig::Mix, coupling(false, false, causal, Some(2.0))];
+        vec![vec![StepConfig::Asinh { scale: 0.5 }, StepConfig::Gain], round.clone(), round]
+    };
+    let waveglow = vec![
+        StepConfig::Mix,
+        coupling(true, true, false, None),
+        StepConfig::Early { channels: 2 },
+        StepConfig::Mix,
+        coupling(true, true, false, None),
+    ];
+    let every_step = vec![StepConfig::Mix, coupling(false, true, true, None)];
+    vec![
+        // 3 rows after, one more to interpolate; two nets of 7 steps of 4 samples
+        ("ours", design(whitening(None), frame(None), 4, &ours(false)), 5 + 4),
+        ("live", design(whitening(Some(1)), frame(Some(1)), 4, &ours(true)), 2),
+        ("live, whitening last", design(whitening(Some(2)), frame(Some(0)), 4, &ours(true)), 3),
+        ("no whitening", design(None, frame(None), 8, &ours(false)), 5 + 7),
+        ("waveglow", design(None, ConditioningConfig::Upsample { kernel: 64 }, 8, &[waveglow]), 7),
+        ("a step per frame", design(None, ConditioningConfig::Upsample { kernel: 16 }, 16, &[every_step]), 0),
+    ]
+}
+
+/// A voice of a design whose parameters are all away from where training begins.
+fn voice(name: &str, flow: &FlowConfig) -> Voice {
+    let params = Params::seeded(7, &Device::Cpu);
+    Flow::new(flow, &mel_config(), params.builder()).unwrap();
+    let mut rng = named_rng(3, "stream");
+    let tensors: Vec<_> = params
+        .named()
+        .into_iter()
+        .map(|(name, var)| {
+            let dims = var.dims().to_vec();
+            let noise: Vec<f32> = (0..var.elem_count()).map(|_| 0.1 * normal(&mut rng)).collect();
+            let noise = Tensor::from_vec(noise, dims, &Device::Cpu).unwrap();
+            (name, (var.as_tensor() + noise).unwrap())
+        })
+        .collect();
+    let synthesis = SynthesisConfig { sigma: 0.7, refine: 0 };
+    Voice::from_parts(VoiceConfig::new(name, mel_config(), flow.clone(), synthesis), &tensors).unwrap()
+}
+
+fn mel(frames: usize) -> MelSpectrogram {
+    let mut rng = named_rng(frames as u64, "mel");
+    MelSpectrogram::new((0..5 * frames).map(|_| -4.0 + normal(&mut rng)).collect(), 5).unwrap()
+}
+
+fn options(refine: usize) -> SynthOptions {
+    SynthOptions { seed: 5, refine: Some(refine), ..Default::default() }
+}
+
+/// The samples of a stream that gets `chunk` frames at a time.
+fn streamed(vocoder: &Vocoder, mel: &MelSpectrogram, options: &SynthOptions, chunk: usize) -> Vec<f32> {
+    let mut stream = vocoder.stream(options).unwrap();
+    let mut out = Vec::new();
+    for frames in mel.transposed().values().chunks(chunk * mel.n_mels()) {
+        stream.push(frames, &mut out).unwrap();
+    }
+    stream.finish(&mut out);
+    out
+}
+
+fn bits(samples: &[f32]) -> Vec<u32> {
+    samples.iter().map(|s| s.to_bits()).collect()
+}
+
+#[test]
+fn streamed_equals_whole_for_every_design_and_chunking() {
+    for (name, flow, _) in designs() {
+        let vocoder = Vocoder::new(&voice(name, &flow)).unwrap();
+        for (frames, refine) in [(1, 0), (1, 3), (2, 2), (3, 1), (70, 0), (70, 4)] {
+            let mel = mel(frames);
+            let whole = vocoder.vocode(&mel, &options(refine), None).unwrap().samples;
+            assert_eq!(whole.len(), frames * 16);
+            let loudest = whole.iter().fold(0.0_f32, |m, s| m.max(s.abs()));
+            assert!(loudest > 1e-3 && loudest.is_finite(), "{name}: {loudest}");
+            for chunk in [1, 3, 17, frames] {
+                let stream = streamed(&vocoder, &mel, &options(refine), chunk);
+                assert!(
+                    bits(&stream) == bits(&whole),
+                    "{name}: {frames} frames, {refine} passes, {chunk} at a time: first difference at {:?}",
+                    whole.iter().zip(&stream).position(|(a, b)| a.to_bits() != b.to_bits())
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stream_computes_what_the_flow_defines() {
+    for (name, config, _) in designs() {
+        let voice = voice(name, &config);
+        let (flow, _) = voice.build_flow().unwrap();
+        let (mel, steps) = (mel(50), 50 * 16 / config.group);
+        let z = Noise::new(5).latents(0, steps, config.group, 0.7);
+        let z = Tensor::from_vec(z, (1, config.group, steps), &Device::Cpu).unwrap();
+        let residual = flow.inverse(&z, &flow.mel_window(&mel, 0, 50).unwrap()).unwrap();
+        let residual = residual.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let defined = flow.unwhiten(&residual, &mel).unwrap();
+        let whole = Vocoder::new(&voice).unwrap().vocode(&mel, &options(0), None).unwrap().samples;
+        let loudest = whole.iter().fold(0.0_f32, |m, s| m.max(s.abs()));
+        let worst = whole.iter().zip(&defined).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-4 * loudest, "{name}: {worst} of {loudest}");
+    }
+}
+
+#[test]
+fn whole_is_the_same_for_any_threads() {
+    for (name, flow, _) in designs() {
+        let vocoder = Vocoder::new(&voice(name, &flow)).unwrap();
+        let mel = mel(700);
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| vocoder.vocode(&mel, &options(2), None).unwrap().samples)
+        };
+        let one = run(1);
+        assert!(bits(&one) == bits(&run(3)), "{name}");
+        assert!(bits(&one) == bits(&streamed(&vocoder, &mel, &options(2), 5)), "{name}");
+    }
+}
+
+#[test]
+fn look_ahead_is_what_is_stated_and_no_more() {
+    for (name, flow, expected) in designs() {
+        let vocoder = Vocoder::new(&voice(name, &flow)).unwrap();
+        for passes in [0, 1, 4] {
+            let mut stream = vocoder.stream(&options(passes)).unwrap();
+            let latency = stream.latency_frames();
+            // a pass sees half a window after each frame that touches a sample: three hops
+            assert_eq!(latency, expected + 3 * passes, "{name}, {passes} passes");
+            let (mel, mut out) = (mel(60).transposed(), Vec::new());
+            for (i, frame) in mel.values().chunks(5).enumerate() {
+                stream.push(frame, &mut out).unwrap();
+                let least = (i + 1).saturating_sub(latency) * 16;
+                assert!((least..least + 16).contains(&out.len()), "{name}: {} after {} frames", out.len(), i + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn streams_share_a_vocoder_across_threads() {
+    let (name, flow, _) = designs().swap_remove(0);
+    let vocoder = Vocoder::new(&voice(name, &flow)).unwrap();
+    let mels: Vec<_> = [33, 40, 51].map(mel).into();
+    std::thread::scope(|scope| {
+        for (mel, chunk) in mels.iter().zip([1, 4, 7]) {
+            let vocoder = &vocoder;
+            scope.spawn(move || {
+                let whole = vocoder.vocode(mel, &options(2), None).unwrap().samples;
+                assert!(bits(&streamed(vocoder, mel, &options(2), chunk)) == bits(&whole));
+            });
+        }
+    });
+}
+
+#[test]
+fn a_stream_without_frames_is_silent_and_half_a_frame_is_refused() {
+    let vocoder = Vocoder::new(&tiny_voice("tiny")).unwrap();
+    let mut out = Vec::new();
+    vocoder.stream(&SynthOptions::default()).unwrap().finish(&mut out);
+    assert!(out.is_empty());
+    let mut stream = vocoder.stream(&SynthOptions::default()).unwrap();
+    let error = stream.push(&[0.0; 81], &mut out).unwrap_err();
+    assert_eq!(error.to_string(), "81 values are no whole frames of 80 bands");
+    assert!(vocoder.stream(&SynthOptions { sigma: Some(-1.0), ..Default::default() }).is_err());
+}
+
+#[test]
+fn frames_that_are_not_finite_are_muted_and_the_stream_goes_on() {
+    let vocoder = Vocoder::new(&tiny_voice("tiny")).unwrap();
+    let mel = tiny_mel(40);
+    let whole = streamed(&vocoder, &mel, &options(0), 40);
+    let mut rows = mel.transposed().values().to_vec();
+    rows[20 * 80 + 3] = f32::NAN;
+    rows[21 * 80] = f32::INFINITY;
+    let mut stream = vocoder.stream(&options(0)).unwrap();
+    let mut out = Vec::new();
+    stream.push(&rows, &mut out).unwrap();
+    assert_eq!(stream.muted_frames(), 2);
+    stream.finish(&mut out);
+    assert!(out.iter().all(|s| s.is_finite()) && out.len() == 40 * 256);
+    assert!(out[20 * 256 + 64..22 * 256].iter().all(|&s| s == 0.0));
+    assert!(out[22 * 256 + 64..23 * 256].iter().any(|&s| s != 0.0));
+    assert_eq!(bits(&out[..10 * 256]), bits(&whole[..10 * 256]));
+    assert_eq!(bits(&out[35 * 256..]), bits(&whole[35 * 256..]));
+}
+
+#[test]
+fn recipes_stream() {
+    for (name, frames, lookahead) in [("tiny", 9, 5), ("lj", 40, 21), ("lj-live", 20, 3)] {
+        let recipe = Recipe::open(name).unwrap();
+        let vocoder = Vocoder::new(&seeded_voice(name, recipe.mel, recipe.flow)).unwrap();
+        assert_eq!(vocoder.stream(&options(0)).unwrap().latency_frames(), lookahead, "{name}");
+        let mel = tiny_mel(frames);
+        let whole = vocoder.vocode(&mel, &options(1), None).unwrap().samples;
+        for chunk in [1, 7] {
+            assert!(bits(&streamed(&vocoder, &mel, &options(1), chunk)) == bits(&whole), "{name}, {chunk} at a time");
+        }
+    }
+}
