@@ -17,11 +17,11 @@ pub fn write<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<T>)
     write_with_head(path, fill, |_| Ok(Vec::new()))
 }
 
-/// [`write`] of a file whose first bytes are known only at the end: `head` gives what then replaces
+/// [`write()`] of a file whose first bytes are known only at the end: `head` gives what then replaces
 /// them, except in something that isn't a plain file.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_with_head<T>(
     path: &Path,
     fill: impl FnOnce(&mut dyn Write) -> io::Result<T>,

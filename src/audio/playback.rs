@@ -148,7 +148,7 @@ impl Card {
             _ => {}
         };
         let fill = move |out: &mut [T], info: &OutputCallbackInfo| tap.fill(out, info);
-        self.device.build_output_stream(self.config.clone(), fill, heard, None)
+        self.device.build_output_stream(self.config, fill, heard, None)
     }
 }
 

@@ -64,7 +64,7 @@ impl Frames {
     /// The next frames; `None` at the end.
     pub fn next(&mut self, n_mels: usize) -> crate::Result<Option<Vec<f32>>> {
         match self {
-            Self::Live(reader) => reader.next(),
+            Self::Live(reader) => reader.read(),
             Self::Whole { values, at, .. } => {
                 let piece = values[*at..].chunks(FRAMES * n_mels).next().map(<[f32]>::to_vec);
                 *at += piece.as_ref().map_or(0, Vec::len);

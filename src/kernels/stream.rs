@@ -1,6 +1,6 @@
 //! Conditioners that remember: a sequence in pieces, each product done once.
 //!
-//! What comes out doesn't depend on the pieces, bit for bit: rows go through [`matmul_rows`] alone.
+//! What comes out doesn't depend on the pieces, bit for bit: rows go through `matmul_rows` alone.
 
 use super::wavenet::{Shape, add, fill_rows, interpolated_bias};
 use super::{gate, matmul_rows};

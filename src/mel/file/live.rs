@@ -24,7 +24,6 @@ pub struct FrameReader<R> {
     /// Frames that a header promises.
     promised: Option<usize>,
     taken: usize,
-    ended: bool,
 }
 
 impl<R: Read> FrameReader<R> {
@@ -42,7 +41,6 @@ impl<R: Read> FrameReader<R> {
             pending: Vec::new(),
             promised: None,
             taken: 0,
-            ended: false,
         };
         while this.pending.len() < npy::MAGIC.len() && this.fill()? {}
         if this.pending.starts_with(npy::MAGIC) {
@@ -60,7 +58,7 @@ impl<R: Read> FrameReader<R> {
     ///
     /// # Errors
     /// If the stream can't be read, or ends within a frame or before the frames it promised.
-    pub fn next(&mut self) -> Result<Option<Vec<f32>>> {
+    pub fn read(&mut self) -> Result<Option<Vec<f32>>> {
         let size = self.n_mels * self.element.size();
         while self.pending.len() < size && self.promised != Some(self.taken) && self.fill()? {}
         let left = self.promised.map_or(usize::MAX, |promised| promised - self.taken);
@@ -95,7 +93,6 @@ impl<R: Read> FrameReader<R> {
             }
         };
         self.pending.truncate(from + count);
-        self.ended = count == 0;
         Ok(count > 0)
     }
 
@@ -158,7 +155,7 @@ mod tests {
         let mut reader =
             FrameReader::open(Trickle(bytes, step), Path::new("stdin"), layout).map_err(|e| e.to_string())?;
         let mut all = Vec::new();
-        while let Some(frames) = reader.next().map_err(|e| e.to_string())? {
+        while let Some(frames) = reader.read().map_err(|e| e.to_string())? {
             assert!(!frames.is_empty() && frames.len().is_multiple_of(2));
             all.extend(frames);
         }
