@@ -6,7 +6,8 @@
 //! 2019), ExcitGlow, SpecGrad.
 
 use super::config::WhiteningConfig;
-use crate::kernels::predict::{Predictor, levinson, residual, synthesise};
+use super::filtering::{Filtering, Filters, Segment};
+use crate::kernels::predict::{Predictor, residual, synthesise};
 use crate::mel::filterbank::{band_centres, mel_filterbank};
 use crate::mel::stft::{Scratch, Stft};
 use crate::mel::{MelConfig, MelSpectrogram};
@@ -16,7 +17,6 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor, Var};
 use candle_nn::{Init, VarBuilder};
 use rayon::prelude::*;
-use realfft::RealFftPlanner;
 
 /// Width of the bands above the mel's range, Hz.
 const HIGH_BAND_HZ: f64 = 500.0;
@@ -43,6 +43,7 @@ pub struct Whiten {
     /// First bin of each high band, and the end of the last.
     high_edges: Vec<usize>,
     stft: Stft,
+    filters: Filters,
 }
 
 impl Whiten {
@@ -75,6 +76,7 @@ impl Whiten {
             centres: band_centres(mel).into_iter().map(|hz| hz / hz_per_bin).collect(),
             high_edges,
             stft: Stft::of(mel)?,
+            filters: Filters::new(mel.n_fft, config.order, config.filters_per_hop),
         })
     }
 
@@ -182,26 +184,60 @@ impl Whiten {
         }
         let (bins, per_hop) = (self.bins(), self.config.filters_per_hop);
         let spectra = self.log_spectra(mel)?;
-        let inverse = RealFftPlanner::<f64>::new().plan_fft_inverse(self.mel.n_fft);
         (0..mel.frames() * per_hop)
             .into_par_iter()
             .map_init(
-                || (inverse.make_input_vec(), inverse.make_output_vec()),
-                |(spectrum, lags), i| {
-                    let (f, share) = (i / per_hop, ((i % per_hop) as f32 + 0.5) / per_hop as f32);
-                    let now = &spectra[f * bins..][..bins];
-                    let next = &spectra[(f + 1).min(mel.frames() - 1) * bins..][..bins];
-                    for ((s, a), b) in spectrum.iter_mut().zip(now).zip(next) {
-                        *s = f64::from((a + share * (b - a)).clamp(-60.0, 60.0)).exp().into();
-                    }
-                    inverse.process(spectrum, lags).map_err(|e| Error::invalid(format!("whitening: {e}")))?;
-                    let scale = 1.0 / self.mel.n_fft as f64;
-                    let r: Vec<f64> = lags[..=self.config.order].iter().map(|v| v * scale).collect();
-                    let (a, error) = levinson(&r);
-                    Ok(Predictor::new(&a, error))
+                || self.filters.scratch(),
+                |scratch, i| {
+                    let now = &spectra[i / per_hop * bins..][..bins];
+                    let next = &spectra[(i / per_hop + 1).min(mel.frames() - 1) * bins..][..bins];
+                    Ok(self.filters.solve(now, next, i % per_hop, scratch)?.predictor())
                 },
             )
             .collect()
+    }
+
+    /// Samples before a segment that its filters reach.
+    pub fn order(&self) -> usize {
+        self.config.order
+    }
+
+    /// Segments of `frames` frames → residuals `[batch, 1, samples]` and log-determinants `[batch]`
+    /// that the net's parameters can be trained through.
+    ///
+    /// # Errors
+    /// If a mel has the wrong number of bands, or a segment the wrong number of samples.
+    pub fn segments(&self, segments: &[Segment], frames: usize) -> Result<(Tensor, Tensor)> {
+        let (batch, samples, device) = (segments.len(), frames * self.mel.hop_length, self.high.device());
+        for segment in segments {
+            if segment.mel.n_mels() != self.mel.n_mels || segment.samples.len() < samples {
+                return Err(Error::invalid("a segment doesn't fit the whitening"));
+            }
+        }
+        let high: Vec<f32> = self.high.flatten_all()?.to_vec1()?;
+        // each with the frame after its last, which the last filters lean towards
+        let rows: Vec<[Vec<f32>; 2]> = segments
+            .par_iter()
+            .map(|segment| {
+                let (columns, n) = (segment.mel.transposed(), self.mel.n_mels);
+                let frames = (segment.start..=segment.start + frames).map(|f| f.min(segment.mel.frames() - 1));
+                let base = |f: usize| self.base_spectrum(&columns.values()[f * n..][..n], &high);
+                [frames.clone().flat_map(base).collect(), frames.flat_map(|f| self.net_row(&columns, f)).collect()]
+            })
+            .collect();
+        let stack = |part: usize, width: usize| {
+            let values: Vec<f32> = rows.iter().flat_map(|rows| rows[part].iter().copied()).collect();
+            Tensor::from_vec(values, (batch * (frames + 1), width), device)
+        };
+        let width = (2 * self.config.context + 1) * self.mel.n_mels;
+        let spectra = (stack(0, self.bins())? + self.correction(&stack(1, width)?)?)?;
+        let spectra = spectra.reshape((batch, frames + 1, self.bins()))?.to_device(&Device::Cpu)?;
+        let sounds = segments.iter().map(|segment| segment.samples.clone()).collect();
+        let node = Filtering::new(self.filters.clone(), sounds, self.share());
+        let both = spectra.apply_op1(node)?.to_device(device)?;
+        let log_gain = both.narrow(1, samples, frames * self.config.filters_per_hop)?;
+        let residual = both.narrow(1, 0, samples)?.contiguous()?.unsqueeze(1)?;
+        Ok((residual, (log_gain.sum(1)? * -(self.share() as f64))?))
     }
 
     /// Samples → residual, and log|∂e/∂x| per sample: `−ln gain`.
