@@ -1,17 +1,16 @@
 //! The whitening's filters from mel frames, and the synthesis filter as a stream; all on slices.
 
 use super::config::WhiteningConfig;
+use super::filtering::Solver;
 use crate::kernels::matmul_rows;
-use crate::kernels::predict::{Predictor, levinson, synthesise};
+use crate::kernels::predict::{Predictor, synthesise};
 use crate::kernels::stream::Rows;
 use crate::kernels::wavenet::fill_rows;
 use crate::mel::filterbank::{band_centres, mel_filterbank};
 use crate::mel::{MelConfig, MelSpectrogram};
 use rayon::prelude::*;
-use realfft::{ComplexToReal, RealFftPlanner};
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Width of the bands above the mel's range, Hz.
 const HIGH_BAND_HZ: f64 = 500.0;
@@ -114,7 +113,8 @@ pub struct Filters {
     pub high: Vec<f32>,
     /// Weights `[in, out]` and biases of the net.
     pub layers: Vec<(Vec<f32>, Vec<f32>)>,
-    inverse: Arc<dyn ComplexToReal<f64>>,
+    /// From spectra to filters.
+    pub solver: Solver,
 }
 
 impl Filters {
@@ -125,9 +125,9 @@ impl Filters {
         bands: Bands,
         high: Vec<f32>,
         layers: Vec<(Vec<f32>, Vec<f32>)>,
+        solver: Solver,
     ) -> Self {
-        let inverse = RealFftPlanner::<f64>::new().plan_fft_inverse(mel.n_fft);
-        Self { config: config.clone(), hop: mel.hop_length, bands, high, layers, inverse }
+        Self { config: config.clone(), hop: mel.hop_length, bands, high, layers, solver }
     }
 
     /// Samples that one filter is for.
@@ -158,19 +158,8 @@ impl Filters {
     /// The filters of one frame, `filters_per_hop` of them, each for its share of the hop after the
     /// frame's centre: from the spectra there and at the next frame.
     fn between(&self, now: &[f32], next: &[f32]) -> impl Iterator<Item = Predictor> {
-        let per_hop = self.config.filters_per_hop;
-        let (mut spectrum, mut lags) = (self.inverse.make_input_vec(), self.inverse.make_output_vec());
-        (0..per_hop).map(move |j| {
-            let part = (j as f32 + 0.5) / per_hop as f32;
-            for ((s, a), b) in spectrum.iter_mut().zip(now).zip(next) {
-                *s = f64::from((a + part * (b - a)).clamp(-60.0, 60.0)).exp().into();
-            }
-            self.inverse.process(&mut spectrum, &mut lags).expect("buffers have the plan's lengths");
-            let scale = 1.0 / lags.len() as f64;
-            let r: Vec<f64> = lags[..=self.config.order].iter().map(|v| v * scale).collect();
-            let (a, error) = levinson(&r);
-            Predictor::new(&a, error)
-        })
+        let mut scratch = self.solver.scratch();
+        (0..self.config.filters_per_hop).map(move |j| self.solver.solve(now, next, j, &mut scratch).predictor())
     }
 
     /// The filters of a whole mel, `filters_per_hop` a frame.

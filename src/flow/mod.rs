@@ -6,6 +6,7 @@
 mod conditioning;
 pub mod config;
 mod coupling;
+mod filtering;
 pub(crate) mod filters;
 mod mix;
 mod pointwise;
@@ -21,6 +22,7 @@ use conditioning::Conditioning;
 pub use config::FlowConfig;
 use config::StepConfig;
 use coupling::Coupling;
+pub use filtering::Segment;
 use mix::Mix;
 use pointwise::{Actnorm, Asinh, Gain, Swap};
 use stream::Stage;
@@ -182,7 +184,7 @@ impl Flow {
     }
 
     /// Whether there is a whitening front. Its tensors are all named `whiten.…` and are fitted by
-    /// [`Flow::fit_whitening`], not by maximum likelihood.
+    /// [`Flow::fit_whitening`]; the loss reaches them through [`Flow::whiten_segments`] only.
     pub fn has_whitening(&self) -> bool {
         self.whitening.is_some()
     }
@@ -226,6 +228,26 @@ impl Flow {
             Some(whitening) => whitening.forward(samples, mel),
             None => Ok((samples.to_vec(), vec![0.0; samples.len()])),
         }
+    }
+
+    /// Samples before a segment that [`Flow::whiten_segments`] wants, as far as its clip has them.
+    pub fn whitening_memory(&self) -> usize {
+        self.whitening.as_ref().map_or(0, Whiten::order)
+    }
+
+    /// Whitens segments of `frames` frames as [`Flow::whiten`] does their whole clips, but within the
+    /// graph, so that the loss reaches the front's parameters: residuals `[batch, 1, samples]` and
+    /// log|∂e/∂x| of each segment, `[batch]`, nats.
+    ///
+    /// # Errors
+    /// If a segment doesn't fit.
+    pub fn whiten_segments(&self, segments: &[Segment], frames: usize) -> Result<(Tensor, Tensor)> {
+        if let Some(whitening) = &self.whitening {
+            return whitening.segments(segments, frames);
+        }
+        let samples: Vec<f32> = segments.iter().flat_map(|segment| segment.samples.iter().copied()).collect();
+        let x = Tensor::from_vec(samples, (segments.len(), 1, frames * self.hop), &self.device)?;
+        Ok((x, Tensor::zeros(segments.len(), candle_core::DType::F32, &self.device)?))
     }
 
     /// The inverse of [`Flow::whiten`]: residual (at most frames · hop) → samples.

@@ -6,6 +6,7 @@
 //! 2019), ExcitGlow, SpecGrad.
 
 use super::config::WhiteningConfig;
+use super::filtering::{Filtering, Segment, Solver};
 use super::filters::{Bands, Filters, QUANTISATION_POWER, net_row};
 use crate::kernels::predict::residual;
 use crate::mel::stft::{Scratch, Stft};
@@ -33,6 +34,7 @@ pub struct Whiten {
     layers: Vec<(Tensor, Tensor)>,
     bands: Bands,
     stft: Stft,
+    solver: Solver,
 }
 
 impl Whiten {
@@ -57,6 +59,7 @@ impl Whiten {
             layers: (0..3).map(layer).collect::<Result<_>>()?,
             bands,
             stft,
+            solver: Solver::new(mel.n_fft, config.order, config.filters_per_hop),
         })
     }
 
@@ -64,7 +67,7 @@ impl Whiten {
     pub fn filters(&self) -> Result<Filters> {
         let flat = |t: &Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.to_vec1()?) };
         let layers = self.layers.iter().map(|(w, b)| Ok((flat(w)?, flat(b)?))).collect::<Result<_>>()?;
-        Ok(Filters::new(&self.config, &self.mel, self.bands.clone(), flat(&self.high)?, layers))
+        Ok(Filters::new(&self.config, &self.mel, self.bands.clone(), flat(&self.high)?, layers, self.solver.clone()))
     }
 
     /// `|X|²` of one frame as a power per sample.
@@ -102,6 +105,52 @@ impl Whiten {
             )));
         }
         Ok(())
+    }
+
+    /// Samples before a segment that its filters reach.
+    pub fn order(&self) -> usize {
+        self.config.order
+    }
+
+    /// Segments of `frames` frames → residuals `[batch, 1, samples]` and log-determinants `[batch]`
+    /// that the net's parameters can be trained through.
+    ///
+    /// # Errors
+    /// If a mel has the wrong number of bands, or a segment the wrong number of samples.
+    pub fn segments(&self, segments: &[Segment], frames: usize) -> Result<(Tensor, Tensor)> {
+        let (batch, samples, device) = (segments.len(), frames * self.mel.hop_length, self.high.device());
+        for segment in segments {
+            if segment.mel.n_mels() != self.mel.n_mels || segment.samples.len() < samples {
+                return Err(Error::invalid("a segment doesn't fit the whitening"));
+            }
+        }
+        let high: Vec<f32> = self.high.flatten_all()?.to_vec1()?;
+        // each with the frame after its last, which the last filters lean towards
+        let rows: Vec<[Vec<f32>; 2]> = segments
+            .par_iter()
+            .map(|segment| {
+                let (columns, n) = (segment.mel.transposed(), self.mel.n_mels);
+                let frames = (segment.start..=segment.start + frames).map(|f| f.min(segment.mel.frames() - 1));
+                let column = |f: usize| &columns.values()[f * n..][..n];
+                let row = |f| net_row(&self.config, f, segment.mel.frames(), &column);
+                let base = |f| self.bands.spectrum(column(f), &high);
+                [frames.clone().flat_map(base).collect(), frames.flat_map(row).collect()]
+            })
+            .collect();
+        let stack = |part: usize, width: usize| {
+            let values: Vec<f32> = rows.iter().flat_map(|rows| rows[part].iter().copied()).collect();
+            Tensor::from_vec(values, (batch * (frames + 1), width), device)
+        };
+        let (bins, width) = (self.bands.bins(), self.config.window() * self.mel.n_mels);
+        let spectra = (stack(0, bins)? + self.correction(&stack(1, width)?)?)?;
+        let spectra = spectra.reshape((batch, frames + 1, bins))?.to_device(&Device::Cpu)?;
+        let sounds = segments.iter().map(|segment| segment.samples.clone()).collect();
+        let share = self.mel.hop_length / self.config.filters_per_hop;
+        let node = Filtering::new(self.solver.clone(), sounds, share);
+        let both = spectra.apply_op1(node)?.to_device(device)?;
+        let log_gain = both.narrow(1, samples, frames * self.config.filters_per_hop)?;
+        let residual = both.narrow(1, 0, samples)?.contiguous()?.unsqueeze(1)?;
+        Ok((residual, (log_gain.sum(1)? * -(share as f64))?))
     }
 
     /// Samples → residual, and log|∂e/∂x| per sample: `−ln gain`.

@@ -301,10 +301,10 @@ struct Fused {
 }
 
 /// A contiguous f32 tensor's values.
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((from, to)) => Ok(&storage.as_slice::<f32>()?[from..to]),
-        None => candle_core::bail!("wavenet: tensors must be contiguous"),
+        None => candle_core::bail!("tensors must be contiguous"),
     }
 }
 

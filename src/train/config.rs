@@ -77,6 +77,9 @@ pub struct Training {
     /// other mels and other groups of the same sound.
     #[serde(default = "one")]
     pub shifts: usize,
+    /// Whether the whitening front's net goes on learning with the flow, by the same likelihood.
+    #[serde(default)]
+    pub joint_whitening: bool,
 }
 
 fn one() -> usize {
@@ -167,6 +170,7 @@ impl Recipe {
                 checkpoint_every: 500,
                 init_batch: 4,
                 shifts: 1,
+                joint_whitening: false,
             },
             validation: Validation::EveryNth { every: 20 },
         }
@@ -215,6 +219,8 @@ impl Recipe {
             format!("segment_samples is {}, expected a multiple of hop_length {hop}", t.segment_samples)
         } else if t.shifts > hop {
             format!("shifts is {}, expected at most hop_length {hop}", t.shifts)
+        } else if t.joint_whitening && self.flow.whitening.is_none() {
+            "joint_whitening wants a flow with whitening".to_string()
         } else if !(t.learning_rate > 0.0 && t.learning_rate.is_finite()) {
             format!("learning_rate is {}, expected above 0", t.learning_rate)
         } else if !(0.0..=1.0).contains(&t.final_lr_fraction) {
@@ -258,6 +264,15 @@ mod tests {
         for (name, _) in RECIPES {
             assert_eq!(Recipe::open(name).unwrap().name, name);
         }
+    }
+
+    #[test]
+    fn what_is_not_there_cannot_learn() {
+        let mut recipe = Recipe::open("tiny").unwrap();
+        recipe.flow.whitening = None;
+        recipe.training.joint_whitening = true;
+        let error = recipe.validate().unwrap_err().to_string();
+        assert!(error.contains("joint_whitening wants a flow with whitening"), "{error}");
     }
 
     #[test]

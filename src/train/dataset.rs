@@ -1,7 +1,8 @@
 //! Clips on disk → whitened residuals in memory → random segments.
 
+use super::config::Recipe;
 use super::log::Progress;
-use crate::flow::Flow;
+use crate::flow::{Flow, Segment};
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::net::params::{named_rng, uniform};
 use crate::{Error, Result, audio, mel};
@@ -15,7 +16,8 @@ use std::sync::{Mutex, OnceLock};
 /// File names that a plain folder of audio may hold.
 const EXTENSIONS: [&str; 8] = ["wav", "flac", "mp3", "ogg", "oga", "m4a", "aac", "mp4"];
 
-/// A clip: its 16-bit samples and its mel; whitened when first asked for.
+/// A clip: its 16-bit samples and its mel; whitened when first asked for, or for each segment anew
+/// where the whitening learns.
 pub struct Clip {
     /// The file's name without its extension.
     pub name: String,
@@ -49,8 +51,8 @@ pub struct Batch {
     pub x: Tensor,
     /// Mel windows, `[batch, n_mels, left + frames + right]`.
     pub mel: Tensor,
-    /// The whitening front's log-determinant, mean over the batch, nats per sample.
-    pub whitening_log_det: f64,
+    /// The whitening front's log-determinant of each segment, `[batch]`, nats.
+    pub whitening_log_det: Tensor,
     /// Names of the clips that the segments come from.
     pub clips: Vec<String>,
 }
@@ -205,8 +207,15 @@ impl Clip {
     /// Samples with uniform noise of one quantisation step, a function of the clip's name alone:
     /// the likelihood is then that of the 16-bit sound (Theis et al. 2016, §3.1).
     pub fn dequantised(&self) -> Vec<f32> {
+        self.dequantised_at(0..self.samples.len())
+    }
+
+    /// A part of [`Clip::dequantised`].
+    fn dequantised_at(&self, range: std::ops::Range<usize>) -> Vec<f32> {
         let mut rng = named_rng(0, &self.name);
-        self.samples.iter().map(|&x| (f32::from(x) + uniform(&mut rng) - 0.5) / 32_768.0).collect()
+        // a word for each sample
+        rng.set_word_pos(range.start as u128);
+        self.samples[range].iter().map(|&x| (f32::from(x) + uniform(&mut rng) - 0.5) / 32_768.0).collect()
     }
 
     /// The clip whitened by the flow's front; computed once.
@@ -217,13 +226,28 @@ impl Clip {
         if let Some(whitened) = self.whitened.get() {
             return Ok(whitened);
         }
+        let whitened = self.whiten(flow, hop)?;
+        Ok(self.whitened.get_or_init(|| whitened))
+    }
+
+    /// The clip whitened by the flow's front as it is now.
+    ///
+    /// # Errors
+    /// As [`Clip::whitened`].
+    pub fn whiten(&self, flow: &Flow, hop: usize) -> Result<Whitened> {
         let (mut residual, log_det) = flow.whiten(&self.dequantised(), &self.mel)?;
         residual.truncate(self.frames(hop) * hop);
         if !residual.iter().all(|e| e.is_finite()) {
             return Err(Error::invalid(format!("clip {}: its whitened residual is not finite", self.name)));
         }
         let log_det = log_det[..residual.len()].chunks(hop).map(|hop| hop.iter().sum()).collect();
-        Ok(self.whitened.get_or_init(|| Whitened { residual, log_det }))
+        Ok(Whitened { residual, log_det })
+    }
+
+    /// `frames` frames from `start`, with what the whitening's filters reach before them.
+    fn segment(&self, flow: &Flow, hop: usize, start: usize, frames: usize) -> Segment<'_> {
+        let from = (start * hop).saturating_sub(flow.whitening_memory());
+        Segment { mel: &self.mel, start, samples: self.dequantised_at(from..(start + frames) * hop) }
     }
 }
 
@@ -234,14 +258,18 @@ pub struct Sampler<'a> {
     ends: Vec<u64>,
     frames: usize,
     hop: usize,
+    /// Whether the whitening learns, so that segments are whitened when drawn.
+    joint: bool,
 }
 
 impl<'a> Sampler<'a> {
-    /// A sampler of segments of `frames` frames; clips that are shorter are left out.
+    /// A sampler of the recipe's segments; clips that are shorter are left out.
     ///
     /// # Errors
     /// If all are shorter.
-    pub fn new(clips: &'a [Clip], frames: usize, hop: usize) -> Result<Self> {
+    pub fn new(clips: &'a [Clip], recipe: &Recipe) -> Result<Self> {
+        let (hop, joint) = (recipe.mel.hop_length, recipe.training.joint_whitening);
+        let frames = recipe.training.segment_samples / hop;
         let clips: Vec<_> = clips.iter().filter(|clip| clip.frames(hop) >= frames).collect();
         let mut total = 0;
         let ends: Vec<u64> = clips
@@ -254,7 +282,7 @@ impl<'a> Sampler<'a> {
         if total == 0 {
             return Err(Error::invalid(format!("no training clip has {} samples, one segment", frames * hop)));
         }
-        Ok(Self { clips, ends, frames, hop })
+        Ok(Self { clips, ends, frames, hop, joint })
     }
 
     /// Clips that are long enough.
@@ -281,22 +309,37 @@ impl<'a> Sampler<'a> {
                 (self.clips[clip], (position - before) as usize)
             })
             .collect();
-        let whitened: Vec<&Whitened> =
-            places.par_iter().map(|(clip, _)| clip.whitened(flow, self.hop)).collect::<Result<_>>()?;
-        let samples = self.frames * self.hop;
-        let mut x = Vec::with_capacity(batch * samples);
-        let mut mels = Vec::with_capacity(batch);
-        let mut log_det = 0.0;
-        for ((clip, start), whitened) in places.iter().zip(whitened) {
-            x.extend_from_slice(&whitened.residual[start * self.hop..][..samples]);
-            log_det += whitened.log_det[*start..][..self.frames].iter().map(|&v| f64::from(v)).sum::<f64>();
-            mels.push(flow.mel_window(&clip.mel, *start, self.frames)?);
-        }
+        let mels: Vec<Tensor> = places
+            .iter()
+            .map(|(clip, start)| flow.mel_window(&clip.mel, *start, self.frames))
+            .collect::<Result<_>>()?;
+        let (x, whitening_log_det) = if self.joint {
+            let segments: Vec<Segment> =
+                places.par_iter().map(|(clip, start)| clip.segment(flow, self.hop, *start, self.frames)).collect();
+            flow.whiten_segments(&segments, self.frames)?
+        } else {
+            self.whitened(flow, &places, device)?
+        };
         Ok(Batch {
-            x: Tensor::from_vec(x, (batch, 1, samples), device)?,
+            x,
             mel: Tensor::cat(&mels, 0)?.to_device(device)?,
-            whitening_log_det: log_det / (batch * samples) as f64,
+            whitening_log_det,
             clips: places.iter().map(|(clip, _)| clip.name.clone()).collect(),
         })
+    }
+
+    /// Segments out of the whitened clips, `[batch, 1, samples]`, and their log-determinants, `[batch]`.
+    fn whitened(&self, flow: &Flow, places: &[(&Clip, usize)], device: &Device) -> Result<(Tensor, Tensor)> {
+        let whitened: Vec<&Whitened> =
+            places.par_iter().map(|(clip, _)| clip.whitened(flow, self.hop)).collect::<Result<_>>()?;
+        let (batch, samples) = (places.len(), self.frames * self.hop);
+        let mut x = Vec::with_capacity(batch * samples);
+        let mut log_det = Vec::with_capacity(batch);
+        for ((_, start), whitened) in places.iter().zip(whitened) {
+            x.extend_from_slice(&whitened.residual[start * self.hop..][..samples]);
+            let hops = &whitened.log_det[*start..][..self.frames];
+            log_det.push(hops.iter().map(|&v| f64::from(v)).sum::<f64>() as f32);
+        }
+        Ok((Tensor::from_vec(x, (batch, 1, samples), device)?, Tensor::from_vec(log_det, batch, device)?))
     }
 }

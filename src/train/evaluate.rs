@@ -24,7 +24,8 @@ pub struct ClipBits {
 /// If the flow fails.
 pub fn clip_bits(flow: &Flow, mel: &MelConfig, clip: &Clip, device: &Device) -> Result<ClipBits> {
     let hop = mel.hop_length;
-    let whitened = clip.whitened(flow, hop)?;
+    // anew each time: the front may learn along with the flow
+    let whitened = clip.whiten(flow, hop)?;
     let samples = whitened.residual.len();
     let x = Tensor::from_slice(&whitened.residual, (1, 1, samples), device)?;
     let window = flow.mel_window(&clip.mel, 0, clip.frames(hop))?.to_device(device)?;

@@ -59,8 +59,8 @@ impl Estimate {
         Self {
             parameters: PARAMETER_COPIES * values * F32,
             activations: activations + largest,
-            // 16-bit samples, residuals, mel
-            clips: samples * (2 + F32 + mel),
+            // 16-bit samples, residuals (kept unless whitened anew at each step), mel
+            clips: samples * (2 + if t.joint_whitening { 0 } else { F32 } + mel),
         }
     }
 

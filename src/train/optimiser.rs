@@ -12,8 +12,14 @@ use candle_core::{Device, Storage, Tensor, Var};
 use rayon::prelude::*;
 use std::collections::HashMap;
 
-/// Prefix of the names of the whitening front's tensors, which the flow's optimiser leaves alone.
+/// Prefix of the names of the whitening front's tensors; the flow's optimiser leaves them alone, but
+/// in joint training it has the net's part.
 const WHITENING: &str = "whiten.";
+/// Prefix of the whitening net's tensors.
+const WHITENING_NET: &str = "whiten.layers.";
+/// The whitening net's learning rate, relative to the flow's. The net has been fitted, and all that
+/// the flow has learnt stands on its residual; and a step sees tens of frames where the fit saw 512.
+const WHITENING_RATE: f32 = 0.1;
 
 /// The optimiser's state, with its own copy of the weights.
 pub struct Optimiser {
@@ -26,6 +32,8 @@ pub struct Optimiser {
 struct Slot {
     name: String,
     var: Var,
+    /// Factor on the learning rate.
+    rate: f32,
     grad: Vec<f32>,
     weight: Vec<f32>,
     first: Vec<f32>,
@@ -37,6 +45,7 @@ struct Slot {
 struct Update {
     grad_scale: f32,
     lr: f32,
+    /// lr · weight decay, without Adam's bias correction.
     decay: f32,
     beta1: f32,
     beta2: f32,
@@ -47,7 +56,8 @@ struct Update {
 }
 
 impl Optimiser {
-    /// An optimiser of all parameters but the whitening front's, with moments zero and the average
+    /// An optimiser of all parameters, but of the whitening front's only its net's and only if it learns
+    /// jointly, with moments zero and the average
     /// at the present weights.
     ///
     /// # Errors
@@ -56,11 +66,17 @@ impl Optimiser {
         let slots = params
             .named()
             .into_iter()
-            .filter(|(name, _)| !name.starts_with(WHITENING))
-            .map(|(name, var)| {
+            .filter_map(|(name, var)| match name.starts_with(WHITENING) {
+                false => Some((name, var, 1.0)),
+                true => {
+                    (config.joint_whitening && name.starts_with(WHITENING_NET)).then_some((name, var, WHITENING_RATE))
+                }
+            })
+            .map(|(name, var, rate)| {
                 let weight: Vec<f32> = var.flatten_all()?.to_vec1()?;
                 let zeros = || vec![0.0; weight.len()];
-                Ok(Slot { name, var, grad: zeros(), first: zeros(), second: zeros(), average: weight.clone(), weight })
+                let (grad, first, second) = (zeros(), zeros(), zeros());
+                Ok(Slot { name, var, rate, grad, first, second, average: weight.clone(), weight })
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Self { slots, config: config.clone(), updates: 0 })
@@ -121,7 +137,7 @@ impl Optimiser {
         let update = Update {
             grad_scale: (c.clip_norm / norm.max(c.clip_norm)) as f32,
             lr: (lr / (1.0 - c.beta1.powf(t))) as f32,
-            decay: (1.0 - lr * c.weight_decay) as f32,
+            decay: (lr * c.weight_decay) as f32,
             beta1: c.beta1 as f32,
             beta2: c.beta2 as f32,
             second_scale: (1.0 / (1.0 - c.beta2.powf(t)).sqrt()) as f32,
@@ -208,6 +224,7 @@ impl Slot {
     }
 
     fn update(&mut self, u: &Update) {
+        let (lr, keep) = (u.lr * self.rate, 1.0 - u.decay * self.rate);
         let states = self.first.iter_mut().zip(&mut self.second).zip(&mut self.average);
         for (((w, g), (m, v)), average) in
             self.weight.iter_mut().zip(&mut self.grad).zip(states).map(|((w, g), ((m, v), a))| (((w, g), (m, v)), a))
@@ -216,7 +233,7 @@ impl Slot {
             *g = 0.0;
             *m += (1.0 - u.beta1) * (grad - *m);
             *v += (1.0 - u.beta2) * (grad * grad - *v);
-            *w = *w * u.decay - u.lr * *m / (v.sqrt() * u.second_scale + u.eps);
+            *w = *w * keep - lr * *m / (v.sqrt() * u.second_scale + u.eps);
             *average += (1.0 - u.average_decay) * (*w - *average);
         }
     }

@@ -66,7 +66,7 @@ pub fn train(options: &Options, stop: &AtomicBool) -> Result<Summary> {
     let recipe = recipe(options, resumed)?;
     let (clips, held) = data(options, &recipe)?;
     std::fs::create_dir_all(&options.out).map_err(Error::io("create", &options.out))?;
-    let sampler = Sampler::new(&clips, recipe.training.segment_samples / recipe.mel.hop_length, recipe.mel.hop_length)?;
+    let sampler = Sampler::new(&clips, &recipe)?;
     if sampler.clips() < clips.len() {
         eprintln!("{} clips are shorter than a segment and are left out", clips.len() - sampler.clips());
     }

@@ -67,7 +67,7 @@ impl Session {
     ) -> Result<Self> {
         let mut rng = named_rng(seed, "initialise");
         let batch = sampler.draw(&flow, recipe.training.init_batch, &mut rng, &options.device)?;
-        flow.initialise(&batch.x, &batch.mel, &|step| warm.is_none_or(|warm| warm.is_fresh(step)))?;
+        flow.initialise(&batch.x.detach(), &batch.mel, &|step| warm.is_none_or(|warm| warm.is_fresh(step)))?;
         let optimiser = Optimiser::new(&params, &recipe.training)?;
         let state = State {
             step: 0,
@@ -177,8 +177,9 @@ impl Session {
         for _ in 0..t.accumulate {
             let batch = sampler.draw(&self.flow, t.batch, &mut self.rng, &self.device)?;
             let (z, log_det) = self.flow.forward(&batch.x, &batch.mel)?;
-            let loss = (flow::nll(&z, &log_det)?.sum_all()? / (samples * t.accumulate as f64))?;
-            nats += f64::from(loss.to_scalar::<f32>()?) - batch.whitening_log_det / t.accumulate as f64;
+            let nll = flow::nll(&z, &(log_det + batch.whitening_log_det)?)?;
+            let loss = (nll.sum_all()? / (samples * t.accumulate as f64))?;
+            nats += f64::from(loss.to_scalar::<f32>()?);
             self.optimiser.accumulate(&mut loss.backward()?)?;
             clips.extend(batch.clips);
         }

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use melglow::flow::config::{
     Block, ConditioningConfig, FlowConfig, SeparableConfig, StepConfig, WaveNetConfig, WhiteningConfig,
 };
-use melglow::flow::{Flow, nll};
+use melglow::flow::{Flow, Segment, nll};
 use melglow::mel::{MelConfig, MelSpectrogram, extract::extract};
 use melglow::net::{CondNet, Params, WaveNet};
 
@@ -342,4 +342,80 @@ fn a_changed_future_leaves_the_past_alone() {
     let bump: Vec<f32> = (0..320).map(|i| if i % 80 == 40 { 1.0 } else { 0.0 }).collect();
     let moved = sound(&(&z + Tensor::from_vec(bump, (1, 4, 80), &CPU).unwrap()).unwrap(), &mel(frames));
     assert!(origin[..40 * 4] == moved[..40 * 4] && origin[40 * 4..41 * 4] != moved[40 * 4..41 * 4]);
+}
+
+/// At the clip's start, with some of the filters' memory before it, in the middle, at the end.
+#[test]
+fn whitened_segments_are_those_of_the_whole_clip() {
+    let mel = MelConfig { n_fft: 256, win_length: 256, hop_length: 64, n_mels: 20, ..small_mel() };
+    let mut config = design(frame(), 8, vec![]);
+    config.whitening =
+        Some(WhiteningConfig { order: 100, filters_per_hop: 4, hidden: 8, context: 2, lookahead: None, fit_steps: 1 });
+    let params = Params::seeded(1, &CPU);
+    let flow = Flow::new(&config, &mel, params.builder()).unwrap();
+    for (i, (_, var)) in params.named().iter().enumerate() {
+        var.set(&(var.as_tensor() + noise(i as u64, var.dims()).affine(0.05, 0.0).unwrap()).unwrap()).unwrap();
+    }
+    let x = sound(64 * 20);
+    let spectrogram = extract(&x, &mel).unwrap();
+    let (e, log_det) = flow.whiten(&x, &spectrogram).unwrap();
+    let frames = 3;
+    let starts = [0, 1, 9, 17];
+    let segments = starts.map(|start| {
+        let from = (start * 64_usize).saturating_sub(flow.whitening_memory());
+        Segment { mel: &spectrogram, start, samples: x[from..(start + frames) * 64].to_vec() }
+    });
+    let (residuals, log_dets) = flow.whiten_segments(&segments, frames).unwrap();
+    let (residuals, log_dets) =
+        (residuals.squeeze(1).unwrap().to_vec2::<f32>().unwrap(), log_dets.to_vec1::<f32>().unwrap());
+    for (i, start) in starts.into_iter().enumerate() {
+        let range = start * 64..(start + frames) * 64;
+        let worst = residuals[i].iter().zip(&e[range.clone()]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-4 && e[range.clone()].iter().any(|e| e.abs() > 0.1), "frame {start}: {worst}");
+        let expected: f32 = log_det[range].iter().sum();
+        assert!((log_dets[i] - expected).abs() < 1e-4 * expected.abs(), "{} against {expected}", log_dets[i]);
+    }
+}
+
+#[test]
+fn whitening_has_the_gradient_of_finite_differences_at_batch_3() {
+    let mut config = designs().into_iter().find(|(name, _)| *name == "all").unwrap().1;
+    config.whitening =
+        Some(WhiteningConfig { order: 20, filters_per_hop: 2, hidden: 6, context: 1, lookahead: None, fit_steps: 1 });
+    let (flow, params) = unsettled(&config);
+    // strong enough to matter to every layer
+    for (i, (_, var)) in params.iter().filter(|(name, _)| name.starts_with("whiten.layers.")).enumerate() {
+        var.set(&noise(40 + i as u64, var.dims()).affine(0.4, 0.0).unwrap()).unwrap();
+    }
+    let x = sound(16 * 20);
+    let spectrogram = extract(&x, &small_mel()).unwrap();
+    let (_, mel) = inputs(&flow, 3, 4);
+    let segments = || {
+        [0, 5, 16].map(|start| {
+            let from = (start * 16_usize).saturating_sub(flow.whitening_memory());
+            Segment { mel: &spectrogram, start, samples: x[from..(start + 4) * 16].to_vec() }
+        })
+    };
+    let loss = || {
+        let (e, whitening) = flow.whiten_segments(&segments(), 4).unwrap();
+        let (z, log_det) = flow.forward(&e, &mel).unwrap();
+        (nll(&z, &(log_det + whitening).unwrap()).unwrap().sum_all().unwrap() / 10.0).unwrap()
+    };
+    let grads = loss().backward().unwrap();
+    for (name, var) in params.iter().filter(|(name, _)| name.starts_with("whiten.layers.")) {
+        let grad = grads.get(var).unwrap_or_else(|| panic!("{name} receives no gradient"));
+        let direction = noise(5, var.dims());
+        let stated = (grad * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        let origin = var.as_tensor().copy().unwrap();
+        let h = 1e-3;
+        let at = |h: f64| {
+            var.set(&(&origin + (&direction * h).unwrap()).unwrap()).unwrap();
+            loss().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+        };
+        let numerical = (at(h) - at(-h)) / (2.0 * h);
+        var.set(&origin).unwrap();
+        let tolerance = 0.02 * numerical.abs().max(f64::from(stated).abs()) + 0.01;
+        assert!(numerical.abs() > 0.1, "{name}: {numerical} says nothing");
+        assert!((numerical - f64::from(stated)).abs() < tolerance, "{name}: numerical {numerical}, stated {stated}");
+    }
 }

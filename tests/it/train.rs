@@ -111,16 +111,34 @@ fn bytes(checkpoint: &Path) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn resumed_is_straight_to_the_bit() {
+    resumed_is_straight(&rich_recipe(20));
+}
+
+/// The same with a whitening that learns; it must move, but for the part that is only fitted.
+#[test]
+fn resumed_joint_training_is_straight_to_the_bit() {
+    let mut recipe = rich_recipe(20);
+    recipe.training.joint_whitening = true;
+    recipe.training.checkpoint_every = 10;
+    let place = resumed_is_straight(&recipe);
+    let (first, last) = (weights(&place, "halves/step-10"), weights(&place, "halves/step-20"));
+    let whitening = || first.keys().filter(|name| name.starts_with("whiten."));
+    assert_eq!(whitening().count(), 7);
+    for name in whitening() {
+        assert_eq!(first[name] == last[name], name == "whiten.high", "{name}");
+    }
+}
+
+/// Trains straight and in halves and compares; the place with the runs `straight` and `halves`.
+fn resumed_is_straight(recipe: &Recipe) -> Place {
     let place = Place::new();
-    let recipe = rich_recipe(20);
-    let straight = place.train(&recipe, "straight");
+    let straight = place.train(recipe, "straight");
     assert!(straight.complete);
 
     let stopped =
-        train(&Options { stop_after: Some(10), ..place.options(&recipe, "halves") }, &AtomicBool::new(false)).unwrap();
+        train(&Options { stop_after: Some(10), ..place.options(recipe, "halves") }, &AtomicBool::new(false)).unwrap();
     assert_eq!((stopped.step, stopped.complete), (10, false));
-    let resumed =
-        train(&Options { resume: true, ..place.options(&recipe, "halves") }, &AtomicBool::new(false)).unwrap();
+    let resumed = train(&Options { resume: true, ..place.options(recipe, "halves") }, &AtomicBool::new(false)).unwrap();
     assert_eq!((resumed.step, resumed.complete), (20, true));
     for (straight, resumed) in bytes(&straight.checkpoint).into_iter().zip(bytes(&resumed.checkpoint)) {
         assert!(straight == resumed, "{} differs", straight.0);
@@ -132,6 +150,7 @@ fn resumed_is_straight_to_the_bit() {
         log
     };
     assert_eq!(figures("straight"), figures("halves"));
+    place
 }
 
 #[test]
