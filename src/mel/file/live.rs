@@ -107,16 +107,16 @@ impl<R: Read> FrameReader<R> {
         let fortran = npy::field(&header, "fortran_order").is_some_and(|v| v.starts_with("True"));
         let shape = npy::field(&header, "shape").and_then(npy::tuple).unwrap_or_default();
         let descr = npy::field(&header, "descr").and_then(npy::quoted).unwrap_or_default();
-        let bands_first = match shape[..] {
-            [bands, frames] | [1, bands, frames] => !layout.transpose && bands == self.n_mels && frames > 0,
-            _ => false,
+        // as `into_mel` has it: the shape tells, but for a square one
+        let (rows, columns) = match shape[..] {
+            [rows, columns] | [1, rows, columns] if rows > 0 && columns > 0 => (rows, columns),
+            _ => (0, 0),
         };
-        let frames_first = match shape[..] {
-            [frames, bands] | [1, frames, bands] => layout.transpose && bands == self.n_mels && frames > 0,
-            _ => false,
-        };
+        let turned = if rows == columns { layout.transpose } else { columns == self.n_mels };
+        let bands_first = !turned && rows == self.n_mels;
+        let frames_first = turned && columns == self.n_mels;
         if bands_first && fortran || frames_first && !fortran {
-            let frames = if fortran { shape[shape.len() - 1] } else { shape[shape.len() - 2] };
+            let frames = if fortran { columns } else { rows };
             (self.element, self.big) = npy::element(descr).map_err(wrong)?;
             self.promised = Some(frames);
             self.pending.drain(..start);
@@ -193,11 +193,11 @@ mod tests {
             // two bands of three frames, band after band; then frame after frame
             assert_eq!(read(&npy_file("False", "(2, 3)", &rows), step, false).unwrap(), frames);
             assert_eq!(read(&npy_file("True", "(1, 2, 3)", &floats(&frames)), step, false).unwrap(), frames);
-            assert_eq!(read(&npy_file("False", "(3, 2)", &floats(&frames)), step, true).unwrap(), frames);
+            assert_eq!(read(&npy_file("False", "(3, 2)", &floats(&frames)), step, false).unwrap(), frames);
         }
         let cut = npy_file("True", "(2, 3)", &floats(&frames[..4]));
         assert_eq!(read(&cut, 5, false).unwrap_err(), "stdin: ends after 2 of 3 frames");
-        let wrong = read(&npy_file("False", "(3, 2)", &rows), 5, false).unwrap_err();
+        let wrong = read(&npy_file("False", "(3, 3)", &floats(&[0.0; 9])), 5, false).unwrap_err();
         assert!(wrong.starts_with("stdin: "), "{wrong}");
     }
 }
