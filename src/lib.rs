@@ -15,7 +15,7 @@
 //! | step | a group of `group` samples | |
 //!
 //! Modules, each importing only from those before it: [`error`], [`atomic`], [`mod@array`], [`torch`], [`kernels`],
-//! [`audio`], [`mel`], [`net`], [`flow`], [`voice`], [`import`], [`vocoder`], [`train`], [`cli`].
+//! [`audio`], [`mel`], [`net`], [`flow`], [`voice`], [`import`], [`vocoder`], [`train`], [`plot`], [`cli`].
 
 pub mod array;
 pub mod atomic;
@@ -27,6 +27,7 @@ pub mod import;
 pub mod kernels;
 pub mod mel;
 pub mod net;
+pub mod plot;
 pub mod torch;
 pub mod train;
 pub mod vocoder;

@@ -9,6 +9,7 @@ pub mod mel;
 pub mod play;
 #[cfg(feature = "play")]
 mod player;
+pub mod plot;
 mod source;
 pub mod synth;
 mod synth_stream;
@@ -36,6 +37,7 @@ enum Command {
     Play(play::PlayArgs),
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
+    Plot(plot::PlotArgs),
     Import(import::ImportArgs),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
@@ -52,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Play(args) => play::run(args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Plot(args) => plot::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench(args) => bench::run(&args),

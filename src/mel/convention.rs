@@ -463,6 +463,15 @@ impl Convention {
         };
         Ok(Decoder { encoding: self.encoding, stats, voice: voice.clone(), early })
     }
+
+    /// A mel of this convention as natural logarithms of its own sums, frame for frame; `stats` are those
+    /// it was normalised with.
+    ///
+    /// # Errors
+    /// If the statistics don't fit or a result isn't finite.
+    pub fn logs(&self, mel: &MelSpectrogram, stats: Option<MelStats>) -> Result<MelSpectrogram> {
+        Decoder { encoding: self.encoding, stats, voice: self.mel.clone(), early: 0 }.map(mel)
+    }
 }
 
 /// The way from one convention's values to what a voice expects.

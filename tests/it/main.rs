@@ -8,6 +8,7 @@ mod mels;
 mod mels_cli;
 #[cfg(all(feature = "play", target_os = "linux"))]
 mod play;
+mod plot;
 mod stream;
 mod train;
 mod voice;
