@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod conventions;
+pub mod denoise;
 pub mod eval;
 pub mod import;
 pub mod inspect;
@@ -37,6 +38,7 @@ enum Command {
     Play(play::PlayArgs),
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
+    Denoise(denoise::DenoiseArgs),
     Plot(plot::PlotArgs),
     Import(import::ImportArgs),
     Inspect(inspect::InspectArgs),
@@ -54,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Play(args) => play::run(args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Denoise(args) => denoise::run(&args),
         Command::Plot(args) => plot::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -5,6 +5,7 @@ use super::source::{Source, is_stdio, sources};
 use super::{one_line, say, synth_stream, use_threads, voice, watched};
 use crate::audio::wav::{self, WavFormat};
 use crate::mel::MelConfig;
+use crate::vocoder::denoise::Denoiser;
 use crate::vocoder::{SynthOptions, Vocoder};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -30,6 +31,7 @@ Examples:
   melglow synth a.npy -o a.wav                   one mel, the built-in voice
   melglow synth mels/ -o speech/                 every mel file of a folder
   melglow synth a.npy b.pt -o speech/ --seed 7   other noise
+  melglow synth a.npy -o a.wav --voice voices/nvidia --denoise 0.1   less of the voice's constant hum
   melglow synth - -o - < a.npy | aplay           as a part of a pipe
   melglow synth feats.scp -o speech/             one WAV for each key
   melglow synth a.npy -o a.wav --mel-convention hifigan
@@ -55,6 +57,9 @@ pub struct SynthArgs {
     /// Passes of refinement towards the mel, 0 (the bare flow) to 1000 [default: the voice's]
     #[arg(long, value_name = "PASSES")]
     refine: Option<usize>,
+    /// Take away this much of the voice's constant hum, 0 to 10 (`melglow denoise --help`)
+    #[arg(long, value_name = "STRENGTH", default_value_t = 0.0)]
+    denoise: f32,
     /// Sample format of the WAV: integers of 16 or 24 bits, or floats of 32
     #[arg(long, default_value = "16")]
     bits: Bits,
@@ -72,8 +77,9 @@ pub struct SynthArgs {
     threads: Option<usize>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Bits {
+/// Sample format of a WAV.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Bits {
     #[value(name = "16")]
     Int16,
     #[value(name = "24")]
@@ -98,15 +104,21 @@ impl From<Bits> for WavFormat {
 /// If anything went wrong; with several mels, after the others are done.
 pub fn run(args: SynthArgs) -> Result<()> {
     use_threads(args.threads)?;
+    Denoiser::check(args.denoise)?;
+    if args.stream && args.denoise > 0.0 {
+        bail!("--denoise needs the whole sound: leave out --stream, or run \"melglow denoise\" on its WAV file");
+    }
     let jobs = plan(&args.mels, &args.output)?;
     let voice = voice(args.voice.as_deref())?;
     let options = SynthOptions { sigma: args.sigma, seed: args.seed, refine: args.refine };
     options.validate()?;
     let reader = MelReader::new(&args.mel, voice.config())?;
     let vocoder = Vocoder::new(&voice)?;
+    let denoiser = if args.denoise > 0.0 { Some((Denoiser::new(&vocoder)?, args.denoise)) } else { None };
     let folder = OutputFolder::open(&args.output, &jobs)?;
     let mut session = Session {
         vocoder,
+        denoiser,
         options,
         format: args.bits.into(),
         reader,
@@ -229,6 +241,8 @@ impl OutputFolder {
 /// What the jobs share, and what they add up to.
 struct Session {
     vocoder: Vocoder,
+    /// With its strength.
+    denoiser: Option<(Denoiser, f32)>,
     options: SynthOptions,
     format: WavFormat,
     reader: MelReader,
@@ -263,13 +277,16 @@ impl Session {
             move |part: f32| bar.set_position((1000.0 * (index as f32 + part)) as u64)
         });
         let start = Instant::now();
-        let sound = self
+        let mut sound = self
             .vocoder
             .vocode(&mel, &self.options, progress.as_ref().map(|p| p as &dyn Fn(f32)))
             .with_context(|| name.display().to_string())?;
+        drop(mel);
+        if let Some((denoiser, strength)) = &self.denoiser {
+            sound.samples = denoiser.denoise(&sound.samples, *strength)?;
+        }
         self.compute += start.elapsed();
         self.audio += seconds;
-        drop(mel);
         let samples = &sound.samples[decoded.samples];
 
         let saturated = if is_stdio(&job.wav) {
@@ -308,7 +325,8 @@ impl Session {
         if frames as u64 * hop_length as u64 * bytes_each > u64::from(u32::MAX) - 1024 {
             bail!("{hours:.1} hours of sound are more than a WAV file's 4 GiB; split the mel");
         }
-        let needed = self.vocoder.memory(frames) as u64;
+        let denoiser = self.denoiser.as_ref().map_or(0, |(denoiser, _)| denoiser.memory(frames * hop_length));
+        let needed = self.vocoder.memory(frames).max(denoiser) as u64;
         if let Some(available) = available_memory()
             && needed > available
         {

@@ -163,7 +163,7 @@ impl Spectrogram {
 
     fn draw_scale(&self, area: &Area, shown: &Range<f32>) -> Drawn {
         let mut chart = ChartBuilder::on(area)
-            .margin_top(MARGIN + TITLE + MARGIN)
+            .margin_top(MARGIN + TITLE + 7)
             .margin_bottom(MARGIN + 45)
             .margin_right(4)
             .right_y_label_area_size(62)

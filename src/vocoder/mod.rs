@@ -1,5 +1,6 @@
 //! From mel to sound with a voice.
 
+pub mod denoise;
 pub mod noise;
 pub mod refine;
 mod refine_stream;

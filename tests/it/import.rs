@@ -12,7 +12,7 @@ use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 /// A checkpoint of the parity folder as a voice; `None` without the folder.
-fn imported(file: &str, options: &Options) -> Option<(PathBuf, Imported)> {
+pub(super) fn imported(file: &str, options: &Options) -> Option<(PathBuf, Imported)> {
     let path = parity()?.join(file);
     let imported = import::import(&path, "x", options).unwrap_or_else(|e| panic!("{file}: {e}"));
     Some((path, imported))

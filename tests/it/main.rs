@@ -1,6 +1,7 @@
 //! One binary for all integration tests.
 
 mod cli;
+mod denoise;
 mod golden;
 mod import;
 mod laws;
