@@ -5,7 +5,7 @@
 waveglow  NVIDIA's WaveGlow (Prenger et al. 2018) with narrower WaveNets: 12 flows of 8
           layers, group 8, early outputs, weight norm, a transposed convolution upsampling
           the mel; Adam 1e-4. Default batch 4 x 16 128 samples, 64 channels.
-compact   the flow of our voice `lj`, on audio already whitened: 8 flows of 5 layers, group
+compact   the flow of our voice `lj`, on audio already whitened: 12 flows of 5 layers, group
           16, conditioning at the frame rate; AdamW 3e-3, gradient norm clipped at 1.
           Default batch 4 x 2 048 samples, 64 channels.
 
@@ -135,7 +135,7 @@ class CompactNet(nn.Module):
 
 
 class Compact(nn.Module):
-    def __init__(self, channels=64, flows=8, layers=5, group=16, cond_channels=128):
+    def __init__(self, channels=64, flows=12, layers=5, group=16, cond_channels=128):
         super().__init__()
         self.group, self.flows, self.layers = group, flows, layers
         self.cond_in = nn.Conv1d(N_MELS, cond_channels, 5, padding=2)
