@@ -28,6 +28,9 @@ use pointwise::{Actnorm, Asinh, Gain, Swap};
 use stream::Stage;
 use whiten::Whiten;
 
+/// What the names of the whitening front's tensors begin with.
+pub const WHITENING_PREFIX: &str = "whiten.";
+
 /// Frames of mel that a frame's sound depends on, beside its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {

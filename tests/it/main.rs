@@ -2,6 +2,7 @@
 
 mod cli;
 mod denoise;
+mod distill;
 mod golden;
 mod import;
 mod laws;
@@ -13,6 +14,7 @@ mod plot;
 mod stream;
 mod train;
 mod voice;
+mod zoo;
 
 use melglow::flow::Flow;
 use melglow::flow::config::{Block, ConditioningConfig, FlowConfig, StepConfig, WaveNetConfig};
