@@ -60,7 +60,10 @@ impl Bijector for Mix {
     }
 
     fn inverse(&self, z: &Tensor, _: &Cond) -> Result<Tensor> {
-        matmul(&z.contiguous()?, &self.solve()?.0.t()?)
+        let inverse = self.solve()?.0;
+        // dW⁻¹ = −W⁻¹ dW W⁻¹: Newton's correction of the inverse has its value and that gradient
+        let correction = inverse.matmul(&self.weight.matmul(&inverse)?)?;
+        matmul(&z.contiguous()?, &((inverse * 2.0)? - correction)?.t()?)
     }
 
     fn pack(&self) -> Result<Option<Stage>> {

@@ -2,7 +2,7 @@
 
 use crate::flow::FlowConfig;
 use crate::mel::MelConfig;
-use crate::voice::{SynthesisConfig, VoiceConfig};
+use crate::voice::{Lookahead, SynthesisConfig, VoiceConfig};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -36,6 +36,9 @@ pub struct Recipe {
     /// [`SynthesisConfig::DEFAULT_REFINE`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refine: Option<usize>,
+    /// How far beyond a hop that refinement listens; where it isn't said, over the whole utterance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refine_lookahead: Option<Lookahead>,
     /// Which clips are held out.
     pub validation: Validation,
 }
@@ -161,6 +164,7 @@ impl Recipe {
         Self {
             name: format!("fine-tuning {}", voice.name),
             refine: Some(voice.synthesis.refine),
+            refine_lookahead: Some(voice.synthesis.refine_lookahead),
             mel: voice.mel.clone(),
             flow: voice.flow.clone(),
             training: Training {
@@ -201,7 +205,8 @@ impl Recipe {
 
     /// Defaults at synthesis of the voice that it makes.
     pub fn synthesis(&self) -> SynthesisConfig {
-        SynthesisConfig { sigma: 1.0, refine: self.refine.unwrap_or(SynthesisConfig::DEFAULT_REFINE) }
+        let refine = self.refine.unwrap_or(SynthesisConfig::DEFAULT_REFINE);
+        SynthesisConfig { sigma: 1.0, refine, refine_lookahead: self.refine_lookahead.unwrap_or_default() }
     }
 
     /// Checks ranges and relations.

@@ -182,34 +182,51 @@ fn gradients_are_those_of_finite_differences_at_batch_3() {
     for (name, config) in designs() {
         let (flow, params) = unsettled(&config);
         let (x, mel) = inputs(&flow, 3, 3);
-        let loss = || {
+        let likelihood = || {
             let (z, log_det) = flow.forward(&x, &mel).unwrap();
             (nll(&z, &log_det).unwrap().sum_all().unwrap() / 100.0).unwrap()
         };
-        let grads = loss().backward().unwrap();
-        for (param, var) in &params {
-            let Some(grad) = grads.get(var) else {
-                // conditioning that no step reads has no gradient
-                assert!(param.starts_with("conditioning"), "{name}: {param} receives no gradient");
-                continue;
-            };
-            // along a random direction: every entry takes part
-            let direction = noise(5, var.dims());
-            let stated = (grad * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
-            let origin = var.as_tensor().copy().unwrap();
-            let h = 1e-3;
-            let at = |h: f64| {
-                var.set(&(&origin + (&direction * h).unwrap()).unwrap()).unwrap();
-                loss().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
-            };
-            let numerical = (at(h) - at(-h)) / (2.0 * h);
-            var.set(&origin).unwrap();
-            let tolerance = 0.02 * numerical.abs().max(f64::from(stated).abs()) + 0.02;
-            assert!(
-                (numerical - f64::from(stated)).abs() < tolerance,
-                "{name}: {param}: numerical {numerical}, stated {stated}"
-            );
-        }
+        check_gradients(name, &params, &likelihood);
+    }
+}
+
+#[test]
+fn gradients_of_the_inverse_are_those_of_finite_differences_at_batch_3() {
+    for (name, config) in designs() {
+        let (flow, params) = unsettled(&config);
+        let (x, mel) = inputs(&flow, 3, 3);
+        let z = flow.forward(&x, &mel).unwrap().0.detach();
+        let weight = noise(8, x.dims());
+        let sound = || (flow.inverse(&z, &mel).unwrap() * &weight).unwrap().sum_all().unwrap();
+        check_gradients(name, &params, &sound);
+    }
+}
+
+/// Holds the gradient of every parameter, along a random direction, to the loss's change there.
+fn check_gradients(name: &str, params: &[(String, Var)], loss: &dyn Fn() -> Tensor) {
+    let grads = loss().backward().unwrap();
+    for (param, var) in params {
+        let Some(grad) = grads.get(var) else {
+            // conditioning that no step reads has no gradient
+            assert!(param.starts_with("conditioning"), "{name}: {param} receives no gradient");
+            continue;
+        };
+        // along a random direction: every entry takes part
+        let direction = noise(5, var.dims());
+        let stated = (grad * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        let origin = var.as_tensor().copy().unwrap();
+        let h = 1e-3;
+        let at = |h: f64| {
+            var.set(&(&origin + (&direction * h).unwrap()).unwrap()).unwrap();
+            loss().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+        };
+        let numerical = (at(h) - at(-h)) / (2.0 * h);
+        var.set(&origin).unwrap();
+        let tolerance = 0.02 * numerical.abs().max(f64::from(stated).abs()) + 0.02;
+        assert!(
+            (numerical - f64::from(stated)).abs() < tolerance,
+            "{name}: {param}: numerical {numerical}, stated {stated}"
+        );
     }
 }
 
