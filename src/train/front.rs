@@ -49,5 +49,5 @@ pub fn fit(
 fn design(name: &str, mel: &MelConfig, whitening: &WhiteningConfig, group: usize) -> VoiceConfig {
     let (whitening, conditioning) = (Some(whitening.clone()), ConditioningConfig::Mel);
     let flow = FlowConfig { whitening, conditioning, group, blocks: Vec::new() };
-    VoiceConfig::new(name, mel.clone(), flow, SynthesisConfig { sigma: 1.0, refine: SynthesisConfig::DEFAULT_REFINE })
+    VoiceConfig::new(name, mel.clone(), flow, SynthesisConfig::new(1.0, SynthesisConfig::DEFAULT_REFINE))
 }

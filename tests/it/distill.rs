@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::sync::atomic::AtomicBool;
 
-const NEVER: AtomicBool = AtomicBool::new(false);
+static NEVER: AtomicBool = AtomicBool::new(false);
 
 fn clips(recipe: &Recipe) -> Vec<Clip> {
     let sound: Vec<f32> = (0..12_000).map(|t| 0.2 * (t as f32 * 0.05).sin()).collect();
