@@ -83,14 +83,6 @@ pub struct Training {
     /// Whether the whitening front's net goes on learning with the flow, by the same likelihood.
     #[serde(default)]
     pub joint_whitening: bool,
-    /// Weight of the multi-resolution spectral distance between recordings and sounds drawn from the
-    /// flow, beside the likelihood in nats per sample; for a stage after maximum likelihood.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub spectral: f64,
-}
-
-fn is_zero(value: &f64) -> bool {
-    *value == 0.0
 }
 
 fn one() -> usize {
@@ -183,7 +175,6 @@ impl Recipe {
                 init_batch: 4,
                 shifts: 1,
                 joint_whitening: false,
-                spectral: 0.0,
             },
             validation: Validation::EveryNth { every: 20 },
         }
@@ -231,10 +222,6 @@ impl Recipe {
             format!("hop_length {hop} must be a multiple of flow.group {}", self.flow.group)
         } else if t.segment_samples == 0 || !t.segment_samples.is_multiple_of(hop) {
             format!("segment_samples is {}, expected a multiple of hop_length {hop}", t.segment_samples)
-        } else if !(0.0..=1e3).contains(&t.spectral) {
-            format!("spectral is {}, expected 0 to 1000", t.spectral)
-        } else if t.spectral > 0.0 && t.segment_samples < 2048 {
-            format!("segment_samples is {}, expected at least 2048 for the spectral distance", t.segment_samples)
         } else if t.shifts > hop {
             format!("shifts is {}, expected at most hop_length {hop}", t.shifts)
         } else if t.joint_whitening && self.flow.whitening.is_none() {
