@@ -21,7 +21,7 @@ use std::sync::atomic::AtomicBool;
 /// dequantisation noise, every log-determinant counted, each clip whole.
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
-    /// Folder of a voice or checkpoint, or the name of the built-in voice [default: built-in]
+    /// Folder of a voice or checkpoint, or the name of a built-in one: lj, lj-live [default: lj]
     #[arg(long, value_name = "DIR|NAME")]
     voice: Option<String>,
     /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or a plain folder of audio files

@@ -26,7 +26,7 @@ pub struct InspectArgs {
     /// Mels, checkpoints (.pt, .safetensors), folders of voices, or sound files
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Compare mels with this voice: a folder, or the name of the built-in voice [default: built-in]
+    /// Compare mels with this voice: a folder, or the name of a built-in one: lj, lj-live [default: lj]
     #[arg(long, value_name = "DIR|NAME")]
     voice: Option<String>,
 }
