@@ -128,6 +128,11 @@ pub fn in_range(name: &str, range: &str) -> bool {
 }
 
 impl Recipe {
+    /// Names of the recipes that the binary carries.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        RECIPES.iter().map(|(name, _)| *name)
+    }
+
     /// The recipe of a name that the binary carries, or else of a file.
     ///
     /// # Errors
@@ -138,7 +143,7 @@ impl Recipe {
         }
         let path = Path::new(name_or_path);
         if !path.exists() && !name_or_path.contains(['/', '\\', '.']) {
-            let names: Vec<_> = RECIPES.iter().map(|(name, _)| *name).collect();
+            let names: Vec<_> = Self::names().collect();
             return Err(Error::invalid(format!(
                 "there is no recipe {name_or_path}, neither a built-in one ({}) nor a file",
                 names.join(", ")
@@ -270,7 +275,7 @@ mod tests {
 
     #[test]
     fn built_in_recipes_are_valid() {
-        for (name, _) in RECIPES {
+        for name in Recipe::names() {
             assert_eq!(Recipe::open(name).unwrap().name, name);
         }
     }
