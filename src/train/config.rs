@@ -2,7 +2,7 @@
 
 use crate::flow::FlowConfig;
 use crate::mel::MelConfig;
-use crate::voice::{SynthesisConfig, VoiceConfig};
+use crate::voice::{Lookahead, SynthesisConfig, VoiceConfig};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -39,6 +39,9 @@ pub struct Recipe {
     /// [`SynthesisConfig::DEFAULT_REFINE`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refine: Option<usize>,
+    /// How far beyond a hop that refinement listens; where it isn't said, over the whole utterance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refine_lookahead: Option<Lookahead>,
     /// Which clips are held out.
     pub validation: Validation,
 }
@@ -86,6 +89,14 @@ pub struct Training {
     /// Whether the whitening front's net goes on learning with the flow, by the same likelihood.
     #[serde(default)]
     pub joint_whitening: bool,
+    /// Weight of the multi-resolution spectral distance between recordings and sounds drawn from the
+    /// flow, beside the likelihood in nats per sample; for a stage after maximum likelihood.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub spectral: f64,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 fn one() -> usize {
@@ -160,6 +171,7 @@ impl Recipe {
         Self {
             name: format!("fine-tuning {}", voice.name),
             refine: Some(voice.synthesis.refine),
+            refine_lookahead: Some(voice.synthesis.refine_lookahead),
             mel: voice.mel.clone(),
             flow: voice.flow.clone(),
             training: Training {
@@ -182,6 +194,7 @@ impl Recipe {
                 init_batch: 4,
                 shifts: 1,
                 joint_whitening: false,
+                spectral: 0.0,
             },
             validation: Validation::EveryNth { every: 20 },
         }
@@ -199,7 +212,8 @@ impl Recipe {
 
     /// Defaults at synthesis of the voice that it makes.
     pub fn synthesis(&self) -> SynthesisConfig {
-        SynthesisConfig { sigma: 1.0, refine: self.refine.unwrap_or(SynthesisConfig::DEFAULT_REFINE) }
+        let refine = self.refine.unwrap_or(SynthesisConfig::DEFAULT_REFINE);
+        SynthesisConfig { sigma: 1.0, refine, refine_lookahead: self.refine_lookahead.unwrap_or_default() }
     }
 
     /// Checks ranges and relations.
@@ -228,6 +242,10 @@ impl Recipe {
             format!("hop_length {hop} must be a multiple of flow.group {}", self.flow.group)
         } else if t.segment_samples == 0 || !t.segment_samples.is_multiple_of(hop) {
             format!("segment_samples is {}, expected a multiple of hop_length {hop}", t.segment_samples)
+        } else if !(0.0..=1e3).contains(&t.spectral) {
+            format!("spectral is {}, expected 0 to 1000", t.spectral)
+        } else if t.spectral > 0.0 && t.segment_samples < 2048 {
+            format!("segment_samples is {}, expected at least 2048 for the spectral distance", t.segment_samples)
         } else if t.shifts > hop {
             format!("shifts is {}, expected at most hop_length {hop}", t.shifts)
         } else if t.joint_whitening && self.flow.whitening.is_none() && self.flow.dequantisation.is_none() {
