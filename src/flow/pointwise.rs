@@ -168,4 +168,8 @@ impl Bijector for Swap {
     fn inverse(&self, z: &Tensor, _: &Cond) -> Result<Tensor> {
         Self::exchange(z)
     }
+
+    fn pack(&self) -> Result<Option<Stage>> {
+        Ok(Some(Stage::Swap))
+    }
 }

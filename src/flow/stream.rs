@@ -44,6 +44,8 @@ pub enum Stage {
         /// The conditioner.
         net: Box<Weights>,
     },
+    /// The halves change places.
+    Swap,
     /// A step becomes so many.
     Squeeze(usize),
     /// The channels that were done come back in front.
@@ -189,6 +191,7 @@ impl State {
                     let coupling = couplings.next().expect("one state for each coupling");
                     at = coupling.push(&mut x, parts, map, net, &self.features, last);
                 }
+                Stage::Swap => x.chunks_exact_mut(channels).for_each(|row| row.rotate_left(channels / 2)),
                 Stage::Squeeze(by) => {
                     at *= by;
                     channels /= by;

@@ -62,7 +62,7 @@ fn designs() -> Vec<(&'static str, FlowConfig, usize)> {
         StepConfig::Squeeze { by: 2 },
         StepConfig::Gain,
         by(MapConfig::Affine, Split::Odd),
-        StepConfig::Early { channels: 2, prior: None },
+        StepConfig::Swap,
         StepConfig::Scale,
     ];
     let every_step = vec![StepConfig::mix(), coupling(false, true, true, None)];
