@@ -42,7 +42,7 @@ fn main() -> anyhow::Result<()> {
         losses.push(loss.to_scalar::<f32>()?);
         optimiser.accumulate(&mut loss.backward()?)?;
         let norm = optimiser.grad_norm();
-        optimiser.step(t.learning_rate_at(step), norm)?;
+        optimiser.step(t.learning_rate_at(step, 0.0), norm)?;
         seconds.push(begun.elapsed().as_secs_f64());
     }
     let mut timed = seconds.split_off(WARM_UP);

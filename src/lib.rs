@@ -15,7 +15,7 @@
 //! | step | a group of `group` samples | |
 //!
 //! Modules, each importing only from those before it: [`error`], [`atomic`], [`mod@array`], [`torch`], [`kernels`],
-//! [`audio`], [`mel`], [`net`], [`flow`], [`voice`], [`import`], [`vocoder`], [`train`], [`plot`], [`cli`].
+//! [`audio`], [`mel`], [`net`], [`flow`], [`voice`], [`import`], [`vocoder`], [`train`], [`zoo`], [`plot`], [`cli`].
 
 pub mod array;
 pub mod atomic;
@@ -32,5 +32,6 @@ pub mod torch;
 pub mod train;
 pub mod vocoder;
 pub mod voice;
+pub mod zoo;
 
 pub use error::{Error, Result};

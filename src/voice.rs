@@ -288,7 +288,15 @@ impl Voice {
     /// # Errors
     /// As [`Voice::build_flow`].
     pub fn build_frozen_flow(&self) -> Result<Flow> {
-        Ok(self.build(Params::frozen(self.tensors()?, &Device::Cpu))?.0)
+        self.build_frozen_flow_on(&Device::Cpu)
+    }
+
+    /// [`Voice::build_frozen_flow`] on a device of choice.
+    ///
+    /// # Errors
+    /// As [`Voice::build_flow`].
+    pub fn build_frozen_flow_on(&self, device: &Device) -> Result<Flow> {
+        Ok(self.build(Params::frozen(self.tensors()?, device))?.0)
     }
 
     fn build(&self, params: Params) -> Result<(Flow, Params)> {

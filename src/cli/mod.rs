@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod conventions;
 pub mod denoise;
+pub mod distill;
 pub mod eval;
 pub mod import;
 pub mod inspect;
@@ -15,6 +16,7 @@ mod source;
 pub mod synth;
 mod synth_stream;
 pub mod train;
+pub mod zoo;
 
 use crate::voice::Voice;
 use anyhow::Result;
@@ -37,6 +39,8 @@ enum Command {
     Synth(synth::SynthArgs),
     Play(play::PlayArgs),
     Train(train::TrainArgs),
+    Zoo(zoo::ZooArgs),
+    Distill(distill::DistillArgs),
     Eval(eval::EvalArgs),
     Denoise(denoise::DenoiseArgs),
     Plot(plot::PlotArgs),
@@ -55,6 +59,8 @@ pub fn main() -> ExitCode {
         Command::Synth(args) => synth::run(args),
         Command::Play(args) => play::run(args),
         Command::Train(args) => train::run(&args),
+        Command::Zoo(args) => zoo::run(&args),
+        Command::Distill(args) => distill::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Denoise(args) => denoise::run(&args),
         Command::Plot(args) => plot::run(&args),

@@ -1,10 +1,11 @@
 //! `melglow train`: a voice from recordings.
 
-use crate::train::{self, Options, Recipe};
+use crate::train::{self, Options, Recipe, Summary};
+use crate::voice::Voice;
 use crate::{Error, Result};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,6 +22,14 @@ pub struct TrainArgs {
     /// own design, at a learning rate of 1e-4 for 10000 steps, every 20th clip held out
     #[arg(long, value_name = "DIR|NAME", conflicts_with = "resume")]
     pub from: Option<String>,
+    /// The run.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What every run can be told.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
     /// Folder of the run: checkpoints (which are voice folders) and log
     #[arg(long, value_name = "RUN")]
     pub out: PathBuf,
@@ -76,24 +85,42 @@ fn recipes() -> String {
     format!("Recipe: {}, or the path of one's own", Recipe::names().collect::<Vec<_>>().join(", "))
 }
 
+impl RunArgs {
+    /// The options of a run on `data`.
+    ///
+    /// # Errors
+    /// If the device can't be used.
+    pub fn options(&self, data: &Path, recipe: Option<Recipe>, from: Option<Voice>) -> Result<Options> {
+        Ok(Options {
+            data: data.to_path_buf(),
+            out: self.out.clone(),
+            recipe,
+            from,
+            steps: self.steps,
+            batch: self.batch,
+            seed: self.seed,
+            resume: self.resume,
+            stop_after: self.stop_after,
+            device: self.device.open()?,
+        })
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// As [`train::train`].
 pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
-    super::use_threads(args.threads)?;
-    let options = Options {
-        data: args.data.clone(),
-        out: args.out.clone(),
-        recipe: args.recipe.as_deref().map(Recipe::open).transpose()?,
-        from: args.from.as_deref().map(|choice| super::voice(Some(choice))).transpose()?,
-        steps: args.steps,
-        batch: args.batch,
-        seed: args.seed,
-        resume: args.resume,
-        stop_after: args.stop_after,
-        device: args.device.open()?,
-    };
+    super::use_threads(args.run.threads)?;
+    let recipe = args.recipe.as_deref().map(Recipe::open).transpose()?;
+    let from = args.from.as_deref().map(|choice| super::voice(Some(choice))).transpose()?;
+    let options = args.run.options(&args.data, recipe, from)?;
+    say_end(&train::train(&options, &*stop_on_interrupt()?)?);
+    Ok(())
+}
+
+/// A flag that Ctrl-C sets; a second one leaves at once.
+pub(super) fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {
@@ -104,8 +131,11 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
         eprintln!("stopping; press Ctrl-C again to leave at once");
     })
     .map_err(|e| Error::invalid(format!("cannot watch for Ctrl-C: {e}")))?;
-    let summary = train::train(&options, &stop)?;
+    Ok(stop)
+}
+
+/// How a run ended.
+pub(super) fn say_end(summary: &Summary) {
     let bits = summary.bits.map_or_else(String::new, |bits| format!(", held out {bits:.4} bits per sample"));
     eprintln!("step {}{bits}: {}", summary.step, summary.checkpoint.display());
-    Ok(())
 }

@@ -38,6 +38,9 @@ use split::Parts;
 use stream::Stage;
 use whiten::Whiten;
 
+/// What the names of the whitening front's tensors begin with.
+pub const WHITENING_PREFIX: &str = "whiten.";
+
 /// Frames of mel that a frame's sound depends on, beside its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {

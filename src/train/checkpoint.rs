@@ -40,6 +40,12 @@ pub struct State {
     pub rollbacks: usize,
     /// Positions that segments are drawn from: tells whether the data is the same.
     pub positions: u64,
+    /// Time of one core that the steps took, where the recipe limits it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_seconds: Option<f64>,
+    /// Digest of the teacher's weights, where the run has a teacher.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<String>,
     /// The best held-out likelihood so far, and where.
     pub best: Option<Best>,
     /// Recent gradient norms, oldest first (stored as a tensor, exactly).

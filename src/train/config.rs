@@ -23,6 +23,9 @@ const RECIPES: [(&str, &str); 11] = [
     ("fvae", include_str!("../../assets/recipes/fvae.json")),
 ];
 
+/// Part of a run limited in time that the warm-up may take.
+const WARMUP_SHARE: f64 = 0.05;
+
 /// A training run's design.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,6 +61,10 @@ pub struct Training {
     pub final_lr_fraction: f64,
     /// Optimiser steps of the whole run.
     pub steps: usize,
+    /// Minutes of one core's time that the steps may take, evaluation and reading apart: the run ends
+    /// with them if not with `steps`, and the schedule of the learning rate follows them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_minutes: Option<f64>,
     /// Segments per forward pass.
     pub batch: usize,
     /// Samples per segment: a multiple of the hop.
@@ -171,6 +178,7 @@ impl Recipe {
                 warmup_steps: 200,
                 final_lr_fraction: 0.1,
                 steps: 10_000,
+                cpu_minutes: None,
                 batch: 4,
                 // NVIDIA trains on 16 000 samples, cut to whole hops
                 segment_samples: (16_000 / hop).max(1) * hop,
@@ -242,6 +250,8 @@ impl Recipe {
             "a flow with learned dequantisation wants joint_whitening".to_string()
         } else if !(t.learning_rate > 0.0 && t.learning_rate.is_finite()) {
             format!("learning_rate is {}, expected above 0", t.learning_rate)
+        } else if t.cpu_minutes.is_some_and(|minutes| !(minutes > 0.0 && minutes.is_finite())) {
+            "cpu_minutes must be above 0".to_string()
         } else if !(0.0..=1.0).contains(&t.final_lr_fraction) {
             format!("final_lr_fraction is {}, expected 0 to 1", t.final_lr_fraction)
         } else if !(unit(t.beta1) && unit(t.beta2) && unit(t.ema_decay)) {
@@ -258,14 +268,27 @@ impl Recipe {
 }
 
 impl Training {
-    /// Learning rate of step `step` (counted from 0): linear warm-up, then a cosine to
-    /// `final_lr_fraction` at the last step.
-    pub fn learning_rate_at(&self, step: usize) -> f64 {
-        let warm = ((step + 1) as f64 / self.warmup_steps.max(1) as f64).min(1.0);
+    /// Learning rate of step `step` (counted from 0), `cpu_seconds` into the run: linear warm-up, then a
+    /// cosine to `final_lr_fraction` at the end.
+    ///
+    /// With `cpu_minutes` the cosine follows the time, and the warm-up is over after a twentieth of it
+    /// at the latest: how many steps there will be nobody knows.
+    pub fn learning_rate_at(&self, step: usize, cpu_seconds: f64) -> f64 {
+        let mut warm = (step + 1) as f64 / self.warmup_steps.max(1) as f64;
         let rest = self.steps.saturating_sub(self.warmup_steps).max(1) as f64;
-        let done = (step.saturating_sub(self.warmup_steps) as f64 / rest).min(1.0);
-        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
-        self.learning_rate * warm * (self.final_lr_fraction + (1.0 - self.final_lr_fraction) * cosine)
+        let mut done = step.saturating_sub(self.warmup_steps) as f64 / rest;
+        if let Some(minutes) = self.cpu_minutes {
+            let spent = cpu_seconds / (60.0 * minutes);
+            warm = warm.max(spent / WARMUP_SHARE);
+            done = done.max(spent);
+        }
+        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos());
+        self.learning_rate * warm.min(1.0) * (self.final_lr_fraction + (1.0 - self.final_lr_fraction) * cosine)
+    }
+
+    /// Whether a run is at its end after `steps` steps and `cpu_seconds`.
+    pub fn is_over(&self, steps: usize, cpu_seconds: f64) -> bool {
+        steps >= self.steps || self.cpu_minutes.is_some_and(|minutes| cpu_seconds >= 60.0 * minutes)
     }
 
     /// Samples of audio that one optimiser step sees.
@@ -310,8 +333,23 @@ mod tests {
         let mut recipe: Recipe = serde_json::from_str(RECIPES[1].1).unwrap();
         recipe.training.steps = 1000;
         let t = &recipe.training;
-        assert!((t.learning_rate_at(0) - t.learning_rate / t.warmup_steps as f64).abs() < 1e-12);
-        assert!((t.learning_rate_at(t.warmup_steps) - t.learning_rate).abs() < 1e-12);
-        assert!((t.learning_rate_at(1000) - t.learning_rate * t.final_lr_fraction).abs() < 1e-12);
+        assert!((t.learning_rate_at(0, 0.0) - t.learning_rate / t.warmup_steps as f64).abs() < 1e-12);
+        assert!((t.learning_rate_at(t.warmup_steps, 0.0) - t.learning_rate).abs() < 1e-12);
+        assert!((t.learning_rate_at(1000, 0.0) - t.learning_rate * t.final_lr_fraction).abs() < 1e-12);
+        assert!(t.is_over(1000, 0.0) && !t.is_over(999, 1e9));
+    }
+
+    #[test]
+    fn a_run_limited_in_time_has_the_whole_schedule_at_any_speed() {
+        let mut t = Recipe::open("lj").unwrap().training;
+        t.cpu_minutes = Some(2.0);
+        // a slow flow: four steps in all
+        assert!((t.learning_rate_at(0, 0.0) - 0.01 * t.learning_rate).abs() < 1e-12);
+        let middle = t.learning_rate * 0.5 * (1.0 + t.final_lr_fraction);
+        assert!((t.learning_rate_at(2, 60.0) - middle).abs() < 1e-12);
+        assert!((t.learning_rate_at(4, 120.0) - t.learning_rate * t.final_lr_fraction).abs() < 1e-12);
+        // a fast one is warm before a twentieth of the time
+        assert!(t.learning_rate_at(200, 1.0) > 0.99 * t.learning_rate);
+        assert!(t.is_over(4, 120.0) && !t.is_over(4, 119.0) && t.is_over(t.steps, 1.0));
     }
 }

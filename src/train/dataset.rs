@@ -204,6 +204,11 @@ impl Clip {
         self.samples.len() / hop
     }
 
+    /// The samples in ±1, without noise.
+    pub fn sound(&self) -> Vec<f32> {
+        self.samples.iter().map(|&x| f32::from(x) / 32_768.0).collect()
+    }
+
     /// Samples with uniform noise of one quantisation step, a function of the clip's name alone:
     /// the likelihood is then that of the 16-bit sound (Theis et al. 2016, §3.1).
     pub fn dequantised(&self) -> Vec<f32> {
@@ -251,6 +256,11 @@ impl Clip {
     }
 }
 
+/// Names of the clips of segments.
+pub fn names(places: &[(&Clip, usize)]) -> Vec<String> {
+    places.iter().map(|(clip, _)| clip.name.clone()).collect()
+}
+
 /// Random frame-aligned segments, each position of each clip equally likely.
 pub struct Sampler<'a> {
     clips: Vec<&'a Clip>,
@@ -295,24 +305,42 @@ impl<'a> Sampler<'a> {
         self.ends[self.ends.len() - 1]
     }
 
-    /// `batch` segments; takes two words of `rng` for each.
-    ///
-    /// # Errors
-    /// If a clip can't be whitened.
-    pub fn draw(&self, flow: &Flow, batch: usize, rng: &mut ChaCha8Rng, device: &Device) -> Result<Batch> {
+    /// Samples of a segment.
+    pub fn samples(&self) -> usize {
+        self.frames * self.hop
+    }
+
+    /// Where `batch` segments begin: clip and frame; takes two words of `rng` for each.
+    pub fn places(&self, batch: usize, rng: &mut ChaCha8Rng) -> Vec<(&'a Clip, usize)> {
         let total = self.positions();
-        let places: Vec<(&Clip, usize)> = (0..batch)
+        (0..batch)
             .map(|_| {
                 let position = rng.next_u64() % total;
                 let clip = self.ends.partition_point(|&end| end <= position);
                 let before = if clip == 0 { 0 } else { self.ends[clip - 1] };
                 (self.clips[clip], (position - before) as usize)
             })
-            .collect();
-        let mels: Vec<Tensor> = places
+            .collect()
+    }
+
+    /// The mel windows of segments for a flow, `[batch, n_mels, left + frames + right]`.
+    ///
+    /// # Errors
+    /// If the flow expects another number of bands.
+    pub fn mels(&self, flow: &Flow, places: &[(&Clip, usize)], device: &Device) -> Result<Tensor> {
+        let windows: Vec<Tensor> = places
             .iter()
             .map(|(clip, start)| flow.mel_window(&clip.mel, *start, self.frames))
             .collect::<Result<_>>()?;
+        Ok(Tensor::cat(&windows, 0)?.to_device(device)?)
+    }
+
+    /// `batch` segments at [`Sampler::places`].
+    ///
+    /// # Errors
+    /// If a clip can't be whitened.
+    pub fn draw(&self, flow: &Flow, batch: usize, rng: &mut ChaCha8Rng, device: &Device) -> Result<Batch> {
+        let places = self.places(batch, rng);
         let (x, whitening_log_det) = if self.joint {
             let segments: Vec<Segment> =
                 places.par_iter().map(|(clip, start)| clip.segment(flow, self.hop, *start, self.frames)).collect();
@@ -320,12 +348,7 @@ impl<'a> Sampler<'a> {
         } else {
             self.whitened(flow, &places, device)?
         };
-        Ok(Batch {
-            x,
-            mel: Tensor::cat(&mels, 0)?.to_device(device)?,
-            whitening_log_det,
-            clips: places.iter().map(|(clip, _)| clip.name.clone()).collect(),
-        })
+        Ok(Batch { x, mel: self.mels(flow, &places, device)?, whitening_log_det, clips: names(&places) })
     }
 
     /// Segments out of the whitened clips, `[batch, 1, samples]`, and their log-determinants, `[batch]`.

@@ -5,6 +5,7 @@
 //! are summed in a fixed order: results don't depend on the number of threads.
 
 use super::config::Training;
+use crate::flow::WHITENING_PREFIX;
 use crate::net::Params;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
@@ -12,9 +13,6 @@ use candle_core::{Device, Storage, Tensor, Var};
 use rayon::prelude::*;
 use std::collections::HashMap;
 
-/// Prefix of the names of the whitening front's tensors; the flow's optimiser leaves them alone, but
-/// in joint training it has the net's part.
-const WHITENING: &str = "whiten.";
 /// Prefix of the whitening net's tensors.
 const WHITENING_NET: &str = "whiten.layers.";
 /// The whitening net's learning rate, relative to the flow's. The net has been fitted, and all that
@@ -66,7 +64,7 @@ impl Optimiser {
         let slots = params
             .named()
             .into_iter()
-            .filter_map(|(name, var)| match name.starts_with(WHITENING) {
+            .filter_map(|(name, var)| match name.starts_with(WHITENING_PREFIX) {
                 false => Some((name, var, 1.0)),
                 true => {
                     (config.joint_whitening && name.starts_with(WHITENING_NET)).then_some((name, var, WHITENING_RATE))

@@ -3,6 +3,7 @@
 use super::checkpoint;
 use super::config::Recipe;
 use super::dataset::{Clip, Dataset, Sampler};
+use super::distill::Teacher;
 use super::log::{Progress, duration};
 use super::memory::Estimate;
 use super::session::Session;
@@ -13,7 +14,7 @@ use crate::voice::Voice;
 use crate::{Error, Result};
 use candle_core::Device;
 use rayon::prelude::*;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Clips that the whitening front is fitted to, at most.
@@ -51,6 +52,8 @@ pub struct Summary {
     pub step: usize,
     /// Whether all steps were done.
     pub complete: bool,
+    /// Time of one core that the steps took, where the recipe limits it.
+    pub cpu_seconds: Option<f64>,
     /// The last held-out likelihood, bits per sample.
     pub bits: Option<f64>,
     /// The last checkpoint.
@@ -64,9 +67,33 @@ pub struct Summary {
 pub fn train(options: &Options, stop: &AtomicBool) -> Result<Summary> {
     let resumed = resume_from(options)?;
     let recipe = recipe(options, resumed)?;
-    let (clips, held) = data(options, &recipe)?;
-    std::fs::create_dir_all(&options.out).map_err(Error::io("create", &options.out))?;
-    let sampler = Sampler::new(&clips, &recipe)?;
+    let (clips, held) = data(&options.data, &recipe)?;
+    run(options, Job { recipe, resumed, front: None, teacher: None }, (&clips, &held), stop)
+}
+
+/// A run whose recipe and beginning are settled.
+pub(crate) struct Job {
+    pub recipe: Recipe,
+    /// The step that it goes on from.
+    pub resumed: Option<usize>,
+    /// A voice whose whitening front a new run takes over, in place of fitting its own.
+    pub front: Option<Voice>,
+    /// Whom it learns from, if not from the clips.
+    pub teacher: Option<Teacher>,
+}
+
+/// Runs a job on training clips and held-out clips.
+///
+/// # Errors
+/// As [`train`].
+pub(crate) fn run(
+    options: &Options,
+    job: Job,
+    (clips, held): (&[Clip], &[Clip]),
+    stop: &AtomicBool,
+) -> Result<Summary> {
+    let recipe = job.recipe;
+    let sampler = Sampler::new(clips, &recipe)?;
     if sampler.clips() < clips.len() {
         eprintln!("{} clips are shorter than a segment and are left out", clips.len() - sampler.clips());
     }
@@ -74,29 +101,31 @@ pub fn train(options: &Options, stop: &AtomicBool) -> Result<Summary> {
     let params = Params::seeded(seed, &options.device);
     let flow = Flow::new(&recipe.flow, &recipe.mel, params.builder())?;
     let values = params.named().iter().map(|(_, var)| var.elem_count()).sum();
-    let samples = clips.iter().chain(&held).map(|c| c.frames(recipe.mel.hop_length) * recipe.mel.hop_length).sum();
+    let samples = clips.iter().chain(held).map(|c| c.frames(recipe.mel.hop_length) * recipe.mel.hop_length).sum();
     eprintln!("{values} parameters; {}", Estimate::new(&recipe, values, samples));
-    let mut session = match resumed {
+    let mut session = match job.resumed {
         Some(step) => {
             drop((params, flow)); // the checkpoint has its own
-            Session::resume(options, recipe, step, &sampler)?
+            Session::resume(options, recipe, step, job.teacher, &sampler)?
         }
         None => {
-            let warm = options.from.as_ref().map(|voice| WarmStart::apply(voice, &recipe, &params)).transpose()?;
-            if let (Some(warm), Some(voice)) = (&warm, &options.from) {
+            let from = options.from.as_ref();
+            let warm =
+                job.front.as_ref().or(from).map(|voice| WarmStart::apply(voice, &recipe, &params)).transpose()?;
+            if let (Some(warm), Some(voice), None) = (&warm, from, &job.front) {
                 eprintln!("from voice {}: {warm}", voice.config().name);
             }
             if flow.has_whitening() && warm.as_ref().is_none_or(WarmStart::fresh_whitening) {
-                fit_whitening(&flow, &clips, seed, stop)?;
+                fit_whitening(&flow, clips, seed, stop)?;
             }
-            Session::start(options, recipe, seed, (params, flow), warm.as_ref(), &sampler)?
+            Session::start(options, recipe, seed, (params, flow), warm.as_ref(), job.teacher, &sampler)?
         }
     };
-    session.run(&sampler, &held, options.stop_after, stop)
+    session.run(&sampler, held, options.stop_after, stop)
 }
 
 /// The step to resume from, if that was asked for.
-fn resume_from(options: &Options) -> Result<Option<usize>> {
+pub(crate) fn resume_from(options: &Options) -> Result<Option<usize>> {
     let last = checkpoint::steps(&options.out)?.last().copied();
     match (options.resume, last) {
         (true, None) => Err(Error::file(&options.out, "holds no checkpoint to resume from")),
@@ -108,7 +137,8 @@ fn resume_from(options: &Options) -> Result<Option<usize>> {
     }
 }
 
-fn recipe(options: &Options, resumed: Option<usize>) -> Result<Recipe> {
+/// The recipe of a run: a resumed one's own, else the given one, with what the options change.
+pub(crate) fn recipe(options: &Options, resumed: Option<usize>) -> Result<Recipe> {
     let mut recipe = match (resumed, &options.recipe) {
         (Some(step), given) => {
             let mut own = checkpoint::recipe(&options.out, step)?;
@@ -135,8 +165,8 @@ fn recipe(options: &Options, resumed: Option<usize>) -> Result<Recipe> {
 }
 
 /// Training clips and held-out clips; says what was left out.
-fn data(options: &Options, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Clip>)> {
-    let dataset = Dataset::read(&options.data, &recipe.mel, |_| true)?;
+pub(crate) fn data(folder: &Path, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Clip>)> {
+    let dataset = Dataset::read(folder, &recipe.mel, |_| true)?;
     for line in &dataset.skipped {
         eprintln!("skipped {line}");
     }
@@ -146,7 +176,7 @@ fn data(options: &Options, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Clip>)> {
     if dataset.resampled > 0 {
         eprintln!("{} clips resampled to {} Hz", dataset.resampled, recipe.mel.sample_rate);
     }
-    let held_out = recipe.validation.held_out(&Dataset::names(&options.data)?);
+    let held_out = recipe.validation.held_out(&Dataset::names(folder)?);
     let (mut clips, held) = dataset.split(|name| held_out.contains(name));
     let hop = recipe.mel.hop_length;
     let seconds = |clips: &[Clip]| {
@@ -179,7 +209,7 @@ fn shifted(clips: &[Clip], recipe: &Recipe) -> Result<Vec<Clip>> {
 }
 
 /// Fits the whitening front to a part of the clips, evenly spread.
-fn fit_whitening(flow: &Flow, clips: &[Clip], seed: u64, stop: &AtomicBool) -> Result<()> {
+pub(crate) fn fit_whitening(flow: &Flow, clips: &[Clip], seed: u64, stop: &AtomicBool) -> Result<()> {
     let stride = clips.len().div_ceil(WHITENING_CLIPS);
     let clips: Vec<_> = clips.iter().step_by(stride).map(|clip| (clip.dequantised(), &clip.mel)).collect();
     let pairs: Vec<_> = clips.iter().map(|(samples, mel)| (samples.as_slice(), *mel)).collect();

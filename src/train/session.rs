@@ -1,8 +1,10 @@
 //! The loop of a training run.
 
 use super::checkpoint::{self, Best, State};
+use super::clock::cpu_seconds;
 use super::config::Recipe;
 use super::dataset::{Clip, Sampler};
+use super::distill::{self, Teacher};
 use super::evaluate;
 use super::guard::{self, Fault};
 use super::log::{Log, Progress};
@@ -15,7 +17,7 @@ use crate::net::Params;
 use crate::net::params::named_rng;
 use crate::voice::Voice;
 use crate::{Error, Result};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
@@ -37,6 +39,8 @@ pub(super) struct Session {
     recipe: Recipe,
     params: Params,
     flow: Flow,
+    /// Whom the flow learns from, if not from the clips.
+    teacher: Option<Teacher>,
     optimiser: Optimiser,
     rng: ChaCha8Rng,
     state: State,
@@ -50,7 +54,7 @@ pub(super) struct Session {
 #[derive(Default)]
 struct Figures {
     steps: usize,
-    bits: f64,
+    nats: f64,
     grad_norm: f64,
     seconds: f64,
 }
@@ -63,11 +67,15 @@ impl Session {
         seed: u64,
         (params, flow): (Params, Flow),
         warm: Option<&WarmStart>,
+        teacher: Option<Teacher>,
         sampler: &Sampler,
     ) -> Result<Self> {
         let mut rng = named_rng(seed, "initialise");
         let batch = sampler.draw(&flow, recipe.training.init_batch, &mut rng, &options.device)?;
         flow.initialise(&batch.x.detach(), &batch.mel, &|step| warm.is_none_or(|warm| warm.is_fresh(step)))?;
+        if teacher.is_some() {
+            distill::check_student(&flow, &recipe.name, sampler, &options.device)?;
+        }
         let optimiser = Optimiser::new(&params, &recipe.training)?;
         let state = State {
             step: 0,
@@ -78,17 +86,25 @@ impl Session {
             skipped_in_row: 0,
             rollbacks: 0,
             positions: sampler.positions(),
+            cpu_seconds: recipe.training.cpu_minutes.map(|_| 0.0),
+            teacher: teacher.as_ref().map(|teacher| teacher.digest().to_string()),
             best: None,
             norms: Vec::new(),
         };
-        let run = Self::assemble(options, recipe, params, flow, optimiser, state)?;
+        let run = Self::assemble(options, recipe, (params, flow), teacher, optimiser, state)?;
         // a first checkpoint, so that the fitted whitening isn't lost and a rollback has a place to go
         run.save()?;
         Ok(run)
     }
 
     /// The run in `options.out`, from the checkpoint of `step`.
-    pub(super) fn resume(options: &Options, recipe: Recipe, step: usize, sampler: &Sampler) -> Result<Self> {
+    pub(super) fn resume(
+        options: &Options,
+        recipe: Recipe,
+        step: usize,
+        teacher: Option<Teacher>,
+        sampler: &Sampler,
+    ) -> Result<Self> {
         let voice = Voice::open(checkpoint::folder(&options.out, step))?;
         let (flow, params) = voice.build_flow_on(&options.device)?;
         let mut optimiser = Optimiser::new(&params, &recipe.training)?;
@@ -100,19 +116,28 @@ impl Session {
         if options.seed.is_some_and(|seed| seed != state.seed) {
             return Err(Error::invalid(format!("the run was started with seed {}; leave --seed out", state.seed)));
         }
-        Self::assemble(options, recipe, params, flow, optimiser, state)
+        if state.teacher.as_deref() != teacher.as_ref().map(Teacher::digest) {
+            let problem = match (&state.teacher, &teacher) {
+                (None, _) => "the run learns from clips alone; go on with melglow train",
+                (_, None) => "the run learns from a teacher; go on with melglow distill",
+                _ => "the run was started with another teacher",
+            };
+            return Err(Error::file(&options.out, problem));
+        }
+        Self::assemble(options, recipe, (params, flow), teacher, optimiser, state)
     }
 
     fn assemble(
         options: &Options,
         recipe: Recipe,
-        params: Params,
-        flow: Flow,
+        (params, flow): (Params, Flow),
+        teacher: Option<Teacher>,
         optimiser: Optimiser,
         state: State,
     ) -> Result<Self> {
         let mut rng = named_rng(state.seed, "segments");
         rng.set_word_pos(u128::from(state.rng_words));
+        std::fs::create_dir_all(&options.out).map_err(Error::io("create", &options.out))?;
         let log = Log::open(&options.out, state.step)?;
         let events = EventWriter::create(&options.out.join("tensorboard"))?;
         Ok(Self {
@@ -121,6 +146,7 @@ impl Session {
             recipe,
             params,
             flow,
+            teacher,
             optimiser,
             rng,
             state,
@@ -141,50 +167,76 @@ impl Session {
     ) -> Result<Summary> {
         let t = self.recipe.training.clone();
         let end = stop_after.unwrap_or(t.steps).min(t.steps);
-        let mut progress = Progress::new("train", self.state.step, t.steps);
+        let mut progress = match t.cpu_minutes {
+            Some(minutes) => Progress::new("train, seconds", self.seconds() as usize, (60.0 * minutes) as usize),
+            None => Progress::new("train", self.state.step, t.steps),
+        };
         if self.state.step == 0 {
             self.evaluate(held, &progress, stop)?;
         }
         let mut shown = String::new();
-        while self.state.step < end && !stop.load(Ordering::Relaxed) {
+        while self.state.step < end && !self.is_over() && !stop.load(Ordering::Relaxed) {
+            let begun = cpu_seconds();
             self.step(sampler, &progress)?;
-            let step = self.state.step;
-            if step.is_multiple_of(LOG_EVERY) || step == end {
+            if let Some(seconds) = &mut self.state.cpu_seconds {
+                *seconds += cpu_seconds() - begun;
+            }
+            let (step, over) = (self.state.step, self.is_over());
+            if step.is_multiple_of(LOG_EVERY) || step == end || over {
                 shown = self.log_figures(&t)?.unwrap_or(shown);
             }
-            let due = step.is_multiple_of(t.eval_every) || step == t.steps;
+            let due = step.is_multiple_of(t.eval_every) || over;
             let better = due && self.evaluate(held, &progress, stop)?;
-            if (better || step.is_multiple_of(t.checkpoint_every)) && step < end {
+            if (better || step.is_multiple_of(t.checkpoint_every)) && step < end && !over {
                 self.save()?;
             }
-            progress.at(step, || shown.clone());
+            progress.at(t.cpu_minutes.map_or(step, |_| self.seconds() as usize), || shown.clone());
         }
         let step = self.state.step;
         self.save()?;
-        let complete = step >= t.steps;
+        let complete = self.is_over();
         if !complete {
             progress.say(&format!("saved at step {step}; go on with --resume"));
         }
-        Ok(Summary { step, complete, bits: self.bits, checkpoint: checkpoint::folder(&self.out, step) })
+        let checkpoint = checkpoint::folder(&self.out, step);
+        Ok(Summary { step, complete, cpu_seconds: self.state.cpu_seconds, bits: self.bits, checkpoint })
+    }
+
+    /// Time of one core that the steps took, where the recipe limits it.
+    fn seconds(&self) -> f64 {
+        self.state.cpu_seconds.unwrap_or(0.0)
+    }
+
+    fn is_over(&self) -> bool {
+        self.recipe.training.is_over(self.state.step, self.seconds())
+    }
+
+    /// What one batch of segments costs, nats per segment, `[batch]`, and the segments' clips.
+    fn nats(&mut self, sampler: &Sampler) -> Result<(Tensor, Vec<String>)> {
+        let batch = self.recipe.training.batch;
+        if let Some(teacher) = &self.teacher {
+            return teacher.divergence(&self.flow, sampler, batch, &mut self.rng, &self.device);
+        }
+        let batch = sampler.draw(&self.flow, batch, &mut self.rng, &self.device)?;
+        let (z, log_det) = self.flow.forward(&batch.x, &batch.mel)?;
+        Ok((flow::nll(&z, &(log_det + batch.whitening_log_det)?)?, batch.clips))
     }
 
     /// One optimiser step: `accumulate` forward and backward passes and an update, or a skip.
     fn step(&mut self, sampler: &Sampler, progress: &Progress) -> Result<()> {
         let begun = Instant::now();
-        let t = &self.recipe.training;
+        let t = self.recipe.training.clone();
         let samples = (t.batch * t.segment_samples) as f64;
         let (mut nats, mut clips) = (0.0, Vec::new());
         for _ in 0..t.accumulate {
-            let batch = sampler.draw(&self.flow, t.batch, &mut self.rng, &self.device)?;
-            let (z, log_det) = self.flow.forward(&batch.x, &batch.mel)?;
-            let nll = flow::nll(&z, &(log_det + batch.whitening_log_det)?)?;
-            let loss = (nll.sum_all()? / (samples * t.accumulate as f64))?;
+            let (cost, names) = self.nats(sampler)?;
+            let loss = (cost.sum_all()? / (samples * t.accumulate as f64))?;
             nats += f64::from(loss.to_scalar::<f32>()?);
             self.optimiser.accumulate(&mut loss.backward()?)?;
-            clips.extend(batch.clips);
+            clips.extend(names);
         }
         let norm = self.optimiser.grad_norm();
-        let lr = t.learning_rate_at(self.state.step) * self.state.lr_scale;
+        let lr = t.learning_rate_at(self.state.step, self.seconds()) * self.state.lr_scale;
         self.state.rng_words = self.rng.get_word_pos() as u64;
         match guard::fault(nats, norm, &self.state.norms) {
             None => {
@@ -194,7 +246,7 @@ impl Session {
                 guard::remember(&mut self.state.norms, norm);
                 self.state.step += 1;
                 self.figures.steps += 1;
-                self.figures.bits += flow::bits_per_sample(nats);
+                self.figures.nats += nats;
                 self.figures.grad_norm += norm;
             }
             Some(fault) => self.skip(fault, &clips, progress)?,
@@ -230,6 +282,7 @@ impl Session {
         self.state = State {
             rng_words: self.state.rng_words,
             rollbacks: self.state.rollbacks + 1,
+            cpu_seconds: self.state.cpu_seconds,
             best: self.state.best,
             lr_scale,
             skipped_in_row: 0,
@@ -246,12 +299,19 @@ impl Session {
             return Ok(None);
         }
         let n = figures.steps as f64;
-        let (bits, norm) = (figures.bits / n, figures.grad_norm / n);
+        let (nats, norm) = (figures.nats / n, figures.grad_norm / n);
+        let (name, bits) = match self.teacher {
+            Some(_) => ("divergence", nats / std::f64::consts::LN_2),
+            None => ("bits", flow::bits_per_sample(nats)),
+        };
         let rate = n * t.samples_per_step() as f64 / figures.seconds;
-        let lr = t.learning_rate_at(self.state.step.saturating_sub(1)) * self.state.lr_scale;
-        self.note(&[("bits", bits), ("grad_norm", norm), ("lr", lr), ("samples_per_s", rate)])?;
+        let lr = t.learning_rate_at(self.state.step.saturating_sub(1), self.seconds()) * self.state.lr_scale;
+        let mut line = vec![(name, bits), ("grad_norm", norm), ("lr", lr), ("samples_per_s", rate)];
+        line.extend(self.state.cpu_seconds.map(|seconds| ("cpu_seconds", seconds)));
+        self.note(&line)?;
+        let what = if self.teacher.is_some() { "bits from the teacher" } else { "bits" };
         let held = self.bits.map_or_else(String::new, |b| format!(" held out {b:.4}"));
-        Ok(Some(format!("{bits:.3} bits{held} |g| {norm:.2} {:.0} k samples/s", rate / 1000.0)))
+        Ok(Some(format!("{bits:.3} {what}{held} |g| {norm:.2} {:.0} k samples/s", rate / 1000.0)))
     }
 
     /// Held-out likelihood with the averaged weights; whether it is the best so far.

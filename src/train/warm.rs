@@ -1,6 +1,7 @@
 //! Warm start: a new run with the weights of a voice.
 
 use super::config::Recipe;
+use crate::flow::WHITENING_PREFIX;
 use crate::net::Params;
 use crate::voice::Voice;
 use crate::{Error, Result};
@@ -67,7 +68,7 @@ impl WarmStart {
 
     /// Whether the whitening front has nothing of the voice's.
     pub fn fresh_whitening(&self) -> bool {
-        self.fresh.iter().any(|name| name.starts_with("whiten."))
+        self.fresh.iter().any(|name| name.starts_with(WHITENING_PREFIX))
     }
 }
 

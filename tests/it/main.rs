@@ -2,6 +2,7 @@
 
 mod cli;
 mod denoise;
+mod distill;
 mod golden;
 mod import;
 mod laws;
@@ -14,6 +15,7 @@ mod recipes;
 mod stream;
 mod train;
 mod voice;
+mod zoo;
 
 use melglow::flow::Flow;
 use melglow::flow::config::{Block, ConditioningConfig, FlowConfig, StepConfig, WaveNetConfig};

@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 /// A folder with `data/` in the LJSpeech layout: clips a to f, each of about half a second.
-pub struct Place(tempfile::TempDir);
+pub(super) struct Place(tempfile::TempDir);
 
 impl Place {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         fs::create_dir_all(place.path("data/wavs")).unwrap();
         let mut metadata = String::new();
@@ -39,11 +39,11 @@ impl Place {
         place
     }
 
-    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub(super) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn options(&self, recipe: &Recipe, out: &str) -> Options {
+    pub(super) fn options(&self, recipe: &Recipe, out: &str) -> Options {
         Options {
             data: self.path("data"),
             out: self.path(out),
@@ -58,18 +58,18 @@ impl Place {
         }
     }
 
-    pub fn train(&self, recipe: &Recipe, out: &str) -> Summary {
+    pub(super) fn train(&self, recipe: &Recipe, out: &str) -> Summary {
         train(&self.options(recipe, out), &AtomicBool::new(false)).unwrap()
     }
 
     /// The lines of a run's log.
-    pub fn log(&self, out: &str) -> Vec<Value> {
+    pub(super) fn log(&self, out: &str) -> Vec<Value> {
         let text = fs::read_to_string(self.path(out).join("log.jsonl")).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// The real program: exit code and standard output and error.
-    pub fn run(&self, args: &[&str]) -> (i32, String, String) {
+    pub(super) fn run(&self, args: &[&str]) -> (i32, String, String) {
         let mut command: Command = assert_cmd::cargo::cargo_bin_cmd!("melglow");
         let output = command.current_dir(self.path("")).args(args).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -78,7 +78,7 @@ impl Place {
 }
 
 /// The tiny recipe for a handful of steps.
-fn recipe(steps: usize) -> Recipe {
+pub(super) fn recipe(steps: usize) -> Recipe {
     let mut recipe = Recipe::open("tiny").unwrap();
     recipe.training.steps = steps;
     recipe.training.init_batch = 4;
@@ -89,7 +89,7 @@ fn recipe(steps: usize) -> Recipe {
 }
 
 /// A recipe with every step and every feature of training.
-fn rich_recipe(steps: usize) -> Recipe {
+pub(super) fn rich_recipe(steps: usize) -> Recipe {
     let mut recipe = recipe(steps);
     recipe.flow.whitening =
         Some(WhiteningConfig { order: 8, filters_per_hop: 2, hidden: 8, context: 1, fit_steps: 3, lookahead: None });
@@ -103,7 +103,7 @@ fn rich_recipe(steps: usize) -> Recipe {
 }
 
 /// All files of a checkpoint, by name.
-fn bytes(checkpoint: &Path) -> Vec<(String, Vec<u8>)> {
+pub(super) fn bytes(checkpoint: &Path) -> Vec<(String, Vec<u8>)> {
     ["config.json", "model.safetensors", "train/optimiser.safetensors", "train/state.json"]
         .map(|name| (name.to_string(), fs::read(checkpoint.join(name)).unwrap()))
         .into()
