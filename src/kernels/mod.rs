@@ -4,7 +4,10 @@
 //! convolution is a matrix product without copies.
 
 pub mod gate;
+pub mod plane;
 pub mod predict;
+pub mod recall;
+pub mod spectral;
 pub mod stream;
 pub mod wavenet;
 

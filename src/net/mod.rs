@@ -1,11 +1,14 @@
 //! Conditioner networks, and the named parameters they are made of.
 
+pub mod lipschitz;
 pub mod params;
+pub mod plane;
 pub mod separable;
 pub mod wavenet;
 
 use crate::kernels::stream::Weights;
 use candle_core::{Result, Tensor};
+pub use lipschitz::LipschitzNet;
 pub use params::Params;
 pub use separable::SeparableNet;
 pub use wavenet::{Projection, WaveNet};
