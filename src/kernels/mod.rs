@@ -3,6 +3,7 @@
 //! Activations are time-major, `[steps, channels]`, so that a dilation is a row offset and every
 //! convolution is a matrix product without copies.
 
+pub mod attention;
 pub mod gate;
 pub mod plane;
 pub mod predict;
