@@ -1,10 +1,16 @@
 //! The design of a flow, as it stands in `config.json` and in recipes.
 
+pub use super::mix::MixForm;
+pub use super::scalar::MapConfig;
+pub use super::split::Split;
 use crate::mel::MelConfig;
 pub use crate::net::separable::SeparableConfig;
 pub use crate::net::wavenet::WaveNetConfig;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+
+/// Steps that a flow may have, repeats written out.
+const MAX_STEPS: usize = 1024;
 
 /// A whole flow design.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,13 +92,25 @@ pub enum StepConfig {
     /// Per-channel scale and shift, initialised from data to zero mean and unit variance.
     Actnorm,
     /// Invertible 1×1 convolution.
-    Mix,
-    /// Affine coupling: the first half of the channels moves the second.
+    Mix {
+        /// How its matrix is held.
+        #[serde(default, skip_serializing_if = "is_default")]
+        form: MixForm,
+    },
+    /// A gain per channel.
+    Scale,
+    /// Coupling: a part of the channels moves the rest.
     Coupling {
         /// The conditioner.
         net: WaveNetConfig,
-        /// Bound of `log_s` by `bound · tanh(o / bound)`; none for WaveGlow.
+        /// Bound of `log_s` by `bound · tanh(o / bound)`; none for WaveGlow. Of affine and mixture maps only.
         bound: Option<f64>,
+        /// By which map; affine where it isn't said.
+        #[serde(default, skip_serializing_if = "is_default")]
+        map: MapConfig,
+        /// Which part; the first half where it isn't said.
+        #[serde(default, skip_serializing_if = "is_default")]
+        split: Split,
     },
     /// The same coupling with SqueezeWave's conditioner (mel conditioning only).
     SeparableCoupling {
@@ -103,11 +121,75 @@ pub enum StepConfig {
     },
     /// Exchanges the halves of the channels: around a coupling, the second half moves the first.
     Swap,
+    /// So many neighbouring steps become one of as many times the channels.
+    Squeeze {
+        /// How many.
+        by: usize,
+    },
     /// The first `channels` channels are done: they become latents.
     Early {
         /// How many.
         channels: usize,
+        /// A net that tells their mean and scale from the remaining channels and the mel: a learned
+        /// Gaussian prior; a standard normal where there is none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        prior: Option<WaveNetConfig>,
     },
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Where the tensors stand at a step of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Channels.
+    pub channels: usize,
+    /// Groups of samples that a step holds: the product of the squeezes so far.
+    pub squeezed: usize,
+}
+
+impl StepConfig {
+    /// WaveGlow's mix: its matrix held as it is.
+    pub fn mix() -> Self {
+        Self::Mix { form: MixForm::Direct }
+    }
+
+    /// WaveGlow's coupling: the first half moves the second by an affine map.
+    pub fn coupling(net: WaveNetConfig, bound: Option<f64>) -> Self {
+        Self::Coupling { net, bound, map: MapConfig::Affine, split: Split::Halves }
+    }
+
+    /// WaveGlow's early output: without a learned prior.
+    pub fn early(channels: usize) -> Self {
+        Self::Early { channels, prior: None }
+    }
+
+    /// The step as recipes call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Asinh { .. } => "asinh",
+            Self::Gain => "gain",
+            Self::Actnorm => "actnorm",
+            Self::Mix { .. } => "mix",
+            Self::Scale => "scale",
+            Self::Coupling { .. } => "coupling",
+            Self::SeparableCoupling { .. } => "separable_coupling",
+            Self::Swap => "swap",
+            Self::Squeeze { .. } => "squeeze",
+            Self::Early { .. } => "early",
+        }
+    }
+
+    /// The place after a step that stands at `place`.
+    pub fn after(&self, Place { channels, squeezed }: Place) -> Place {
+        match self {
+            Self::Early { channels: done, .. } => Place { channels: channels - done, squeezed },
+            Self::Squeeze { by } => Place { channels: channels * by, squeezed: squeezed * by },
+            _ => Place { channels, squeezed },
+        }
+    }
 }
 
 impl WhiteningConfig {
@@ -167,43 +249,80 @@ impl FlowConfig {
             }
             _ => {}
         }
-        let mut channels = self.group;
-        if self.blocks.iter().map(|b| b.repeat.saturating_mul(b.steps.len())).sum::<usize>() > 1024 {
-            return wrong("more than 1024 steps".to_string());
+        // repeats may be beyond counting
+        if self.blocks.iter().fold(0, |n: usize, b| n.saturating_add(b.repeat.saturating_mul(b.steps.len())))
+            > MAX_STEPS
+        {
+            return wrong(format!("more than {MAX_STEPS} steps"));
         }
-        for step in self.blocks.iter().flat_map(|b| std::iter::repeat_n(&b.steps, b.repeat).flatten()) {
-            match step {
-                StepConfig::Early { channels: done } => {
-                    if *done == 0 || done + 2 > channels {
-                        return wrong(format!("early takes {done} of {channels} channels, at least 2 must remain"));
-                    }
-                    channels -= done;
-                }
-                StepConfig::Asinh { scale } if !(1e-3..=1e3).contains(scale) => {
-                    return wrong(format!("asinh: scale is {scale}, expected 0.001 to 1000"));
-                }
-                StepConfig::Gain if !matches!(self.conditioning, ConditioningConfig::Frame { .. }) => {
-                    return wrong("gain wants frame conditioning".to_string());
-                }
-                StepConfig::Swap if !channels.is_multiple_of(2) => {
-                    return wrong(format!("swap has no halves in {channels} channels"));
-                }
-                StepConfig::Coupling { .. } if matches!(self.conditioning, ConditioningConfig::Mel) => {
-                    return wrong("coupling wants upsample or frame conditioning; see separable_coupling".to_string());
-                }
-                StepConfig::SeparableCoupling { .. } if !matches!(self.conditioning, ConditioningConfig::Mel) => {
-                    return wrong("separable_coupling wants mel conditioning".to_string());
-                }
-                StepConfig::Coupling { bound, .. } | StepConfig::SeparableCoupling { bound, .. }
-                    if bound.is_some_and(|b| !(0.01..=100.0).contains(&b)) =>
-                {
-                    return wrong("coupling: bound is out of range, expected 0.01 to 100".to_string());
-                }
-                StepConfig::Coupling { net, .. } => net.validate()?,
-                StepConfig::SeparableCoupling { net, .. } => net.validate()?,
-                _ => {}
-            }
+        let mut place = Place { channels: self.group, squeezed: 1 };
+        for (i, step) in self.steps().enumerate() {
+            let at = format!("step {} ({})", i + 1, step.name());
+            self.validate_step(step, place, hop).map_err(|e| Error::invalid(format!("flow config: {at}: {e}")))?;
+            place = step.after(place);
         }
         Ok(())
+    }
+
+    /// All steps in the direction data → latent, repeats written out.
+    pub fn steps(&self) -> impl Iterator<Item = &StepConfig> {
+        self.blocks.iter().flat_map(|block| std::iter::repeat_n(&block.steps, block.repeat).flatten())
+    }
+
+    /// Checks one step, which stands at `place`.
+    fn validate_step(&self, step: &StepConfig, Place { channels, squeezed }: Place, hop: usize) -> Result<()> {
+        let frame = matches!(self.conditioning, ConditioningConfig::Frame { .. });
+        let mel = matches!(self.conditioning, ConditioningConfig::Mel);
+        let problem = match step {
+            StepConfig::Early { channels: done, .. } if *done == 0 || done + 2 > channels => {
+                format!("takes {done} of {channels} channels, at least 2 must remain")
+            }
+            StepConfig::Early { channels: done, .. } if !done.is_multiple_of(squeezed) => {
+                format!("takes {done} channels of steps squeezed by {squeezed}, expected a multiple")
+            }
+            StepConfig::Early { prior: Some(_), .. } if mel => {
+                "its prior wants upsample or frame conditioning".to_string()
+            }
+            StepConfig::Early { prior: Some(net), .. } => return net.validate(),
+            StepConfig::Squeeze { .. } if !(frame || mel) => "wants frame or mel conditioning".to_string(),
+            // a frame keeps a step; two, for an interpolation to have something between
+            StepConfig::Squeeze { by }
+                if *by < 2
+                    || !(hop / self.group).is_multiple_of(by.saturating_mul(squeezed))
+                    || (frame && by * squeezed == hop / self.group) =>
+            {
+                format!("by {by} does not fit the {} steps of a frame", hop / self.group / squeezed)
+            }
+            StepConfig::Squeeze { by } if channels * by > 1024 => {
+                format!("makes {} channels, expected at most 1024", channels * by)
+            }
+            StepConfig::Asinh { scale } if !(1e-3..=1e3).contains(scale) => {
+                format!("scale is {scale}, expected 0.001 to 1000")
+            }
+            StepConfig::Gain if !frame => "wants frame conditioning".to_string(),
+            StepConfig::Swap if !channels.is_multiple_of(2) => format!("has no halves in {channels} channels"),
+            StepConfig::Coupling { .. } if mel => {
+                "wants upsample or frame conditioning; see separable_coupling".to_string()
+            }
+            StepConfig::Coupling { split: Split::Even | Split::Odd, .. } if !channels.is_multiple_of(2) => {
+                format!("cannot take every other one of {channels} channels, expected an even number")
+            }
+            StepConfig::Coupling { bound: Some(_), map: MapConfig::Additive | MapConfig::Tanh, .. } => {
+                "its map has no bound".to_string()
+            }
+            StepConfig::SeparableCoupling { .. } if !mel => "wants mel conditioning".to_string(),
+            StepConfig::Coupling { bound, .. } | StepConfig::SeparableCoupling { bound, .. }
+                if bound.is_some_and(|b| !(0.01..=100.0).contains(&b)) =>
+            {
+                "bound is out of range, expected 0.01 to 100".to_string()
+            }
+            StepConfig::Coupling { net, map, .. } => {
+                map.validate()?;
+                return net.validate();
+            }
+            StepConfig::SeparableCoupling { net, .. } => return net.validate(),
+            _ => return Ok(()),
+        };
+        Err(Error::invalid(problem))
     }
 }

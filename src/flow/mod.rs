@@ -8,8 +8,12 @@ pub mod config;
 mod coupling;
 mod filtering;
 pub(crate) mod filters;
+mod likelihood;
+mod logistic;
 mod mix;
 mod pointwise;
+mod scalar;
+mod split;
 pub(crate) mod stream;
 mod whiten;
 
@@ -20,11 +24,13 @@ use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use conditioning::Conditioning;
 pub use config::FlowConfig;
-use config::StepConfig;
+use config::{MapConfig, Place, Split, StepConfig, WaveNetConfig};
 use coupling::Coupling;
 pub use filtering::Segment;
+pub use likelihood::Likelihood;
 use mix::Mix;
-use pointwise::{Actnorm, Asinh, Gain, Swap};
+use pointwise::{Actnorm, Asinh, Gain, Scale, Swap};
+use split::Parts;
 use stream::Stage;
 use whiten::Whiten;
 
@@ -61,12 +67,39 @@ pub trait Bijector {
     fn pack(&self) -> candle_core::Result<Option<Stage>> {
         Ok(None)
     }
+    /// What the log_det makes of the flow's likelihood.
+    fn likelihood(&self) -> Likelihood {
+        Likelihood::Exact
+    }
 }
 
+/// A step of the design; what errors call it stands beside it.
 enum Step {
     Map(Box<dyn Bijector + Send + Sync>),
-    /// The first channels are done.
-    Early(usize),
+    /// So many steps become one.
+    Squeeze(usize),
+    /// The first channels are done, after their prior's mean and scale have been taken out.
+    Early {
+        done: usize,
+        prior: Option<Coupling>,
+    },
+}
+
+/// What steps cost and how far they reach, in samples.
+#[derive(Default)]
+struct Cost {
+    reach: usize,
+    macs_per_sample: f64,
+}
+
+impl Cost {
+    /// Adds a coupling that stands at `place` in a flow of `group` and `hop`.
+    fn add(&mut self, coupling: &Coupling, place: Place, (group, row): (usize, usize)) {
+        let (per_step, per_row) = coupling.macs();
+        let step = place.squeezed * group;
+        self.reach += coupling.reach() * step;
+        self.macs_per_sample += per_step as f64 / step as f64 + per_row as f64 / row as f64;
+    }
 }
 
 /// A whole flow: an optional whitening front on slices, then trainable steps on tensors.
@@ -76,13 +109,42 @@ pub struct Flow {
     whitening: Option<Whiten>,
     conditioning: Conditioning,
     context: Context,
-    steps: Vec<Step>,
+    /// Steps and their names.
+    steps: Vec<(Step, &'static str)>,
+    /// Groups of samples that a step holds in the end.
+    squeezed: usize,
     group: usize,
     hop: usize,
     n_mels: usize,
+    /// Samples.
     reach: usize,
     macs_per_sample: f64,
     device: Device,
+}
+
+/// Bound of the log-scales of a learned prior.
+const PRIOR_BOUND: f64 = 3.0;
+
+/// What conditioners find at a level of squeezing.
+struct Level {
+    features: usize,
+    up: usize,
+}
+
+impl Level {
+    /// A coupling with a WaveNet.
+    fn coupling(
+        &self,
+        parts: Parts,
+        net: &WaveNetConfig,
+        map: (&MapConfig, Option<f64>),
+        vb: VarBuilder,
+    ) -> candle_core::Result<Coupling> {
+        let of = |inputs, outputs| -> candle_core::Result<Box<dyn CondNet + Send + Sync>> {
+            Ok(Box::new(WaveNet::new(net, inputs, outputs, self.up, vb.clone())?))
+        };
+        Coupling::new(parts, map, of, (self.features, net.weight_norm), vb.clone())
+    }
 }
 
 impl Flow {
@@ -98,38 +160,53 @@ impl Flow {
         let conditioning = Conditioning::new(&config.conditioning, mel.n_mels, hop, group, vb.pp("conditioning"))?;
         let context = conditioning.context()?;
         let (features, up) = (conditioning.features(), conditioning.up());
-        let (mut channels, mut reach) = (group, 0);
-        let (mut per_step, mut per_row) = (0, 0);
+        // samples that a row of conditioning stands for
+        let row = group * up;
+        let mut place = Place { channels: group, squeezed: 1 };
+        let mut cost = Cost::default();
         let mut steps = Vec::new();
-        let all = config.blocks.iter().flat_map(|block| std::iter::repeat_n(&block.steps, block.repeat).flatten());
-        for (i, step) in all.enumerate() {
+        for (i, step) in config.steps().enumerate() {
             let vb = vb.pp(format!("steps.{i}"));
-            let map: Box<dyn Bijector + Send + Sync> = match step {
-                StepConfig::Asinh { scale } => Box::new(Asinh { scale: *scale }),
-                StepConfig::Gain => Box::new(Gain::new(features, channels, vb)?),
-                StepConfig::Actnorm => Box::new(Actnorm::new(channels, vb)?),
-                StepConfig::Mix => {
-                    per_step += channels * channels;
-                    Box::new(Mix::new(channels, vb)?)
+            let Place { channels, squeezed } = place;
+            let level = Level { features, up: up / squeezed };
+            let map = |map: Box<dyn Bijector + Send + Sync>| Step::Map(map);
+            let built = match step {
+                StepConfig::Asinh { scale } => map(Box::new(Asinh { scale: *scale })),
+                StepConfig::Gain => map(Box::new(Gain::new(features, channels, vb)?)),
+                StepConfig::Actnorm => map(Box::new(Actnorm::new(channels, vb)?)),
+                StepConfig::Mix { form } => {
+                    cost.macs_per_sample += (channels * channels) as f64 / (squeezed * group) as f64;
+                    map(Box::new(Mix::new(channels, *form, vb)?))
                 }
-                StepConfig::Coupling { .. } | StepConfig::SeparableCoupling { .. } => {
-                    let coupling = Self::coupling(step, channels, features, up, vb)?;
-                    reach += coupling.reach();
-                    per_step += coupling.macs().0;
-                    per_row += coupling.macs().1;
-                    Box::new(coupling)
+                StepConfig::Scale => map(Box::new(Scale::new(channels, vb)?)),
+                StepConfig::Coupling { net, bound, map: scalar, split } => {
+                    let coupling = level.coupling(split.of(channels), net, (scalar, *bound), vb)?;
+                    cost.add(&coupling, place, (group, row));
+                    map(Box::new(coupling))
                 }
-                StepConfig::Swap => Box::new(Swap),
-                StepConfig::Early { channels: done } => {
-                    channels -= done;
-                    steps.push(Step::Early(*done));
-                    continue;
+                StepConfig::SeparableCoupling { net, bound } => {
+                    let of = |inputs, outputs| -> candle_core::Result<Box<dyn CondNet + Send + Sync>> {
+                        Ok(Box::new(SeparableNet::new(net, inputs, outputs, level.up, vb.clone())?))
+                    };
+                    let (parts, sizes) = (Split::Halves.of(channels), (features, net.weight_norm));
+                    let coupling = Coupling::new(parts, (&MapConfig::Affine, *bound), of, sizes, vb.clone())?;
+                    cost.add(&coupling, place, (group, row));
+                    map(Box::new(coupling))
+                }
+                StepConfig::Swap => map(Box::new(Swap)),
+                StepConfig::Squeeze { by } => Step::Squeeze(*by),
+                StepConfig::Early { channels: done, prior } => {
+                    let parts = Parts::Blocks { known: channels - done, moved: *done, known_first: false };
+                    let of = |net| level.coupling(parts, net, (&MapConfig::Affine, Some(PRIOR_BOUND)), vb.pp("prior"));
+                    let prior = prior.as_ref().map(of).transpose()?;
+                    prior.iter().for_each(|prior| cost.add(prior, place, (group, row)));
+                    Step::Early { done: *done, prior }
                 }
             };
-            steps.push(Step::Map(map));
+            steps.push((built, step.name()));
+            place = step.after(place);
         }
-        let macs_per_sample = per_step as f64 / group as f64
-            + per_row as f64 / (group * up) as f64
+        let macs_per_sample = cost.macs_per_sample
             + conditioning.macs_per_frame() as f64 / hop as f64
             + whitening.as_ref().map_or(0.0, Whiten::macs_per_sample);
         Ok(Self {
@@ -137,35 +214,14 @@ impl Flow {
             conditioning,
             context,
             steps,
+            squeezed: place.squeezed,
             group,
             hop,
             n_mels: mel.n_mels,
-            reach,
+            reach: cost.reach,
             macs_per_sample,
             device,
         })
-    }
-
-    /// The coupling of a step that is one.
-    fn coupling(
-        step: &StepConfig,
-        channels: usize,
-        features: usize,
-        up: usize,
-        vb: VarBuilder,
-    ) -> candle_core::Result<Coupling> {
-        let known = channels / 2;
-        let outputs = 2 * (channels - known);
-        let (net, weight_norm, bound): (Box<dyn CondNet + Send + Sync>, _, _) = match step {
-            StepConfig::Coupling { net, bound } => {
-                (Box::new(WaveNet::new(net, known, outputs, up, vb.clone())?), net.weight_norm, *bound)
-            }
-            StepConfig::SeparableCoupling { net, bound } => {
-                (Box::new(SeparableNet::new(net, known, outputs, up, vb.clone())?), net.weight_norm, *bound)
-            }
-            other => candle_core::bail!("{other:?} is not a coupling"),
-        };
-        Coupling::new(net, known, features, weight_norm, bound, vb)
     }
 
     /// Samples per step: the number of latent channels.
@@ -180,7 +236,13 @@ impl Flow {
 
     /// Steps on each side whose latents influence a step's data: the halo for working in blocks.
     pub fn halo_steps(&self) -> usize {
-        self.reach
+        self.reach.div_ceil(self.group)
+    }
+
+    /// What [`Flow::forward`]'s likelihood is worth.
+    pub fn likelihood_kind(&self) -> Likelihood {
+        let of = |(step, _): &(Step, _)| if let Step::Map(map) = step { map.likelihood() } else { Likelihood::Exact };
+        self.steps.iter().map(of).max().unwrap_or(Likelihood::Exact)
     }
 
     /// Whether there is a whitening front. Its tensors are all named `whiten.…` and are fitted by
@@ -295,24 +357,40 @@ impl Flow {
 
     fn run_forward(&self, x: &Tensor, mel: &Tensor, initialise: &dyn Fn(usize) -> bool) -> Result<(Tensor, Tensor)> {
         let (batch, samples) = self.check_data(x.dims(), mel)?;
-        let cond = self.conditioning.forward(mel)?;
+        let mut cond = self.conditioning.forward(mel)?;
         let mut x = x.reshape((batch, samples / self.group, self.group))?;
         let mut log_det = Tensor::zeros(batch, x.dtype(), x.device())?;
         let mut parts = Vec::new();
-        for (i, step) in self.steps.iter().enumerate() {
+        // latents of squeezed steps stand at the groups that they hold
+        let latents = |x: &Tensor| x.contiguous()?.reshape((batch, samples / self.group, ()));
+        for (i, (step, name)) in self.steps.iter().enumerate() {
+            let taken = |map: &dyn Bijector, x: &Tensor, cond: &Cond| {
+                let taken = if initialise(i) { map.initialise(x, cond) } else { map.forward(x, cond) };
+                taken.map_err(|error| at_step(error, i, name))
+            };
             match step {
                 Step::Map(map) => {
-                    let (z, d) = if initialise(i) { map.initialise(&x, &cond)? } else { map.forward(&x, &cond)? };
+                    let (z, d) = taken(map.as_ref(), &x, &cond)?;
                     x = z;
                     log_det = (log_det + d)?;
                 }
-                Step::Early(done) => {
-                    parts.push(x.narrow(2, 0, *done)?);
+                Step::Squeeze(by) => {
+                    let (_, steps, channels) = x.dims3()?;
+                    x = x.contiguous()?.reshape((batch, steps / by, channels * by))?;
+                    cond.up /= by;
+                }
+                Step::Early { done, prior } => {
+                    if let Some(prior) = prior {
+                        let (z, d) = taken(prior, &x, &cond)?;
+                        x = z;
+                        log_det = (log_det + d)?;
+                    }
+                    parts.push(latents(&x.narrow(2, 0, *done)?)?);
                     x = x.narrow(2, *done, x.dim(2)? - done)?;
                 }
             }
         }
-        parts.push(x);
+        parts.push(latents(&x)?);
         Ok((Tensor::cat(&parts, 2)?.transpose(1, 2)?, log_det))
     }
 
@@ -326,20 +404,51 @@ impl Flow {
             return Err(Error::invalid(format!("expected latents of {} channels, got {group}", self.group)));
         }
         self.check_data(&[batch, 1, group * steps], mel)?;
-        let cond = self.conditioning.forward(mel)?;
+        let mut cond = self.conditioning.forward(mel)?;
+        cond.up /= self.squeezed;
         let z = z.transpose(1, 2)?;
-        let mut early: usize = self.steps.iter().map(|s| if let Step::Early(n) = s { *n } else { 0 }).sum();
-        let mut x = z.narrow(2, early, group - early)?.contiguous()?;
-        for step in self.steps.iter().rev() {
+        let mut squeezed = self.squeezed;
+        // the first columns of the latents, as steps that hold so many groups
+        let latents = |from: usize, columns: usize, squeezed: usize| {
+            z.narrow(2, from, columns)?.contiguous()?.reshape((batch, steps / squeezed, columns * squeezed))
+        };
+        let mut early = self.early_columns();
+        let mut x = latents(early, group - early, squeezed)?;
+        for (i, (step, name)) in self.steps.iter().enumerate().rev() {
+            let taken = |map: &dyn Bijector, x: &Tensor, cond: &Cond| {
+                map.inverse(x, cond).map_err(|error| at_step(error, i, name))
+            };
             x = match step {
-                Step::Map(map) => map.inverse(&x, &cond)?,
-                Step::Early(done) => {
-                    early -= done;
-                    Tensor::cat(&[&z.narrow(2, early, *done)?.contiguous()?, &x], 2)?
+                Step::Map(map) => taken(map.as_ref(), &x, &cond)?,
+                Step::Squeeze(by) => {
+                    squeezed /= by;
+                    cond.up *= by;
+                    x.contiguous()?.reshape((batch, steps / squeezed, ()))?
+                }
+                Step::Early { done, prior } => {
+                    early -= done / squeezed;
+                    let x = Tensor::cat(&[&latents(early, done / squeezed, squeezed)?, &x], 2)?;
+                    match prior {
+                        Some(prior) => taken(prior, &x, &cond)?,
+                        None => x,
+                    }
                 }
             };
         }
         Ok(x.contiguous()?.reshape((batch, 1, group * steps))?)
+    }
+
+    /// Columns of the latents that are done early.
+    fn early_columns(&self) -> usize {
+        let (mut squeezed, mut columns) = (1, 0);
+        for (step, _) in &self.steps {
+            match step {
+                Step::Squeeze(by) => squeezed *= by,
+                Step::Early { done, .. } => columns += done / squeezed,
+                Step::Map(_) => {}
+            }
+        }
+        columns
     }
 
     /// The inverse packed for streaming, and the whitening's filters; `None` if a step of this design
@@ -349,14 +458,21 @@ impl Flow {
     /// If a matrix has no inverse.
     pub(crate) fn pack(&self) -> Result<Option<(stream::Packed, Option<filters::Filters>)>> {
         let mut stages = Vec::new();
-        for step in self.steps.iter().rev() {
-            stages.push(match step {
-                Step::Early(done) => Stage::Early(*done),
-                Step::Map(map) => match map.pack()? {
-                    Some(stage) => stage,
-                    None => return Ok(None),
-                },
-            });
+        for (step, _) in self.steps.iter().rev() {
+            let map: Option<&dyn Bijector> = match step {
+                Step::Map(map) => Some(map.as_ref()),
+                Step::Squeeze(by) => {
+                    stages.push(Stage::Squeeze(*by));
+                    None
+                }
+                Step::Early { done, prior } => {
+                    stages.push(Stage::Early(*done));
+                    prior.as_ref().map(|prior| prior as &dyn Bijector)
+                }
+            };
+            let Some(map) = map else { continue };
+            let Some(stage) = map.pack()? else { return Ok(None) };
+            stages.push(stage);
         }
         let Some(conditioning) = self.conditioning.pack()? else { return Ok(None) };
         let filters = self.whitening.as_ref().map(Whiten::filters).transpose()?;
@@ -378,6 +494,14 @@ impl Flow {
         }
         Ok((batch, samples))
     }
+}
+
+/// An error that names the step, counted from 1.
+fn at_step(error: candle_core::Error, index: usize, name: &str) -> Error {
+    // candle adds a backtrace to its own messages where one is asked for: the first line says what
+    let problem = error.to_string();
+    let problem = problem.lines().next().unwrap_or_default();
+    Error::invalid(format!("step {} ({name}): {problem}", index + 1))
 }
 
 /// Standard-normal negative log-likelihood of latents, per batch item: `[batch]`, nats.

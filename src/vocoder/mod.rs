@@ -319,7 +319,7 @@ mod tests {
         let mel = MelConfig { n_fft: 64, win_length: 64, hop_length: 16, n_mels: 5, ..MelConfig::nvidia() };
         let dilations = vec![1, 2, 4];
         let net = WaveNetConfig { channels: 6, kernel: 3, dilations, weight_norm: true, skip: true, causal: false };
-        let steps = vec![StepConfig::Mix, StepConfig::Coupling { net, bound: Some(2.0) }];
+        let steps = vec![StepConfig::mix(), StepConfig::coupling(net, Some(2.0))];
         let flow = FlowConfig {
             whitening: None,
             conditioning: ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None },

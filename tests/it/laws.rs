@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use melglow::flow::config::{
-    Block, ConditioningConfig, FlowConfig, SeparableConfig, StepConfig, WaveNetConfig, WhiteningConfig,
+    Block, ConditioningConfig, FlowConfig, MapConfig, MixForm, SeparableConfig, Split, StepConfig, WaveNetConfig,
+    WhiteningConfig,
 };
 use melglow::flow::{Flow, Segment, nll};
 use melglow::mel::{MelConfig, MelSpectrogram, extract::extract};
@@ -33,24 +34,24 @@ fn design(conditioning: ConditioningConfig, group: usize, steps: Vec<StepConfig>
 
 /// Every step, alone and together.
 fn designs() -> Vec<(&'static str, FlowConfig)> {
-    let coupling = |weight_norm, skip, bound| StepConfig::Coupling { net: net(weight_norm, skip), bound };
+    let coupling = |weight_norm, skip, bound| StepConfig::coupling(net(weight_norm, skip), bound);
     let causal = WaveNetConfig { causal: true, ..net(false, false) };
-    let causal = StepConfig::Coupling { net: causal, bound: Some(2.0) };
+    let causal = StepConfig::coupling(causal, Some(2.0));
     let all = vec![
         StepConfig::Asinh { scale: 0.5 },
         StepConfig::Gain,
         StepConfig::Actnorm,
-        StepConfig::Mix,
+        StepConfig::mix(),
         coupling(false, false, Some(2.0)),
-        StepConfig::Early { channels: 2 },
-        StepConfig::Mix,
+        StepConfig::early(2),
+        StepConfig::mix(),
         coupling(false, true, None),
     ];
     let waveglow = vec![
-        StepConfig::Mix,
+        StepConfig::mix(),
         coupling(true, true, None),
-        StepConfig::Early { channels: 2 },
-        StepConfig::Mix,
+        StepConfig::early(2),
+        StepConfig::mix(),
         coupling(true, true, None),
     ];
     let separable = |weight_norm, norm| StepConfig::SeparableCoupling {
@@ -58,25 +59,48 @@ fn designs() -> Vec<(&'static str, FlowConfig)> {
         bound: None,
     };
     let squeezewave = vec![
-        StepConfig::Mix,
+        StepConfig::mix(),
         separable(true, true),
-        StepConfig::Early { channels: 2 },
-        StepConfig::Mix,
+        StepConfig::early(2),
+        StepConfig::mix(),
         separable(false, false),
     ];
     let alternating = vec![
-        StepConfig::Mix,
+        StepConfig::mix(),
         coupling(true, true, None),
-        StepConfig::Mix,
+        StepConfig::mix(),
         StepConfig::Swap,
         coupling(true, true, None),
         StepConfig::Swap,
     ];
+    let by = |map, split| {
+        let bound = matches!(map, MapConfig::MixLogistic { .. }).then_some(2.0);
+        StepConfig::Coupling { net: net(false, false), bound, map, split }
+    };
+    let mixture = || MapConfig::MixLogistic { components: 3 };
+    let plu = StepConfig::Mix { form: MixForm::Plu };
+    let squeezed = vec![
+        by(MapConfig::Tanh, Split::Even),
+        by(MapConfig::Tanh, Split::Odd),
+        StepConfig::Squeeze { by: 2 },
+        StepConfig::Gain,
+        plu.clone(),
+        by(mixture(), Split::Swapped),
+        StepConfig::Early { channels: 2, prior: Some(net(false, true)) },
+        by(MapConfig::Additive, Split::Halves),
+    ];
     vec![
+        ("scale", design(frame(), 4, vec![StepConfig::Scale])),
+        ("factored mix", design(frame(), 4, vec![plu])),
+        ("additive", design(frame(), 4, vec![by(MapConfig::Additive, Split::Swapped)])),
+        ("learned bound", design(frame(), 4, vec![by(MapConfig::Tanh, Split::Odd)])),
+        ("mixture", design(frame(), 2, vec![by(mixture(), Split::Halves)])),
+        ("prior", design(frame(), 4, vec![StepConfig::Early { channels: 1, prior: Some(net(true, true)) }])),
+        ("squeezed", design(frame(), 2, squeezed)),
         ("asinh", design(frame(), 4, vec![StepConfig::Asinh { scale: 0.5 }])),
         ("gain", design(frame(), 4, vec![StepConfig::Gain])),
         ("actnorm", design(frame(), 4, vec![StepConfig::Actnorm])),
-        ("mix", design(frame(), 4, vec![StepConfig::Mix])),
+        ("mix", design(frame(), 4, vec![StepConfig::mix()])),
         ("causal", design(ahead(0), 4, vec![StepConfig::Gain, causal])),
         ("coupling", design(frame(), 2, vec![coupling(false, false, Some(2.0))])),
         ("all", design(frame(), 8, all)),
@@ -189,8 +213,9 @@ fn gradients_are_those_of_finite_differences_at_batch_3() {
         let grads = loss().backward().unwrap();
         for (param, var) in &params {
             let Some(grad) = grads.get(var) else {
-                // conditioning that no step reads has no gradient
-                assert!(param.starts_with("conditioning"), "{name}: {param} receives no gradient");
+                // conditioning that no step reads has no gradient, nor what a factored mix keeps
+                let stays = ["conditioning", "moves", "flips"].iter().any(|part| param.contains(part));
+                assert!(stays, "{name}: {param} receives no gradient");
                 continue;
             };
             // along a random direction: every entry takes part
@@ -246,7 +271,7 @@ fn fused_wavenet_equals_its_graph_in_values_and_gradients() {
 /// What the first versions of WaveGlow did in odd flows: the second half is known, the first moves.
 #[test]
 fn swaps_around_a_coupling_exchange_the_roles_of_the_halves() {
-    let coupling = StepConfig::Coupling { net: net(true, true), bound: None };
+    let coupling = StepConfig::coupling(net(true, true), None);
     let conditioning = || ConditioningConfig::Upsample { kernel: 64 };
     let plain = design(conditioning(), 8, vec![coupling.clone()]);
     let (plain, params) = unsettled(&plain);
@@ -323,7 +348,7 @@ fn whitening_keeps_the_laws_and_pays() {
 fn a_changed_future_leaves_the_past_alone() {
     // two frames of look-ahead in the conditioning, one more to interpolate towards; causal nets
     let causal = WaveNetConfig { causal: true, ..net(false, false) };
-    let steps = vec![StepConfig::Gain, StepConfig::Coupling { net: causal, bound: Some(2.0) }];
+    let steps = vec![StepConfig::Gain, StepConfig::coupling(causal, Some(2.0))];
     let (flow, _) = unsettled(&design(ahead(2), 4, steps));
     let (z, frames, context) = (noise(1, &[1, 4, 80]), 20, flow.context());
     let mel = |changed: usize| {

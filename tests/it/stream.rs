@@ -19,7 +19,7 @@ fn mel_config() -> MelConfig {
 
 fn coupling(weight_norm: bool, skip: bool, causal: bool, bound: Option<f64>) -> StepConfig {
     let net = WaveNetConfig { channels: 6, kernel: 3, dilations: vec![1, 2, 4], weight_norm, skip, causal };
-    StepConfig::Coupling { net, bound }
+    StepConfig::coupling(net, bound)
 }
 
 fn frame(lookahead: Option<usize>) -> ConditioningConfig {
@@ -39,17 +39,17 @@ fn designs() -> Vec<(&'static str, FlowConfig, usize)> {
         blocks: rounds.iter().map(|steps| Block { repeat: 1, steps: steps.clone() }).collect(),
     };
     let ours = |causal| {
-        let round = vec![StepConfig::Actnorm, StepConfig::Mix, coupling(false, false, causal, Some(2.0))];
+        let round = vec![StepConfig::Actnorm, StepConfig::mix(), coupling(false, false, causal, Some(2.0))];
         vec![vec![StepConfig::Asinh { scale: 0.5 }, StepConfig::Gain], round.clone(), round]
     };
     let waveglow = vec![
-        StepConfig::Mix,
+        StepConfig::mix(),
         coupling(true, true, false, None),
-        StepConfig::Early { channels: 2 },
-        StepConfig::Mix,
+        StepConfig::early(2),
+        StepConfig::mix(),
         coupling(true, true, false, None),
     ];
-    let every_step = vec![StepConfig::Mix, coupling(false, true, true, None)];
+    let every_step = vec![StepConfig::mix(), coupling(false, true, true, None)];
     vec![
         // 3 rows after, one more to interpolate; two nets of 7 steps of 4 samples
         ("ours", design(whitening(None), frame(None), 4, &ours(false)), 5 + 4),

@@ -1,0 +1,25 @@
+//! What a flow's figure in bits per sample is worth.
+
+use serde::Serialize;
+
+/// What a likelihood is, from the best downwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Likelihood {
+    /// The likelihood itself.
+    Exact,
+    /// A lower bound of it: a latent variable or learned noise was drawn, not summed over.
+    LowerBound,
+    /// A random estimate of it.
+    Estimate,
+}
+
+impl std::fmt::Display for Likelihood {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Exact => "exact",
+            Self::LowerBound => "at most: a lower bound of the likelihood",
+            Self::Estimate => "an estimate",
+        })
+    }
+}
