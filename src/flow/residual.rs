@@ -1,6 +1,6 @@
 //! Invertible residual step.
 
-use super::{Bijector, Cond};
+use super::{Bijector, Cond, Likelihood};
 use crate::net::lipschitz::{LipschitzNet, Tangent};
 use crate::net::params::named_rng;
 use candle_core::{Result, Tensor};
@@ -106,5 +106,9 @@ impl Bijector for Residual {
             }
         }
         candle_core::bail!("the fixed point is not reached in {ROUNDS} rounds: the last one still moved by {change:e}")
+    }
+
+    fn likelihood(&self) -> Likelihood {
+        Likelihood::Estimate
     }
 }
