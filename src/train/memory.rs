@@ -1,7 +1,7 @@
 //! How much memory a run will take, roughly, before it starts.
 
 use super::config::Recipe;
-use crate::flow::config::{ConditioningConfig, StepConfig};
+use crate::flow::config::{ConditioningConfig, SequenceConfig, StepConfig, WaveNetConfig};
 
 /// Copies of each parameter: the variable, the optimiser's weight, gradient, two moments and
 /// average, the graph's gradient, and twice the flat copy that the fused conditioner takes.
@@ -43,16 +43,31 @@ impl Estimate {
         for block in &recipe.flow.blocks {
             for step in &block.steps {
                 let mut here = GRAPH_TENSORS * steps * group * F32;
-                if let StepConfig::Coupling { net, .. } = step {
+                let mut wavenet = |net: &WaveNetConfig, positions: u64| {
                     let width = (net.channels * net.dilations.len()) as u64;
-                    let kept = 3 * steps * width * F32;
-                    here += kept.min(KEPT) + 2 * rows * 2 * width * F32;
+                    let kept = 3 * positions * width * F32;
                     largest = largest.max(2 * kept);
-                }
-                if let StepConfig::SeparableCoupling { net, .. } = step {
-                    let width = (net.channels * net.layers) as u64;
-                    here += GRAPH_TENSORS * steps * width * F32 + 2 * rows * 2 * width * F32;
-                }
+                    kept.min(KEPT) + 2 * rows * 2 * width * F32
+                };
+                // values that the graph makes at each position, layer by layer
+                let graph = |width: usize, positions: u64| GRAPH_TENSORS * positions * width as u64 * F32;
+                here += match step {
+                    StepConfig::Coupling { net, .. } => wavenet(net, steps),
+                    StepConfig::SeparableCoupling { net, .. } => {
+                        let width = net.channels * net.layers;
+                        graph(width, steps) + 2 * rows * 2 * width as u64 * F32
+                    }
+                    StepConfig::Autoregressive { by, net: SequenceConfig::Wavenet(net), .. } => {
+                        wavenet(net, passes / *by as u64)
+                    }
+                    StepConfig::Autoregressive { by, net: SequenceConfig::Transformer(net), .. } => {
+                        let feed = (4 + net.expansion) * net.channels;
+                        graph((feed + 2 * net.window * net.heads) * net.layers, passes / *by as u64)
+                    }
+                    StepConfig::Rowwise { net, .. } => graph(net.channels * net.dilations.len(), passes),
+                    StepConfig::Residual { net, .. } => graph(3 * net.channels * net.layers, steps),
+                    _ => 0,
+                };
                 activations += block.repeat as u64 * here;
             }
         }

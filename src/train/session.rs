@@ -12,10 +12,10 @@ use super::tensorboard::EventWriter;
 use super::warm::WarmStart;
 use crate::flow::{self, Flow};
 use crate::net::Params;
-use crate::net::params::named_rng;
+use crate::net::params::{named_rng, normal};
 use crate::voice::Voice;
 use crate::{Error, Result};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
@@ -176,7 +176,8 @@ impl Session {
         let (mut nats, mut clips) = (0.0, Vec::new());
         for _ in 0..t.accumulate {
             let batch = sampler.draw(&self.flow, t.batch, &mut self.rng, &self.device)?;
-            let (z, log_det) = self.flow.forward(&batch.x, &batch.mel)?;
+            let x = if t.noise > 0.0 { (&batch.x + noise(&batch.x, t.noise, &mut self.rng)?)? } else { batch.x };
+            let (z, log_det) = self.flow.forward(&x, &batch.mel)?;
             let nll = flow::nll(&z, &(log_det + batch.whitening_log_det)?)?;
             let loss = (nll.sum_all()? / (samples * t.accumulate as f64))?;
             nats += f64::from(loss.to_scalar::<f32>()?);
@@ -293,4 +294,10 @@ impl Session {
     fn save(&self) -> Result<()> {
         checkpoint::save(&self.out, &self.recipe, &self.params, &self.optimiser, &self.state)
     }
+}
+
+/// Gaussian noise in the shape of `like`.
+fn noise(like: &Tensor, deviation: f64, rng: &mut ChaCha8Rng) -> Result<Tensor> {
+    let values: Vec<f32> = (0..like.elem_count()).map(|_| deviation as f32 * normal(rng)).collect();
+    Ok(Tensor::from_vec(values, like.shape(), like.device())?)
 }
