@@ -235,6 +235,7 @@ fn of_voice(path: &Path) -> Result<String> {
     let _ = writeln!(text, "  mels      {}", convention_line(&config.mel));
     let (sigma, refine) = (config.synthesis.sigma, config.synthesis.refine);
     let _ = writeln!(text, "  synthesis sigma {sigma}, {refine} passes of refinement");
+    let _ = writeln!(text, "  bits      its likelihood is {}", voice.build_frozen_flow()?.likelihood_kind());
     let _ = writeln!(text, "  type      melglow synth MEL -o OUT.wav --voice {}", path.display());
     Ok(text)
 }

@@ -23,6 +23,12 @@ pub struct FlowConfig {
     pub whitening: Option<WhiteningConfig>,
     /// How the mel becomes the couplings' conditioning.
     pub conditioning: ConditioningConfig,
+    /// A latent variable beside the mel, if any: the likelihood becomes a bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latent: Option<LatentConfig>,
+    /// Learned noise below one 16-bit step in place of uniform, if any: the likelihood becomes a bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dequantisation: Option<DequantisationConfig>,
     /// Samples per step: the channels after the squeeze.
     pub group: usize,
     /// The steps after the squeeze, in the direction data → latent.
@@ -46,6 +52,26 @@ pub struct WhiteningConfig {
     pub lookahead: Option<usize>,
     /// Training steps of the fit.
     pub fit_steps: usize,
+}
+
+/// A latent variable of each frame, found by a small encoder, drawn to speak.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatentConfig {
+    /// Values of a frame's latent.
+    pub width: usize,
+    /// Hidden units of the encoder.
+    pub hidden: usize,
+}
+
+/// A flow for the noise below one 16-bit step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DequantisationConfig {
+    /// Couplings.
+    pub couplings: usize,
+    /// The conditioner of each.
+    pub net: WaveNetConfig,
 }
 
 /// How the mel becomes conditioning.
@@ -271,6 +297,11 @@ impl WhiteningConfig {
 }
 
 impl FlowConfig {
+    /// A design of steps alone: no whitening front, no latent variable, uniform dequantisation.
+    pub fn new(conditioning: ConditioningConfig, group: usize, blocks: Vec<Block>) -> Self {
+        Self { whitening: None, conditioning, latent: None, dequantisation: None, group, blocks }
+    }
+
     /// Checks ranges and relations once, on reading.
     ///
     /// # Errors
@@ -314,6 +345,24 @@ impl FlowConfig {
                 );
             }
             _ => {}
+        }
+        let frame = matches!(self.conditioning, ConditioningConfig::Frame { .. });
+        match &self.latent {
+            Some(_) if !frame => return wrong("latent: wants frame conditioning".to_string()),
+            Some(l) if !(1..=1024).contains(&l.width) || !(1..=4096).contains(&l.hidden) => {
+                return wrong("latent: width or hidden is out of range".to_string());
+            }
+            _ => {}
+        }
+        match &self.dequantisation {
+            Some(_) if matches!(self.conditioning, ConditioningConfig::Mel) => {
+                return wrong("dequantisation: wants upsample or frame conditioning".to_string());
+            }
+            Some(d) if !(1..=32).contains(&d.couplings) => {
+                return wrong(format!("dequantisation: couplings is {}, expected 1 to 32", d.couplings));
+            }
+            Some(d) => d.net.validate().map_err(|e| Error::invalid(format!("flow config: dequantisation: {e}")))?,
+            None => {}
         }
         // repeats may be beyond counting
         if self.blocks.iter().fold(0, |n: usize, b| n.saturating_add(b.repeat.saturating_mul(b.steps.len())))

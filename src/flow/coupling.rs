@@ -50,12 +50,20 @@ impl Coupling {
     fn params(&self, known: &Tensor, cond: &Cond) -> Result<Tensor> {
         self.net.forward(known, &self.cond.product(&cond.rows)?, self.cond.bias())
     }
+
+    /// The moved part given the known, and ln f′ of each of its values.
+    ///
+    /// # Errors
+    /// If the shapes don't fit.
+    pub fn transform(&self, known: &Tensor, moved: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        self.map.forward(moved, &self.params(known, cond)?)
+    }
 }
 
 impl Bijector for Coupling {
     fn forward(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
         let (known, moved) = self.parts.take(x)?;
-        let (moved, log_det) = self.map.forward(&moved, &self.params(&known, cond)?)?;
+        let (moved, log_det) = self.transform(&known, &moved, cond)?;
         Ok((self.parts.join(&known, &moved)?, log_det.sum((1, 2))?))
     }
 

@@ -14,11 +14,22 @@ pub enum Likelihood {
     Estimate,
 }
 
+impl Likelihood {
+    /// What to say behind a figure in bits per sample.
+    pub fn remark(self) -> &'static str {
+        match self {
+            Self::Exact => "",
+            Self::LowerBound => ", at most (the likelihood is a lower bound)",
+            Self::Estimate => ", about (the likelihood is an estimate)",
+        }
+    }
+}
+
 impl std::fmt::Display for Likelihood {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Exact => "exact",
-            Self::LowerBound => "at most: a lower bound of the likelihood",
+            Self::LowerBound => "a lower bound",
             Self::Estimate => "an estimate",
         })
     }

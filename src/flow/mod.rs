@@ -7,8 +7,10 @@ mod autoregressive;
 mod conditioning;
 pub mod config;
 mod coupling;
+mod dequantise;
 mod filtering;
 pub(crate) mod filters;
+mod latent;
 mod likelihood;
 mod logistic;
 mod mix;
@@ -30,7 +32,9 @@ use conditioning::Conditioning;
 pub use config::FlowConfig;
 use config::{MapConfig, Place, SequenceConfig, Split, StepConfig, WaveNetConfig};
 use coupling::Coupling;
+use dequantise::Dequantise;
 pub use filtering::Segment;
+use latent::Latent;
 pub use likelihood::Likelihood;
 use mix::Mix;
 use pointwise::{Actnorm, Asinh, Gain, Scale, Swap};
@@ -115,6 +119,8 @@ impl Cost {
 pub struct Flow {
     whitening: Option<Whiten>,
     conditioning: Conditioning,
+    latent: Option<Latent>,
+    dequantise: Option<Dequantise>,
     context: Context,
     /// Steps and their names.
     steps: Vec<(Step, &'static str)>,
@@ -181,9 +187,19 @@ impl Flow {
         let whitening = config.whitening.as_ref().map(|w| Whiten::new(w, mel, vb.pp("whiten"))).transpose()?;
         let conditioning = Conditioning::new(&config.conditioning, mel.n_mels, hop, group, vb.pp("conditioning"))?;
         let context = conditioning.context()?;
-        let (features, up) = (conditioning.features(), conditioning.up());
+        let up = conditioning.up();
+        let level = Level { features: conditioning.features(), up };
+        let dequantise = config.dequantisation.as_ref();
+        let dequantise = dequantise.map(|d| Dequantise::new(d, group, &level, vb.pp("dequantise"))).transpose()?;
+        let latent = config.latent.as_ref();
+        let latent = latent.map(|l| Latent::new(l, level.features, hop, vb.pp("latent"))).transpose()?;
+        let features = level.features + latent.as_ref().map_or(0, Latent::width);
         let mut place = Place { channels: group, squeezed: 1 };
         let mut cost = Cost { reach: Some(0), macs_per_sample: 0.0, row: group * up };
+        if let Some(latent) = &latent {
+            // the last half of a frame leans towards the next one's latent
+            cost.add((latent.macs_per_frame(), 0), Some(1), hop);
+        }
         let mut steps = Vec::new();
         for (i, step) in config.steps().enumerate() {
             let vb = vb.pp(format!("steps.{i}"));
@@ -254,6 +270,8 @@ impl Flow {
         Ok(Self {
             whitening,
             conditioning,
+            latent,
+            dequantise,
             context,
             steps,
             squeezed: place.squeezed,
@@ -285,7 +303,11 @@ impl Flow {
     /// What [`Flow::forward`]'s likelihood is worth.
     pub fn likelihood_kind(&self) -> Likelihood {
         let of = |(step, _): &(Step, _)| if let Step::Map(map) = step { map.likelihood() } else { Likelihood::Exact };
-        self.steps.iter().map(of).max().unwrap_or(Likelihood::Exact)
+        let front = match (&self.latent, &self.dequantise) {
+            (None, None) => Likelihood::Exact,
+            _ => Likelihood::LowerBound,
+        };
+        self.steps.iter().map(of).max().unwrap_or(front).max(front)
     }
 
     /// Whether there is a whitening front. Its tensors are all named `whiten.…` and are fitted by
@@ -326,13 +348,37 @@ impl Flow {
     /// Whitens a whole clip: samples (at most frames · hop) → residual and log|∂e/∂x| per sample,
     /// nats. Without a whitening front: the samples and zeros.
     ///
+    /// A flow with learned dequantisation first draws the samples' noise below one 16-bit step anew; the
+    /// logarithms hold its share of the bound too.
+    ///
     /// # Errors
     /// If the mel doesn't fit.
     pub fn whiten(&self, samples: &[f32], mel: &MelSpectrogram) -> Result<(Vec<f32>, Vec<f32>)> {
-        match &self.whitening {
-            Some(whitening) => whitening.forward(samples, mel),
-            None => Ok((samples.to_vec(), vec![0.0; samples.len()])),
+        let drawn = self.dequantise.as_ref().map(|d| self.dequantised(d, samples, mel)).transpose()?;
+        let (samples, share) = match &drawn {
+            Some((samples, share)) => (samples.as_slice(), Some(share)),
+            None => (samples, None),
+        };
+        let (residual, mut log_det) = match &self.whitening {
+            Some(whitening) => whitening.forward(samples, mel)?,
+            None => (samples.to_vec(), vec![0.0; samples.len()]),
+        };
+        share.into_iter().for_each(|share| log_det.iter_mut().zip(share).for_each(|(l, s)| *l += s));
+        Ok((residual, log_det))
+    }
+
+    /// A clip with the noise of its samples drawn anew, and log|∂u/∂v| of each.
+    fn dequantised(&self, d: &Dequantise, samples: &[f32], mel: &MelSpectrogram) -> Result<(Vec<f32>, Vec<f32>)> {
+        let whole = mel.frames() * self.hop;
+        if samples.len() > whole {
+            return Err(Error::invalid(format!("{} samples are more than the mel's frames cover", samples.len())));
         }
+        let mut x = samples.to_vec();
+        x.resize(whole, 0.0);
+        let cond = self.conditioning.forward(&self.mel_window(mel, 0, mel.frames())?)?;
+        let (x, log_det) = d.forward(&Tensor::from_vec(x, (1, whole), &self.device)?, &cond)?;
+        let part = |t: Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.narrow(0, 0, samples.len())?.to_vec1()?) };
+        Ok((part(x)?, part(log_det)?))
     }
 
     /// Samples before a segment that [`Flow::whiten_segments`] wants, as far as its clip has them.
@@ -347,12 +393,32 @@ impl Flow {
     /// # Errors
     /// If a segment doesn't fit.
     pub fn whiten_segments(&self, segments: &[Segment], frames: usize) -> Result<(Tensor, Tensor)> {
-        if let Some(whitening) = &self.whitening {
-            return whitening.segments(segments, frames);
+        let (batch, samples) = (segments.len(), frames * self.hop);
+        let longest = segments.iter().map(|segment| segment.samples.len()).max().unwrap_or(0);
+        if segments.iter().any(|segment| segment.samples.len() < samples) {
+            return Err(Error::invalid(format!("a segment of {frames} frames has less than {samples} samples")));
         }
-        let samples: Vec<f32> = segments.iter().flat_map(|segment| segment.samples.iter().copied()).collect();
-        let x = Tensor::from_vec(samples, (segments.len(), 1, frames * self.hop), &self.device)?;
-        Ok((x, Tensor::zeros(segments.len(), candle_core::DType::F32, &self.device)?))
+        // silence before a clip, as the filters have it
+        let mut sounds = vec![0.0; batch * longest];
+        for (row, segment) in sounds.chunks_exact_mut(longest).zip(segments) {
+            row[longest - segment.samples.len()..].copy_from_slice(&segment.samples);
+        }
+        let mut sounds = Tensor::from_vec(sounds, (batch, longest), &self.device)?;
+        let mut log_det = Tensor::zeros(batch, candle_core::DType::F32, &self.device)?;
+        if let Some(dequantise) = &self.dequantise {
+            let window = |segment: &Segment| self.mel_window(segment.mel, segment.start, frames);
+            let windows = segments.iter().map(window).collect::<Result<Vec<_>>>()?;
+            let cond = self.conditioning.forward(&Tensor::cat(&windows, 0)?)?;
+            let memory = longest - samples;
+            let (own, share) = dequantise.forward(&sounds.narrow(1, memory, samples)?, &cond)?;
+            sounds = Tensor::cat(&[&sounds.narrow(1, 0, memory)?, &own], 1)?;
+            log_det = (log_det + share.sum(1)?)?;
+        }
+        let Some(whitening) = &self.whitening else {
+            return Ok((sounds.narrow(1, longest - samples, samples)?.contiguous()?.unsqueeze(1)?, log_det));
+        };
+        let (residual, whitened) = whitening.segments(segments, (&sounds, self.dequantise.is_some()), frames)?;
+        Ok((residual, (log_det + whitened)?))
     }
 
     /// The inverse of [`Flow::whiten`]: residual (at most frames · hop) → samples.
@@ -400,12 +466,27 @@ impl Flow {
 
     fn run_forward(&self, x: &Tensor, mel: &Tensor, initialise: &dyn Fn(usize) -> bool) -> Result<(Tensor, Tensor)> {
         let (batch, samples) = self.check_data(x.dims(), mel)?;
-        let mut cond = self.conditioning.forward(mel)?;
-        let mut x = x.reshape((batch, samples / self.group, self.group))?;
+        let cond = self.conditioning.forward(mel)?;
+        let x = x.reshape((batch, samples / self.group, self.group))?;
+        let Some(latent) = &self.latent else { return self.steps_forward(&x, cond, initialise) };
+        let (cond, bound) = latent.encode(&x, &cond)?;
+        let (z, log_det) = self.steps_forward(&x, cond, initialise)?;
+        Ok((z, (log_det + bound)?))
+    }
+
+    /// The steps, from data `[batch, steps, group]`.
+    fn steps_forward(
+        &self,
+        x: &Tensor,
+        mut cond: Cond,
+        initialise: &dyn Fn(usize) -> bool,
+    ) -> Result<(Tensor, Tensor)> {
+        let (batch, groups, _) = x.dims3()?;
+        let mut x = x.clone();
         let mut log_det = Tensor::zeros(batch, x.dtype(), x.device())?;
         let mut parts = Vec::new();
         // latents of squeezed steps stand at the groups that they hold
-        let latents = |x: &Tensor| x.contiguous()?.reshape((batch, samples / self.group, ()));
+        let latents = |x: &Tensor| x.contiguous()?.reshape((batch, groups, ()));
         for (i, (step, name)) in self.steps.iter().enumerate() {
             let taken = |map: &dyn Bijector, x: &Tensor, cond: &Cond| {
                 let taken = if initialise(i) { map.initialise(x, cond) } else { map.forward(x, cond) };
@@ -448,8 +529,17 @@ impl Flow {
         }
         self.check_data(&[batch, 1, group * steps], mel)?;
         let mut cond = self.conditioning.forward(mel)?;
+        let z = z.transpose(1, 2)?.contiguous()?;
+        if let Some(latent) = &self.latent {
+            cond = latent.draw(&z, &cond)?;
+        }
+        Ok(self.steps_inverse(&z, cond)?.reshape((batch, 1, group * steps))?)
+    }
+
+    /// The steps' inverse, from latents `[batch, steps, group]` to data of the same shape.
+    fn steps_inverse(&self, z: &Tensor, mut cond: Cond) -> Result<Tensor> {
+        let (batch, steps, group) = z.dims3()?;
         cond.up /= self.squeezed;
-        let z = z.transpose(1, 2)?;
         let mut squeezed = self.squeezed;
         // the first columns of the latents, as steps that hold so many groups
         let latents = |from: usize, columns: usize, squeezed: usize| {
@@ -478,7 +568,7 @@ impl Flow {
                 }
             };
         }
-        Ok(x.contiguous()?.reshape((batch, 1, group * steps))?)
+        Ok(x.contiguous()?)
     }
 
     /// Columns of the latents that are done early.
@@ -516,6 +606,9 @@ impl Flow {
             let Some(map) = map else { continue };
             let Some(stage) = map.pack()? else { return Ok(None) };
             stages.push(stage);
+        }
+        if self.latent.is_some() {
+            return Ok(None);
         }
         let Some(conditioning) = self.conditioning.pack()? else { return Ok(None) };
         let filters = self.whitening.as_ref().map(Whiten::filters).transpose()?;
@@ -564,4 +657,50 @@ pub fn nll(z: &Tensor, log_det: &Tensor) -> Result<Tensor> {
 /// A density per unit of amplitude is `2¹⁵` times that per quantisation step.
 pub fn bits_per_sample(nats_per_sample: f64) -> f64 {
     nats_per_sample / std::f64::consts::LN_2 + 15.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Params;
+    use crate::net::params::{named_rng, normal};
+    use config::{Block, ConditioningConfig, LatentConfig};
+
+    fn noise(seed: u64, dims: &[usize]) -> Tensor {
+        let mut rng = named_rng(seed, "test");
+        let values: Vec<f32> = (0..dims.iter().product()).map(|_| normal(&mut rng)).collect();
+        Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn given_its_latent_variable_the_flow_returns_the_data() {
+        let mel = MelConfig { n_fft: 64, win_length: 64, hop_length: 16, n_mels: 5, ..MelConfig::nvidia() };
+        let dilations = vec![1, 2];
+        let net = WaveNetConfig { channels: 6, kernel: 3, dilations, weight_norm: false, skip: false, causal: false };
+        let steps = vec![StepConfig::Gain, StepConfig::coupling(net, None)];
+        let conditioning = ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None };
+        let config = FlowConfig {
+            latent: Some(LatentConfig { width: 3, hidden: 7 }),
+            ..FlowConfig::new(conditioning, 4, vec![Block { repeat: 1, steps }])
+        };
+        let params = Params::seeded(7, &Device::Cpu);
+        let flow = Flow::new(&config, &mel, params.builder()).unwrap();
+        for (i, (_, var)) in params.named().into_iter().enumerate() {
+            var.set(&(var.as_tensor() + (noise(i as u64, var.dims()) * 0.2).unwrap()).unwrap()).unwrap();
+        }
+        let (x, frames) = (noise(1, &[2, 20, 4]), 5);
+        let window = noise(2, &[2, 5, flow.context.left + frames + flow.context.right]);
+        let cond = || flow.conditioning.forward(&window).unwrap();
+        let latent = flow.latent.as_ref().unwrap();
+        let (z, _) = flow.steps_forward(&x, latent.encode(&x, &cond()).unwrap().0, &|_| false).unwrap();
+        let z = z.transpose(1, 2).unwrap().contiguous().unwrap();
+        let off = |a: &Tensor| {
+            (a - &x).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+        };
+        let back = flow.steps_inverse(&z, latent.encode(&x, &cond()).unwrap().0).unwrap();
+        assert!(off(&back) < 1e-4, "{}", off(&back));
+        // and with another one it doesn't: the latent matters
+        let other = flow.steps_inverse(&z, latent.draw(&z, &cond()).unwrap()).unwrap();
+        assert!(off(&other) > 1e-2, "{}", off(&other));
+    }
 }

@@ -158,7 +158,7 @@ impl Design {
             }
         }
         let blocks = vec![Block { repeat: 1, steps }];
-        FlowConfig { whitening: None, conditioning, group: self.group(), blocks }
+        FlowConfig::new(conditioning, self.group(), blocks)
     }
 
     /// Every tensor of ours and those of theirs that it is made of; `hop` in samples.

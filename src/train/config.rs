@@ -9,12 +9,18 @@ use std::collections::HashSet;
 use std::path::Path;
 
 /// The recipes that the binary carries: name and JSON.
-const RECIPES: [(&str, &str); 9] = [
+const RECIPES: [(&str, &str); 15] = [
     ("tiny", include_str!("../../assets/recipes/tiny.json")),
     ("lj", include_str!("../../assets/recipes/lj.json")),
     ("lj-live", include_str!("../../assets/recipes/lj-live.json")),
     ("waveglow", include_str!("../../assets/recipes/waveglow.json")),
     ("waveglow-64", include_str!("../../assets/recipes/waveglow-64.json")),
+    ("nice", include_str!("../../assets/recipes/nice.json")),
+    ("realnvp", include_str!("../../assets/recipes/realnvp.json")),
+    ("glow", include_str!("../../assets/recipes/glow.json")),
+    ("flowavenet", include_str!("../../assets/recipes/flowavenet.json")),
+    ("flowpp", include_str!("../../assets/recipes/flowpp.json")),
+    ("fvae", include_str!("../../assets/recipes/fvae.json")),
     ("arflow", include_str!("../../assets/recipes/arflow.json")),
     ("tarflow", include_str!("../../assets/recipes/tarflow.json")),
     ("waveflow", include_str!("../../assets/recipes/waveflow.json")),
@@ -233,8 +239,11 @@ impl Recipe {
             format!("segment_samples is {}, expected a multiple of hop_length {hop}", t.segment_samples)
         } else if t.shifts > hop {
             format!("shifts is {}, expected at most hop_length {hop}", t.shifts)
-        } else if t.joint_whitening && self.flow.whitening.is_none() {
+        } else if t.joint_whitening && self.flow.whitening.is_none() && self.flow.dequantisation.is_none() {
             "joint_whitening wants a flow with whitening".to_string()
+        } else if self.flow.dequantisation.is_some() && !t.joint_whitening {
+            // its noise is drawn anew with each segment, before the whitening
+            "a flow with learned dequantisation wants joint_whitening".to_string()
         } else if !(t.learning_rate > 0.0 && t.learning_rate.is_finite()) {
             format!("learning_rate is {}, expected above 0", t.learning_rate)
         } else if !(0.0..=1.0).contains(&t.final_lr_fraction) {

@@ -272,7 +272,8 @@ impl Session {
         let (step, value) = (self.state.step, bits.per_sample);
         self.note(&[("held_out_bits", value), ("held_out_mean", bits.mean), ("held_out_ci95", bits.ci95)])?;
         let seconds = begun.elapsed().as_secs_f64();
-        progress.say(&format!("step {step}: held out {value:.4} bits per sample ({seconds:.1} s)"));
+        let remark = bits.likelihood.remark();
+        progress.say(&format!("step {step}: held out {value:.4} bits per sample{remark} ({seconds:.1} s)"));
         self.bits = Some(value);
         let better = value.is_finite() && self.state.best.is_none_or(|best| value < best.bits);
         if better {

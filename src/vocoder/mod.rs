@@ -325,12 +325,11 @@ mod tests {
         let dilations = vec![1, 2, 4];
         let net = WaveNetConfig { channels: 6, kernel: 3, dilations, weight_norm: true, skip: true, causal: false };
         let steps = vec![StepConfig::mix(), StepConfig::coupling(net, Some(2.0))];
-        let flow = FlowConfig {
-            whitening: None,
-            conditioning: ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None },
-            group: 4,
-            blocks: vec![Block { repeat: 2, steps }],
-        };
+        let flow = FlowConfig::new(
+            ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None },
+            4,
+            vec![Block { repeat: 2, steps }],
+        );
         let params = Params::seeded(1, &Device::Cpu);
         Flow::new(&flow, &mel, params.builder()).unwrap();
         let tensors: Vec<_> = params

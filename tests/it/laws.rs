@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use melglow::flow::config::{
-    Block, ConditioningConfig, FlowConfig, MapConfig, MixForm, SeparableConfig, Split, StepConfig, WaveNetConfig,
-    WhiteningConfig,
+    Block, ConditioningConfig, DequantisationConfig, FlowConfig, LatentConfig, MapConfig, MixForm, SeparableConfig,
+    Split, StepConfig, WaveNetConfig, WhiteningConfig,
 };
 use melglow::flow::{Flow, Segment, nll};
 use melglow::mel::{MelConfig, MelSpectrogram, extract::extract};
@@ -29,7 +29,7 @@ fn ahead(frames: usize) -> ConditioningConfig {
 }
 
 fn design(conditioning: ConditioningConfig, group: usize, steps: Vec<StepConfig>) -> FlowConfig {
-    FlowConfig { whitening: None, conditioning, group, blocks: vec![Block { repeat: 1, steps }] }
+    FlowConfig::new(conditioning, group, vec![Block { repeat: 1, steps }])
 }
 
 /// Every step, alone and together.
@@ -201,9 +201,15 @@ fn log_abs_det(mut a: Vec<Vec<f64>>) -> f64 {
     sum
 }
 
+/// A design whose log_det is a bound, so that no Jacobian has it.
+fn latent() -> FlowConfig {
+    let latent = Some(LatentConfig { width: 3, hidden: 7 });
+    FlowConfig { latent, ..design(frame(), 4, vec![StepConfig::Gain, StepConfig::coupling(net(false, false), None)]) }
+}
+
 #[test]
 fn gradients_are_those_of_finite_differences_at_batch_3() {
-    for (name, config) in designs() {
+    for (name, config) in designs().into_iter().chain([("latent", latent())]) {
         let (flow, params) = unsettled(&config);
         let (x, mel) = inputs(&flow, 3, 3);
         let loss = || {
@@ -400,6 +406,89 @@ fn whitened_segments_are_those_of_the_whole_clip() {
         let expected: f32 = log_det[range].iter().sum();
         assert!((log_dets[i] - expected).abs() < 1e-4 * expected.abs(), "{} against {expected}", log_dets[i]);
     }
+}
+
+/// A design with learned noise below a 16-bit step, and a sound so quiet that it matters.
+fn dequantised() -> (FlowConfig, Vec<f32>) {
+    let mut config = design(frame(), 4, vec![StepConfig::Gain, StepConfig::coupling(net(false, false), None)]);
+    config.whitening =
+        Some(WhiteningConfig { order: 6, filters_per_hop: 2, hidden: 6, context: 1, lookahead: None, fit_steps: 1 });
+    config.dequantisation = Some(DequantisationConfig { couplings: 2, net: net(false, false) });
+    (config, sound(16 * 20).iter().map(|x| x * 3e-4).collect())
+}
+
+#[test]
+fn learned_dequantisation_keeps_the_samples_and_counts_its_density() {
+    let (config, x) = dequantised();
+    let plain = FlowConfig { dequantisation: None, ..config.clone() };
+    let spectrogram = extract(&x, &small_mel()).unwrap();
+    let fresh = |config: &FlowConfig| Flow::new(config, &small_mel(), Params::seeded(1, &CPU).builder()).unwrap();
+    let (a, b) = (fresh(&config).whiten(&x, &spectrogram).unwrap(), fresh(&plain).whiten(&x, &spectrogram).unwrap());
+    let worst = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst(&a.0, &b.0) < 1e-2 && worst(&a.1, &b.1) < 1e-2, "at first the noise is as it was");
+
+    let no_front = FlowConfig { whitening: None, ..config };
+    let (flow, _) = unsettled(&no_front);
+    let x: Vec<f32> = x[..16].to_vec();
+    let mel = MelSpectrogram::new(spectrogram.values().chunks(spectrogram.frames()).map(|band| band[0]).collect(), 5);
+    let mel = mel.unwrap();
+    let (noisy, log_det) = flow.whiten(&x, &mel).unwrap();
+    let step = |x: f32| (x * 32_768.0 + 0.5).floor();
+    assert!(x.iter().zip(&noisy).all(|(a, b)| step(*a) == step(*b)), "{x:?} {noisy:?}");
+    assert!(worst(&x, &noisy) > 0.05 / 32_768.0, "the noise is as it was: the test says nothing");
+    let h = 1e-2 / 32_768.0;
+    let inside = |x: f32| (x + 2.0 * h).min((step(x) + 0.48) / 32_768.0).max((step(x) - 0.48) / 32_768.0);
+    let x: Vec<f32> = x.into_iter().map(inside).collect();
+    let log_det_there: f32 = flow.whiten(&x, &mel).unwrap().1.iter().sum();
+    let columns = (0..16).map(|i| {
+        let at = |h: f32| {
+            let mut moved = x.clone();
+            moved[i] += h;
+            flow.whiten(&moved, &mel).unwrap().0
+        };
+        at(h).iter().zip(at(-h)).map(|(a, b)| f64::from(a - b) / f64::from(2.0 * h)).collect::<Vec<f64>>()
+    });
+    let numerical = log_abs_det(columns.collect());
+    assert!((numerical - f64::from(log_det_there)).abs() < 0.02, "numerical {numerical}, stated {log_det_there}");
+    assert!(log_det.iter().any(|l| l.abs() > 0.01));
+}
+
+#[test]
+fn learned_dequantisation_has_the_gradient_of_finite_differences_at_batch_3() {
+    let (config, x) = dequantised();
+    let (flow, params) = unsettled(&config);
+    let spectrogram = extract(&x, &small_mel()).unwrap();
+    let (_, mel) = inputs(&flow, 3, 4);
+    let segments = || {
+        [0, 5, 16].map(|start| {
+            let from = (start * 16_usize).saturating_sub(flow.whitening_memory());
+            Segment { mel: &spectrogram, start, samples: x[from..(start + 4) * 16].to_vec() }
+        })
+    };
+    let loss = || {
+        let (e, front) = flow.whiten_segments(&segments(), 4).unwrap();
+        let (z, log_det) = flow.forward(&e, &mel).unwrap();
+        (nll(&z, &(log_det + front).unwrap()).unwrap().sum_all().unwrap() / 100.0).unwrap()
+    };
+    let grads = loss().backward().unwrap();
+    let mut largest = 0.0_f64;
+    for (name, var) in params.iter().filter(|(name, _)| name.starts_with("dequantise.")) {
+        let grad = grads.get(var).unwrap_or_else(|| panic!("{name} receives no gradient"));
+        let direction = noise(5, var.dims());
+        let stated = f64::from((grad * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+        let origin = var.as_tensor().copy().unwrap();
+        let h = 3e-3;
+        let at = |h: f64| {
+            var.set(&(&origin + (&direction * h).unwrap()).unwrap()).unwrap();
+            loss().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+        };
+        let numerical = (at(h) - at(-h)) / (2.0 * h);
+        var.set(&origin).unwrap();
+        largest = largest.max(numerical.abs());
+        let tolerance = 0.03 * numerical.abs().max(stated.abs()) + 0.01;
+        assert!((numerical - stated).abs() < tolerance, "{name}: numerical {numerical}, stated {stated}");
+    }
+    assert!(largest > 0.1, "{largest} says nothing");
 }
 
 #[test]

@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 /// A folder with `data/` in the LJSpeech layout: clips a to f, each of about half a second.
-struct Place(tempfile::TempDir);
+pub struct Place(tempfile::TempDir);
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         fs::create_dir_all(place.path("data/wavs")).unwrap();
         let mut metadata = String::new();
@@ -39,7 +39,7 @@ impl Place {
         place
     }
 
-    fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.0.path().join(name)
     }
 
@@ -58,18 +58,18 @@ impl Place {
         }
     }
 
-    fn train(&self, recipe: &Recipe, out: &str) -> Summary {
+    pub fn train(&self, recipe: &Recipe, out: &str) -> Summary {
         train(&self.options(recipe, out), &AtomicBool::new(false)).unwrap()
     }
 
     /// The lines of a run's log.
-    fn log(&self, out: &str) -> Vec<Value> {
+    pub fn log(&self, out: &str) -> Vec<Value> {
         let text = fs::read_to_string(self.path(out).join("log.jsonl")).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// The real program: exit code and standard output and error.
-    fn run(&self, args: &[&str]) -> (i32, String, String) {
+    pub fn run(&self, args: &[&str]) -> (i32, String, String) {
         let mut command: Command = assert_cmd::cargo::cargo_bin_cmd!("melglow");
         let output = command.current_dir(self.path("")).args(args).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
