@@ -25,9 +25,9 @@ mod whiten;
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::net::{CondNet, LipschitzNet, SeparableNet, Transformer, WaveNet};
 use crate::{Error, Result};
+use autoregressive::Autoregressive;
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
-use autoregressive::Autoregressive;
 use conditioning::Conditioning;
 pub use config::FlowConfig;
 use config::{MapConfig, Place, SequenceConfig, Split, StepConfig, WaveNetConfig};
@@ -251,7 +251,7 @@ impl Flow {
                 StepConfig::Rowwise { net, bound, map: scalar } => {
                     let step = Rowwise::new(net, (scalar, *bound), (features, level.up), vb)?;
                     let (per_value, conditioning) = step.macs();
-                    cost.add((channels * per_value, conditioning), Some(step.reach()), samples);
+                    cost.add((channels * per_value, conditioning), Some((channels - 1) * step.reach()), samples);
                     map(Box::new(step))
                 }
                 StepConfig::Reverse { parts } => map(Box::new(Reverse { parts: *parts })),

@@ -47,9 +47,8 @@ impl Residual {
         } else {
             let bits: Vec<u8> =
                 x.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|v| v.to_bits().to_le_bytes()).collect();
-            let hash = bits.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
-                (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
-            });
+            let hash =
+                bits.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
             let mut rng = named_rng(hash, "probes");
             let mut word = 0;
             let sign = |i: usize| {

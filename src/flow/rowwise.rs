@@ -32,7 +32,7 @@ impl Rowwise {
         Ok(Self { net, map })
     }
 
-    /// Steps on each side that a step depends on.
+    /// Steps on each side of the rows before that a row depends on: each row reaches so much further.
     pub fn reach(&self) -> usize {
         self.net.reach()
     }

@@ -87,8 +87,7 @@ mod tests {
             let mut square = 0.0;
             for t in 0..30 - kernel + 1 {
                 for o in 0..outputs {
-                    let y: f32 =
-                        (0..kernel * inputs).map(|i| weight[i * outputs + o] * x[t * inputs + i]).sum();
+                    let y: f32 = (0..kernel * inputs).map(|i| weight[i * outputs + o] * x[t * inputs + i]).sum();
                     square += y * y;
                 }
             }

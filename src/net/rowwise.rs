@@ -29,7 +29,7 @@ impl RowwiseConfig {
         let problem = if !(1..=4096).contains(&self.channels) {
             format!("channels is {}, expected 1 to 4096", self.channels)
         } else if !(1..=15).contains(&high) || wide.is_multiple_of(2) || wide > 63 {
-            format!("kernel is [{high}, {wide}], expected up to 15 rows and an odd number of steps up to 63")
+            format!("kernel is [{high}, {wide}], expected 1 to 15 rows and an odd number of steps up to 63")
         } else if self.dilations.is_empty()
             || self.dilations.len() > 64
             || self.dilations.iter().any(|[rows, steps]| !(1..=256).contains(rows) || !(1..=65_536).contains(steps))
