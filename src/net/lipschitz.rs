@@ -206,3 +206,64 @@ fn conv(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let taps = Plane::line(weight.dim(0)?);
     convolve(&x.unsqueeze(1)?, weight, &taps, 0)?.squeeze(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Params;
+    use candle_core::Device;
+
+    fn net(coefficient: f64) -> LipschitzNet {
+        let config = LipschitzConfig { channels: 7, kernel: 3, layers: 3, coefficient };
+        let params = Params::seeded(1, &Device::Cpu);
+        let net = LipschitzNet::new(&config, 4, 5, params.builder()).unwrap();
+        // far beyond what the coefficient allows
+        for (_, var) in params.named() {
+            var.set(&(var.as_tensor() + var.rand_like(-2.0, 2.0).unwrap()).unwrap()).unwrap();
+        }
+        net
+    }
+
+    fn norm(x: &Tensor) -> f32 {
+        x.sqr().unwrap().sum_all().unwrap().sqrt().unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn distances_shrink_by_the_coefficient_at_least() {
+        let rows = Tensor::rand(-1f32, 1.0, (1, 6, 5), &Device::Cpu).unwrap();
+        for coefficient in [0.3, 0.9] {
+            let net = net(coefficient);
+            let net = net.prepare(&rows, 4, 20).unwrap();
+            let mut worst = 0.0_f32;
+            for size in [0.01, 0.3, 3.0] {
+                let a = Tensor::rand(-2f32, 2.0, (1, 20, 4), &Device::Cpu).unwrap();
+                let mut b = (&a + a.rand_like(-size, size).unwrap()).unwrap();
+                // towards the direction that grows most
+                for _ in 0..20 {
+                    let apart = (net.value(&b).unwrap() - net.value(&a).unwrap()).unwrap();
+                    worst = worst.max(norm(&apart) / norm(&(&b - &a).unwrap()));
+                    b = (&a + (&apart * (size / f64::from(norm(&apart)))).unwrap()).unwrap();
+                }
+            }
+            let coefficient = coefficient as f32;
+            assert!(worst < coefficient && worst > 0.05 * coefficient, "{worst} of {coefficient}");
+        }
+    }
+
+    #[test]
+    fn the_tangent_is_the_difference_of_values() {
+        let net = net(0.9);
+        let rows = Tensor::rand(-1f32, 1.0, (2, 6, 5), &Device::Cpu).unwrap();
+        let x = Tensor::rand(-1f32, 1.0, (2, 20, 4), &Device::Cpu).unwrap();
+        let v = Tensor::rand(-1f32, 1.0, (2, 20, 4), &Device::Cpu).unwrap();
+        let at = |h: f64| net.prepare(&rows, 4, 20).unwrap().value(&(&x + (&v * h).unwrap()).unwrap()).unwrap();
+        let numerical = ((at(0.01) - at(-0.01)).unwrap() / 0.02).unwrap();
+        let (value, tangent) = net.prepare(&rows, 4, 20).unwrap().with_tangent(&x).unwrap();
+        assert!(norm(&(value - at(0.0)).unwrap()) == 0.0);
+        let stated = tangent.product(&v).unwrap();
+        assert!(norm(&(&numerical - &stated).unwrap()) < 1e-2 * norm(&stated), "{stated} {numerical}");
+        // two probes, one after the other
+        let both = tangent.product(&Tensor::cat(&[&v, &(&v * 2.0).unwrap()], 0).unwrap()).unwrap();
+        assert!(norm(&(both.narrow(0, 2, 2).unwrap() - (&stated * 2.0).unwrap()).unwrap()) < 1e-4);
+    }
+}

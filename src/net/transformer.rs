@@ -4,7 +4,7 @@ use super::CondNet;
 use super::wavenet::{Projection, upsample};
 use crate::kernels::attention::{Block, EPS, TransformerRecall, Weights};
 use crate::kernels::recall::Recall;
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
 
@@ -143,31 +143,32 @@ impl Transformer {
         let k = flat(k)?.transpose(1, 2)?.contiguous()?;
         let scores = (flat(q)?.matmul(&k)? / (width as f64).sqrt())?;
         let scores = scores.reshape((batch, heads, blocks, window, 2 * window))?;
-        let scores = scores.broadcast_add(&self.score_biases(layer, blocks)?)?;
+        let scores = scores.broadcast_add(&self.score_biases(layer)?)?;
+        let scores = scores.broadcast_add(&self.beginning(blocks, x.device())?)?;
         let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
         let mixed = flat(weights)?.matmul(&flat(v)?)?;
         let mixed = mixed.reshape((batch, heads, blocks * window, width))?.narrow(2, 0, rows)?;
         layer.out.forward(&mixed.transpose(1, 2)?.reshape((batch, rows, c))?)
     }
 
-    /// `[1, heads, blocks, window, 2 · window]`: biases by distance, and never where no row stands or
-    /// none may be seen.
-    fn score_biases(&self, layer: &Layer, blocks: usize) -> Result<Tensor> {
+    /// `[1, heads, 1, window, 2 · window]`: what a score gets by distance, and never where none may be seen.
+    fn score_biases(&self, layer: &Layer) -> Result<Tensor> {
         let TransformerConfig { heads, window, .. } = self.config;
         let device = layer.distance.device();
         let distance = |i: usize| (i / (2 * window) + window).checked_sub(i % (2 * window)).filter(|d| *d < window);
-        let places = 0..2 * window * window;
-        let index: Vec<u32> = places.clone().map(|i| distance(i).unwrap_or(0) as u32).collect();
-        let index = Tensor::from_vec(index, 2 * window * window, device)?;
+        let places = 2 * window * window;
+        let index: Vec<u32> = (0..places).map(|i| distance(i).unwrap_or(0) as u32).collect();
+        let index = Tensor::from_vec(index, places, device)?;
         let biases = self.biases(layer)?.index_select(&index, 1)?.reshape((1, heads, 1, window, 2 * window))?;
-        let mask = (0..blocks).flat_map(|block| {
-            places.clone().map(move |i| {
-                let before_all = block == 0 && i % (2 * window) < window;
-                if before_all || distance(i).is_none() { NEVER } else { 0.0 }
-            })
-        });
-        let mask = Tensor::from_vec(mask.collect(), (1, 1, blocks, window, 2 * window), device)?;
-        biases.broadcast_add(&mask)
+        let mask: Vec<f32> = (0..places).map(|i| if distance(i).is_some() { 0.0 } else { NEVER }).collect();
+        biases.broadcast_add(&Tensor::from_vec(mask, (1, 1, 1, window, 2 * window), device)?)
+    }
+
+    /// `[1, 1, blocks, 1, 2 · window]`: never where the first block looks for rows before all.
+    fn beginning(&self, blocks: usize, device: &Device) -> Result<Tensor> {
+        let window = self.config.window;
+        let mask: Vec<f32> = (0..blocks * 2 * window).map(|i| if i < window { NEVER } else { 0.0 }).collect();
+        Tensor::from_vec(mask, (1, 1, blocks, 1, 2 * window), device)
     }
 }
 
@@ -234,7 +235,6 @@ impl CondNet for Transformer {
 mod tests {
     use super::*;
     use crate::net::Params;
-    use candle_core::Device;
 
     #[test]
     fn row_by_row_is_the_whole_at_once_and_the_past_alone_matters() {

@@ -3,7 +3,7 @@
 use super::tiny_mel;
 use super::train::Place;
 use candle_core::{Device, Tensor};
-use melglow::flow::config::{ConditioningConfig, FlowConfig, StepConfig, WaveNetConfig};
+use melglow::flow::config::{ConditioningConfig, FlowConfig, SequenceConfig, StepConfig, WaveNetConfig};
 use melglow::flow::{Flow, Likelihood};
 use melglow::train::Recipe;
 use melglow::train::config::Validation;
