@@ -55,6 +55,52 @@ pub struct SynthesisConfig {
     pub sigma: f32,
     /// Passes of mel-consistency refinement; 0 is the bare flow.
     pub refine: usize,
+    /// How far beyond a hop refinement listens.
+    #[serde(default, skip_serializing_if = "Lookahead::is_all")]
+    pub refine_lookahead: Lookahead,
+}
+
+/// How far beyond a hop of sound refinement listens before the hop is finished.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lookahead {
+    /// Each pass goes over the whole utterance: the best sound, two frames of look-ahead a pass.
+    #[default]
+    All,
+    /// All passes go over one hop after the other, with so many frames after it.
+    Frames(usize),
+}
+
+impl Lookahead {
+    /// The most frames accepted.
+    pub const MAX_FRAMES: usize = 64;
+
+    fn is_all(&self) -> bool {
+        *self == Self::All
+    }
+}
+
+impl std::str::FromStr for Lookahead {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            number => match number.parse() {
+                Ok(frames) if frames <= Self::MAX_FRAMES => Ok(Self::Frames(frames)),
+                _ => Err(format!("expected 0 to {} frames, or all", Self::MAX_FRAMES)),
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Lookahead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Frames(frames) => frames.fmt(f),
+        }
+    }
 }
 
 impl VoiceConfig {
@@ -90,6 +136,11 @@ impl SynthesisConfig {
     /// The most refinement passes accepted.
     pub const MAX_REFINE: usize = 1000;
 
+    /// These, with refinement over the whole utterance.
+    pub fn new(sigma: f32, refine: usize) -> Self {
+        Self { sigma, refine, refine_lookahead: Lookahead::All }
+    }
+
     /// Checks ranges.
     ///
     /// # Errors
@@ -101,6 +152,12 @@ impl SynthesisConfig {
         }
         if refine > Self::MAX_REFINE {
             return Err(Error::invalid(format!("refine is {refine}, expected 0 to {}", Self::MAX_REFINE)));
+        }
+        if let Lookahead::Frames(frames) = self.refine_lookahead
+            && frames > Lookahead::MAX_FRAMES
+        {
+            let most = Lookahead::MAX_FRAMES;
+            return Err(Error::invalid(format!("refine_lookahead is {frames} frames, expected 0 to {most}")));
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use super::{use_threads, voice};
 use crate::mel::{MelSpectrogram, file};
 use crate::vocoder::{SynthOptions, Vocoder};
+use crate::voice::Lookahead;
 use anyhow::{Result, bail};
 use clap::Args;
 use serde::Serialize;
@@ -33,6 +34,11 @@ pub struct BenchArgs {
     /// Passes of refinement towards the mel, 0 to 1000 [default: the voice's]
     #[arg(long, value_name = "PASSES")]
     refine: Option<usize>,
+
+    /// Frames after a hop that refinement listens to before the hop is finished: few to hear the sound
+    /// soon, "all" for the best sound [default: the voice's]
+    #[arg(long, value_name = "FRAMES|all")]
+    refine_lookahead: Option<Lookahead>,
     /// Rounds; the fastest of each measurement counts
     #[arg(long, default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100))]
     rounds: usize,
@@ -79,7 +85,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         Some(path) => file::read(path, config.mel.n_mels)?,
         None => made_up(config.mel.n_mels, (4 * config.mel.sample_rate) as usize / config.mel.hop_length)?,
     };
-    let options = SynthOptions { refine: args.refine, ..Default::default() };
+    let options = SynthOptions { refine: args.refine, refine_lookahead: args.refine_lookahead, ..Default::default() };
     let look_ahead = vocoder.stream(&options)?.latency_frames();
     if !args.stream || mel.frames() <= look_ahead {
         bail!("the mel has {} frames, no more than the look-ahead of {look_ahead}: give a longer one", mel.frames());

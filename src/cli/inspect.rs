@@ -7,7 +7,7 @@ use crate::mel::convention::{CONVENTIONS, Convention, Encoding};
 use crate::mel::diagnosis::{Finding, Summary, diagnose};
 use crate::mel::file::{self, Layout, TensorData};
 use crate::mel::{MelConfig, MelSpectrogram};
-use crate::voice::{CONFIG_FILE, Voice, VoiceConfig};
+use crate::voice::{CONFIG_FILE, SynthesisConfig, Voice, VoiceConfig};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::fmt::Write as _;
@@ -233,8 +233,8 @@ fn of_voice(path: &Path) -> Result<String> {
     let mut text =
         format!("{}: voice {}, {} tensors, {parameters} parameters\n", path.display(), config.name, tensors.len());
     let _ = writeln!(text, "  mels      {}", convention_line(&config.mel));
-    let (sigma, refine) = (config.synthesis.sigma, config.synthesis.refine);
-    let _ = writeln!(text, "  synthesis sigma {sigma}, {refine} passes of refinement");
+    let SynthesisConfig { sigma, refine, refine_lookahead } = &config.synthesis;
+    let _ = writeln!(text, "  synthesis sigma {sigma}, {refine} passes of refinement, look-ahead {refine_lookahead}");
     let _ = writeln!(text, "  bits      its likelihood is {}", voice.build_frozen_flow()?.likelihood_kind());
     let _ = writeln!(text, "  type      melglow synth MEL -o OUT.wav --voice {}", path.display());
     Ok(text)

@@ -1,6 +1,7 @@
 //! `melglow play`: mels spoken through the sound card while they are made.
 
 use super::conventions::MelArgs;
+use crate::voice::Lookahead;
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -53,6 +54,11 @@ pub struct PlayArgs {
     /// Passes of refinement towards the mel, 0 (soonest) to 1000 [default: the voice's]
     #[arg(long, value_name = "PASSES")]
     pub refine: Option<usize>,
+
+    /// Frames after a hop that refinement listens to before the hop is finished: few to hear the sound
+    /// soon, "all" for the best sound [default: the voice's]
+    #[arg(long, value_name = "FRAMES|all")]
+    pub refine_lookahead: Option<Lookahead>,
     /// How the mels are made.
     #[command(flatten)]
     pub mel: MelArgs,

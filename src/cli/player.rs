@@ -55,7 +55,12 @@ pub(super) fn run(args: PlayArgs) -> anyhow::Result<()> {
     }
     use_threads(None)?;
     let voice = voice(args.voice.as_deref())?;
-    let options = SynthOptions { sigma: args.sigma, seed: args.seed, refine: args.refine };
+    let options = SynthOptions {
+        sigma: args.sigma,
+        seed: args.seed,
+        refine: args.refine,
+        refine_lookahead: args.refine_lookahead,
+    };
     let vocoder = Vocoder::new(&voice)?;
     vocoder.stream(&options)?;
     let mel = &vocoder.config().mel;

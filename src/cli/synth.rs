@@ -7,6 +7,7 @@ use crate::audio::wav::{self, WavFormat};
 use crate::mel::MelConfig;
 use crate::vocoder::denoise::Denoiser;
 use crate::vocoder::{SynthOptions, Vocoder};
+use crate::voice::Lookahead;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -57,6 +58,11 @@ pub struct SynthArgs {
     /// Passes of refinement towards the mel, 0 (the bare flow) to 1000 [default: the voice's]
     #[arg(long, value_name = "PASSES")]
     refine: Option<usize>,
+
+    /// Frames after a hop that refinement listens to before the hop is finished: few to hear the sound
+    /// soon, "all" for the best sound [default: the voice's]
+    #[arg(long, value_name = "FRAMES|all")]
+    refine_lookahead: Option<Lookahead>,
     /// Take away this much of the voice's constant hum, 0 to 10 (`melglow denoise --help`)
     #[arg(long, value_name = "STRENGTH", default_value_t = 0.0)]
     denoise: f32,
@@ -110,7 +116,12 @@ pub fn run(args: SynthArgs) -> Result<()> {
     }
     let jobs = plan(&args.mels, &args.output)?;
     let voice = voice(args.voice.as_deref())?;
-    let options = SynthOptions { sigma: args.sigma, seed: args.seed, refine: args.refine };
+    let options = SynthOptions {
+        sigma: args.sigma,
+        seed: args.seed,
+        refine: args.refine,
+        refine_lookahead: args.refine_lookahead,
+    };
     options.validate()?;
     let reader = MelReader::new(&args.mel, voice.config())?;
     let vocoder = Vocoder::new(&voice)?;

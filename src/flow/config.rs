@@ -274,6 +274,11 @@ impl StepConfig {
         }
     }
 
+    /// Whether a gradient goes through its inverse: not where that works on slices or by a fixed point.
+    pub fn inverse_has_gradient(&self) -> bool {
+        !matches!(self, Self::Autoregressive { .. } | Self::Residual { .. })
+    }
+
     /// The place after a step that stands at `place`.
     pub fn after(&self, Place { channels, squeezed }: Place) -> Place {
         match self {

@@ -1,11 +1,12 @@
 //! From log spectra to predictors, and whitening with them as one node of candle's graph.
 
 use crate::kernels::predict::{
-    Predictor, levinson, levinson_backward, residual, residual_backward, residual_backward_sound,
+    Predictor, levinson, levinson_backward, residual, residual_backward, residual_backward_sound, synthesise,
+    synthesise_backward,
 };
 use crate::mel::MelSpectrogram;
 use crate::net::wavenet::values;
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use realfft::num_complex::Complex64;
 use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
@@ -248,5 +249,85 @@ impl CustomOp2 for Filtering {
             residual_backward_sound(&filter.predictor(), d_sound, self.stretch(i, per_item, length), d_e);
         }
         Ok((Some(d_spectra), Some(Tensor::from_vec(d_sounds, (batch, length), sounds.device())?)))
+    }
+}
+
+/// Residuals `[batch, 1, samples]` → sounds of the same shape, by filters that stay as they are.
+pub struct Speaking {
+    /// Of all items, one after the other.
+    predictors: Vec<Predictor>,
+    /// What stands before each item.
+    pasts: Vec<Vec<f32>>,
+    /// Samples per filter.
+    share: usize,
+}
+
+impl Speaking {
+    /// By the filters of log spectra `[batch, frames + 1, bins]`.
+    pub fn new(solver: &Solver, spectra: &[f32], pasts: Vec<Vec<f32>>, frames: usize, share: usize) -> Self {
+        let bins = solver.n_fft / 2 + 1;
+        let predictors = (0..pasts.len() * frames * solver.per_hop)
+            .into_par_iter()
+            .map_init(
+                || solver.scratch(),
+                |scratch, i| {
+                    let (item, at) = (i / (frames * solver.per_hop), i % (frames * solver.per_hop));
+                    let row = item * (frames + 1) + at / solver.per_hop;
+                    let (now, next) = spectra[row * bins..][..2 * bins].split_at(bins);
+                    solver.solve(now, next, at % solver.per_hop, scratch).predictor()
+                },
+            )
+            .collect();
+        Self { predictors, pasts, share }
+    }
+
+    fn predictors(&self, item: usize) -> &[Predictor] {
+        let each = self.predictors.len() / self.pasts.len();
+        &self.predictors[item * each..][..each]
+    }
+}
+
+impl CustomOp1 for Speaking {
+    fn name(&self) -> &'static str {
+        "whitening-inverse"
+    }
+
+    fn cpu_fwd(&self, e: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (e, samples) = (values(e, layout)?, layout.dims()[2]);
+        let sounds: Vec<Vec<f32>> = e
+            .par_chunks(samples)
+            .zip(&self.pasts)
+            .enumerate()
+            .map(|(item, (e, past))| {
+                let mut x = past.clone();
+                x.resize(past.len() + samples, 0.0);
+                for (i, (e, predictor)) in e.chunks(self.share).zip(self.predictors(item)).enumerate() {
+                    let from = past.len() + i * self.share;
+                    synthesise(predictor, &mut x, from..from + e.len(), e);
+                }
+                x.drain(..past.len());
+                x
+            })
+            .collect();
+        Ok((CpuStorage::F32(sounds.concat()), layout.shape().clone()))
+    }
+
+    fn bwd(&self, e: &Tensor, _: &Tensor, d_x: &Tensor) -> Result<Option<Tensor>> {
+        let (shape, samples) = (e.shape(), e.dim(2)?);
+        let d_x: Vec<f32> = d_x.flatten_all()?.to_vec1()?;
+        let gradients: Vec<Vec<f32>> = d_x
+            .par_chunks(samples)
+            .enumerate()
+            .map(|(item, d_x)| {
+                // from the end: each sample answers for what the later ones made of it
+                let (mut d_x, mut d_e) = (d_x.to_vec(), vec![0.0; samples]);
+                for (i, predictor) in self.predictors(item).iter().enumerate().rev() {
+                    let range = i * self.share..(i + 1) * self.share;
+                    synthesise_backward(predictor, &mut d_x, range.clone(), &mut d_e[range]);
+                }
+                d_e
+            })
+            .collect();
+        Ok(Some(Tensor::from_vec(gradients.concat(), shape, e.device())?))
     }
 }

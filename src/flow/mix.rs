@@ -129,7 +129,11 @@ impl Bijector for Mix {
     }
 
     fn inverse(&self, z: &Tensor, _: &Cond) -> Result<Tensor> {
-        matmul(&z.contiguous()?, &self.inverse_matrix()?.t()?)
+        let matrix = self.matrix()?;
+        let inverse = self.solve(&matrix)?.0;
+        // dW⁻¹ = −W⁻¹ dW W⁻¹: Newton's correction of the inverse has its value and that gradient
+        let correction = inverse.matmul(&matrix.matmul(&inverse)?)?;
+        matmul(&z.contiguous()?, &((inverse * 2.0)? - correction)?.t()?)
     }
 
     fn pack(&self) -> Result<Option<Stage>> {

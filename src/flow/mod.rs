@@ -432,6 +432,19 @@ impl Flow {
         }
     }
 
+    /// The inverse of [`Flow::whiten_segments`] for any residuals `[batch, 1, samples]`, through which
+    /// the loss reaches the residuals (not the front): sounds of the same shape, each going on from the
+    /// samples before its segment.
+    ///
+    /// # Errors
+    /// If a segment doesn't fit.
+    pub fn unwhiten_segments(&self, residuals: &Tensor, segments: &[Segment], frames: usize) -> Result<Tensor> {
+        match &self.whitening {
+            Some(whitening) => whitening.synthesise_segments(residuals, segments, frames),
+            None => Ok(residuals.clone()),
+        }
+    }
+
     /// Fits the whitening front, if there is one, to clips: pairs of samples and their mel.
     /// `progress(step, steps, loss)` returns `false` to stop.
     ///

@@ -6,7 +6,7 @@
 //! 2019), ExcitGlow, SpecGrad.
 
 use super::config::WhiteningConfig;
-use super::filtering::{Filtering, Segment, Solver};
+use super::filtering::{Filtering, Segment, Solver, Speaking};
 use super::filters::{Bands, Filters, QUANTISATION_POWER, net_row};
 use crate::kernels::predict::residual;
 use crate::mel::stft::{Scratch, Stft};
@@ -124,14 +124,43 @@ impl Whiten {
         (sounds, moving): (&Tensor, bool),
         frames: usize,
     ) -> Result<(Tensor, Tensor)> {
+        let (samples, device) = (frames * self.mel.hop_length, self.high.device());
+        let spectra = self.log_spectra(segments, frames)?;
+        let share = self.mel.hop_length / self.config.filters_per_hop;
+        let node = Filtering::new(self.solver.clone(), moving, share);
+        let both = spectra.apply_op2(&sounds.to_device(&Device::Cpu)?.contiguous()?, node)?.to_device(device)?;
+        let log_gain = both.narrow(1, samples, frames * self.config.filters_per_hop)?;
+        let residual = both.narrow(1, 0, samples)?.contiguous()?.unsqueeze(1)?;
+        Ok((residual, (log_gain.sum(1)? * -(share as f64))?))
+    }
+
+    /// The inverse of [`Whiten::segments`] for any residual `[batch, 1, samples]`, as far as the
+    /// segments' filters are concerned, which stay as they are: sounds `[batch, 1, samples]`, each
+    /// going on from what stands before its segment.
+    ///
+    /// # Errors
+    /// As [`Whiten::segments`].
+    pub fn synthesise_segments(&self, e: &Tensor, segments: &[Segment], frames: usize) -> Result<Tensor> {
+        let spectra: Vec<f32> = self.log_spectra(segments, frames)?.detach().flatten_all()?.to_vec1()?;
+        let pasts = segments
+            .iter()
+            .map(|segment| segment.samples[..segment.samples.len() - frames * self.mel.hop_length].to_vec());
+        let share = self.mel.hop_length / self.config.filters_per_hop;
+        let node = Speaking::new(&self.solver, &spectra, pasts.collect(), frames, share);
+        let device = e.device();
+        Ok(e.to_device(&Device::Cpu)?.contiguous()?.apply_op1(node)?.to_device(device)?)
+    }
+
+    /// The log spectra of segments' frames, each with the frame after its last, which the last filters
+    /// lean towards: `[batch, frames + 1, bins]`.
+    fn log_spectra(&self, segments: &[Segment], frames: usize) -> Result<Tensor> {
         let (batch, samples, device) = (segments.len(), frames * self.mel.hop_length, self.high.device());
         for segment in segments {
-            if segment.mel.n_mels() != self.mel.n_mels {
+            if segment.mel.n_mels() != self.mel.n_mels || segment.samples.len() < samples {
                 return Err(Error::invalid("a segment doesn't fit the whitening"));
             }
         }
         let high: Vec<f32> = self.high.flatten_all()?.to_vec1()?;
-        // each with the frame after its last, which the last filters lean towards
         let rows: Vec<[Vec<f32>; 2]> = segments
             .par_iter()
             .map(|segment| {
@@ -149,13 +178,7 @@ impl Whiten {
         };
         let (bins, width) = (self.bands.bins(), self.config.window() * self.mel.n_mels);
         let spectra = (stack(0, bins)? + self.correction(&stack(1, width)?)?)?;
-        let spectra = spectra.reshape((batch, frames + 1, bins))?.to_device(&Device::Cpu)?;
-        let share = self.mel.hop_length / self.config.filters_per_hop;
-        let node = Filtering::new(self.solver.clone(), moving, share);
-        let both = spectra.apply_op2(&sounds.to_device(&Device::Cpu)?.contiguous()?, node)?.to_device(device)?;
-        let log_gain = both.narrow(1, samples, frames * self.config.filters_per_hop)?;
-        let residual = both.narrow(1, 0, samples)?.contiguous()?.unsqueeze(1)?;
-        Ok((residual, (log_gain.sum(1)? * -(share as f64))?))
+        Ok(spectra.reshape((batch, frames + 1, bins))?.to_device(&Device::Cpu)?)
     }
 
     /// Samples → residual, and log|∂e/∂x| per sample: `−ln gain`.

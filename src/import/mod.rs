@@ -205,7 +205,7 @@ pub fn import(path: &Path, name: &str, options: &Options) -> Result<Imported> {
         _ => 1 << layer.min(16),
     };
     let flow = design.flow_config(options.halves, dilation);
-    let synthesis = SynthesisConfig { sigma: SIGMA, refine: 0 };
+    let synthesis = SynthesisConfig::new(SIGMA, 0);
     let config = VoiceConfig::new(name, mel, flow, synthesis);
     config.validate().map_err(|e| wrong(e.to_string()))?;
 

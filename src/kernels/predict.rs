@@ -153,6 +153,22 @@ pub fn synthesise(predictor: &Predictor, x: &mut [f32], range: std::ops::Range<u
     run(|| synthesise_body(predictor, x, range, e));
 }
 
+/// The gradient of [`synthesise`] in `e`, from that in `x` at `range` once all later samples have
+/// spread theirs; spreads it on to the samples before.
+pub fn synthesise_backward(predictor: &Predictor, d_x: &mut [f32], range: std::ops::Range<usize>, d_e: &mut [f32]) {
+    let order = predictor.reversed.len();
+    run(|| {
+        for (n, d_e) in range.zip(d_e).rev() {
+            let d = d_x[n];
+            *d_e = predictor.gain * d;
+            let past = order.min(n);
+            for (before, a) in d_x[n - past..n].iter_mut().zip(&predictor.reversed[order - past..]) {
+                *before -= d * a;
+            }
+        }
+    });
+}
+
 #[inline(always)]
 fn predict(predictor: &Predictor, x: &[f32], n: usize) -> f32 {
     let order = predictor.reversed.len();

@@ -2,7 +2,7 @@
 
 use crate::flow::FlowConfig;
 use crate::mel::MelConfig;
-use crate::voice::{SynthesisConfig, VoiceConfig};
+use crate::voice::{Lookahead, SynthesisConfig, VoiceConfig};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -43,6 +43,9 @@ pub struct Recipe {
     /// [`SynthesisConfig::DEFAULT_REFINE`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refine: Option<usize>,
+    /// How far beyond a hop that refinement listens; where it isn't said, over the whole utterance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refine_lookahead: Option<Lookahead>,
     /// Which clips are held out.
     pub validation: Validation,
 }
@@ -94,9 +97,12 @@ pub struct Training {
     /// whitening: TarFlow's augmentation. Held-out figures are without it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub noise: f64,
+    /// Weight of the multi-resolution spectral distance between recordings and sounds drawn from the
+    /// flow, beside the likelihood in nats per sample; for a stage after maximum likelihood.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub spectral: f64,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn is_zero(value: &f64) -> bool {
     *value == 0.0
 }
@@ -141,6 +147,11 @@ pub fn in_range(name: &str, range: &str) -> bool {
 }
 
 impl Recipe {
+    /// Names of the recipes that the binary carries.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        RECIPES.iter().map(|(name, _)| *name)
+    }
+
     /// The recipe of a name that the binary carries, or else of a file.
     ///
     /// # Errors
@@ -151,7 +162,7 @@ impl Recipe {
         }
         let path = Path::new(name_or_path);
         if !path.exists() && !name_or_path.contains(['/', '\\', '.']) {
-            let names: Vec<_> = RECIPES.iter().map(|(name, _)| *name).collect();
+            let names: Vec<_> = Self::names().collect();
             return Err(Error::invalid(format!(
                 "there is no recipe {name_or_path}, neither a built-in one ({}) nor a file",
                 names.join(", ")
@@ -168,6 +179,7 @@ impl Recipe {
         Self {
             name: format!("fine-tuning {}", voice.name),
             refine: Some(voice.synthesis.refine),
+            refine_lookahead: Some(voice.synthesis.refine_lookahead),
             mel: voice.mel.clone(),
             flow: voice.flow.clone(),
             training: Training {
@@ -191,6 +203,7 @@ impl Recipe {
                 shifts: 1,
                 joint_whitening: false,
                 noise: 0.0,
+                spectral: 0.0,
             },
             validation: Validation::EveryNth { every: 20 },
         }
@@ -208,7 +221,8 @@ impl Recipe {
 
     /// Defaults at synthesis of the voice that it makes.
     pub fn synthesis(&self) -> SynthesisConfig {
-        SynthesisConfig { sigma: 1.0, refine: self.refine.unwrap_or(SynthesisConfig::DEFAULT_REFINE) }
+        let refine = self.refine.unwrap_or(SynthesisConfig::DEFAULT_REFINE);
+        SynthesisConfig { sigma: 1.0, refine, refine_lookahead: self.refine_lookahead.unwrap_or_default() }
     }
 
     /// Checks ranges and relations.
@@ -237,6 +251,10 @@ impl Recipe {
             format!("hop_length {hop} must be a multiple of flow.group {}", self.flow.group)
         } else if t.segment_samples == 0 || !t.segment_samples.is_multiple_of(hop) {
             format!("segment_samples is {}, expected a multiple of hop_length {hop}", t.segment_samples)
+        } else if !(0.0..=1e3).contains(&t.spectral) {
+            format!("spectral is {}, expected 0 to 1000", t.spectral)
+        } else if t.spectral > 0.0 && t.segment_samples < 2048 {
+            format!("segment_samples is {}, expected at least 2048 for the spectral distance", t.segment_samples)
         } else if t.shifts > hop {
             format!("shifts is {}, expected at most hop_length {hop}", t.shifts)
         } else if t.joint_whitening && self.flow.whitening.is_none() && self.flow.dequantisation.is_none() {
@@ -250,6 +268,8 @@ impl Recipe {
             format!("final_lr_fraction is {}, expected 0 to 1", t.final_lr_fraction)
         } else if !(unit(t.beta1) && unit(t.beta2) && unit(t.ema_decay)) {
             format!("beta1 {}, beta2 {} and ema_decay {} must be from 0 to below 1", t.beta1, t.beta2, t.ema_decay)
+        } else if let Some(step) = self.flow.steps().find(|step| t.spectral > 0.0 && !step.inverse_has_gradient()) {
+            format!("spectral is {}, but the inverse of step {} has no gradient", t.spectral, step.name())
         } else if !(0.0..=10.0).contains(&t.noise) {
             format!("noise is {}, expected 0 to 10", t.noise)
         } else if !(t.clip_norm > 0.0 && t.eps > 0.0 && t.weight_decay >= 0.0) {
@@ -286,7 +306,7 @@ mod tests {
 
     #[test]
     fn built_in_recipes_are_valid() {
-        for (name, _) in RECIPES {
+        for name in Recipe::names() {
             assert_eq!(Recipe::open(name).unwrap().name, name);
         }
     }
@@ -298,6 +318,14 @@ mod tests {
         recipe.training.joint_whitening = true;
         let error = recipe.validate().unwrap_err().to_string();
         assert!(error.contains("joint_whitening wants a flow with whitening"), "{error}");
+    }
+
+    #[test]
+    fn what_has_no_gradient_cannot_be_asked_for_one() {
+        let mut recipe = Recipe::open("arflow").unwrap();
+        recipe.training.spectral = 1.0;
+        let error = recipe.validate().unwrap_err().to_string();
+        assert_eq!(error, "spectral is 1, but the inverse of step autoregressive has no gradient");
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub struct Dataset {
 }
 
 /// Segments for one forward pass.
-pub struct Batch {
+pub struct Batch<'a> {
     /// Residuals, `[batch, 1, samples]`.
     pub x: Tensor,
     /// Mel windows, `[batch, n_mels, left + frames + right]`.
@@ -55,6 +55,10 @@ pub struct Batch {
     pub whitening_log_det: Tensor,
     /// Names of the clips that the segments come from.
     pub clips: Vec<String>,
+    /// Frames of each segment.
+    pub frames: usize,
+    /// The segments themselves, if the loss hears them or the whitening learns; else none.
+    pub segments: Vec<Segment<'a>>,
 }
 
 /// The files of a data folder: name, path, in name order.
@@ -260,6 +264,8 @@ pub struct Sampler<'a> {
     hop: usize,
     /// Whether the whitening learns, so that segments are whitened when drawn.
     joint: bool,
+    /// Whether the loss hears the segments themselves.
+    heard: bool,
 }
 
 impl<'a> Sampler<'a> {
@@ -282,7 +288,8 @@ impl<'a> Sampler<'a> {
         if total == 0 {
             return Err(Error::invalid(format!("no training clip has {} samples, one segment", frames * hop)));
         }
-        Ok(Self { clips, ends, frames, hop, joint })
+        let heard = recipe.training.spectral > 0.0;
+        Ok(Self { clips, ends, frames, hop, joint, heard })
     }
 
     /// Clips that are long enough.
@@ -299,7 +306,7 @@ impl<'a> Sampler<'a> {
     ///
     /// # Errors
     /// If a clip can't be whitened.
-    pub fn draw(&self, flow: &Flow, batch: usize, rng: &mut ChaCha8Rng, device: &Device) -> Result<Batch> {
+    pub fn draw(&self, flow: &Flow, batch: usize, rng: &mut ChaCha8Rng, device: &Device) -> Result<Batch<'a>> {
         let total = self.positions();
         let places: Vec<(&Clip, usize)> = (0..batch)
             .map(|_| {
@@ -313,9 +320,12 @@ impl<'a> Sampler<'a> {
             .iter()
             .map(|(clip, start)| flow.mel_window(&clip.mel, *start, self.frames))
             .collect::<Result<_>>()?;
+        let segments: Vec<Segment> = if self.joint || self.heard {
+            places.par_iter().map(|(clip, start)| clip.segment(flow, self.hop, *start, self.frames)).collect()
+        } else {
+            Vec::new()
+        };
         let (x, whitening_log_det) = if self.joint {
-            let segments: Vec<Segment> =
-                places.par_iter().map(|(clip, start)| clip.segment(flow, self.hop, *start, self.frames)).collect();
             flow.whiten_segments(&segments, self.frames)?
         } else {
             self.whitened(flow, &places, device)?
@@ -325,6 +335,8 @@ impl<'a> Sampler<'a> {
             mel: Tensor::cat(&mels, 0)?.to_device(device)?,
             whitening_log_det,
             clips: places.iter().map(|(clip, _)| clip.name.clone()).collect(),
+            frames: self.frames,
+            segments,
         })
     }
 

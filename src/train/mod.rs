@@ -10,6 +10,7 @@ pub mod memory;
 pub mod optimiser;
 pub mod run;
 mod session;
+pub mod spectral;
 pub mod tensorboard;
 pub mod warm;
 

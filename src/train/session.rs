@@ -2,15 +2,16 @@
 
 use super::checkpoint::{self, Best, State};
 use super::config::Recipe;
-use super::dataset::{Clip, Sampler};
+use super::dataset::{Batch, Clip, Sampler};
 use super::evaluate;
 use super::guard::{self, Fault};
 use super::log::{Log, Progress};
 use super::optimiser::Optimiser;
 use super::run::{Options, Summary};
+use super::spectral::Spectral;
 use super::tensorboard::EventWriter;
 use super::warm::WarmStart;
-use crate::flow::{self, Flow};
+use crate::flow::{self, Flow, Segment};
 use crate::net::Params;
 use crate::net::params::{named_rng, normal};
 use crate::voice::Voice;
@@ -19,7 +20,9 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -42,6 +45,7 @@ pub(super) struct Session {
     state: State,
     log: Log,
     events: EventWriter,
+    spectral: Option<Arc<Spectral>>,
     /// Segments seen and time spent since the last line of figures.
     figures: Figures,
     bits: Option<f64>,
@@ -52,7 +56,24 @@ struct Figures {
     steps: usize,
     bits: f64,
     grad_norm: f64,
+    spectral: f64,
     seconds: f64,
+}
+
+/// The spectral distance of sounds drawn from the flow, with the batch's mels, to the batch's recordings.
+fn drawn_distance(
+    flow: &Flow,
+    batch: &Batch,
+    z: &Tensor,
+    measure: &Arc<Spectral>,
+    rng: &mut ChaCha8Rng,
+) -> Result<Tensor> {
+    let noise: Vec<f32> = (0..z.elem_count()).map(|_| normal(rng)).collect();
+    let residuals = flow.inverse(&Tensor::from_vec(noise, z.shape(), z.device())?, &batch.mel)?;
+    let samples = residuals.dim(2)?;
+    let sounds = flow.unwhiten_segments(&residuals, &batch.segments, batch.frames)?;
+    let recording = |s: &Segment| s.samples[s.samples.len() - samples..].to_vec();
+    measure.distance(&sounds, batch.segments.iter().map(recording).collect())
 }
 
 impl Session {
@@ -114,6 +135,8 @@ impl Session {
         let mut rng = named_rng(state.seed, "segments");
         rng.set_word_pos(u128::from(state.rng_words));
         let log = Log::open(&options.out, state.step)?;
+        let spectral = recipe.training.spectral > 0.0;
+        let spectral = spectral.then(|| Arc::new(Spectral::new(recipe.training.segment_samples)));
         let events = EventWriter::create(&options.out.join("tensorboard"))?;
         Ok(Self {
             out: options.out.clone(),
@@ -126,6 +149,7 @@ impl Session {
             state,
             log,
             events,
+            spectral,
             figures: Figures::default(),
             bits: None,
         })
@@ -173,14 +197,20 @@ impl Session {
         let begun = Instant::now();
         let t = &self.recipe.training;
         let samples = (t.batch * t.segment_samples) as f64;
-        let (mut nats, mut clips) = (0.0, Vec::new());
+        let (mut nats, mut spectral, mut clips) = (0.0, 0.0, Vec::new());
         for _ in 0..t.accumulate {
             let batch = sampler.draw(&self.flow, t.batch, &mut self.rng, &self.device)?;
-            let x = if t.noise > 0.0 { (&batch.x + noise(&batch.x, t.noise, &mut self.rng)?)? } else { batch.x };
+            let x =
+                if t.noise > 0.0 { (&batch.x + noise(&batch.x, t.noise, &mut self.rng)?)? } else { batch.x.clone() };
             let (z, log_det) = self.flow.forward(&x, &batch.mel)?;
-            let nll = flow::nll(&z, &(log_det + batch.whitening_log_det)?)?;
-            let loss = (nll.sum_all()? / (samples * t.accumulate as f64))?;
+            let nll = flow::nll(&z, &(log_det + &batch.whitening_log_det)?)?;
+            let mut loss = (nll.sum_all()? / (samples * t.accumulate as f64))?;
             nats += f64::from(loss.to_scalar::<f32>()?);
+            if let Some(measure) = &self.spectral {
+                let distance = drawn_distance(&self.flow, &batch, &z, measure, &mut self.rng)?;
+                spectral += f64::from(distance.to_scalar::<f32>()?) / t.accumulate as f64;
+                loss = (loss + (distance * (t.spectral / t.accumulate as f64))?)?;
+            }
             self.optimiser.accumulate(&mut loss.backward()?)?;
             clips.extend(batch.clips);
         }
@@ -197,6 +227,7 @@ impl Session {
                 self.figures.steps += 1;
                 self.figures.bits += flow::bits_per_sample(nats);
                 self.figures.grad_norm += norm;
+                self.figures.spectral += spectral;
             }
             Some(fault) => self.skip(fault, &clips, progress)?,
         }
@@ -250,9 +281,19 @@ impl Session {
         let (bits, norm) = (figures.bits / n, figures.grad_norm / n);
         let rate = n * t.samples_per_step() as f64 / figures.seconds;
         let lr = t.learning_rate_at(self.state.step.saturating_sub(1)) * self.state.lr_scale;
-        self.note(&[("bits", bits), ("grad_norm", norm), ("lr", lr), ("samples_per_s", rate)])?;
-        let held = self.bits.map_or_else(String::new, |b| format!(" held out {b:.4}"));
-        Ok(Some(format!("{bits:.3} bits{held} |g| {norm:.2} {:.0} k samples/s", rate / 1000.0)))
+        let mut note = vec![("bits", bits), ("grad_norm", norm), ("lr", lr), ("samples_per_s", rate)];
+        let mut shown = format!("{bits:.3} bits");
+        if let Some(held) = self.bits {
+            let _ = write!(shown, " held out {held:.4}");
+        }
+        if self.spectral.is_some() {
+            let spectral = figures.spectral / n;
+            note.push(("spectral", spectral));
+            let _ = write!(shown, " spectral {spectral:.3}");
+        }
+        self.note(&note)?;
+        let _ = write!(shown, " |g| {norm:.2} {:.0} k samples/s", rate / 1000.0);
+        Ok(Some(shown))
     }
 
     /// Held-out likelihood with the averaged weights; whether it is the best so far.

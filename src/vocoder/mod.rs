@@ -3,6 +3,7 @@
 pub mod denoise;
 pub mod noise;
 pub mod refine;
+mod refine_live;
 mod refine_stream;
 pub mod stream;
 
@@ -11,7 +12,7 @@ use crate::flow::Flow;
 use crate::flow::filters::Filters;
 use crate::flow::stream::{self as flow_stream, State};
 use crate::mel::MelSpectrogram;
-use crate::voice::{SynthesisConfig, Voice, VoiceConfig};
+use crate::voice::{Lookahead, SynthesisConfig, Voice, VoiceConfig};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use noise::Noise;
@@ -65,6 +66,8 @@ pub struct SynthOptions {
     pub seed: u64,
     /// Passes of mel-consistency refinement, 0 to 1000; `None`: the voice's.
     pub refine: Option<usize>,
+    /// How far beyond a hop refinement listens; `None`: the voice's.
+    pub refine_lookahead: Option<Lookahead>,
 }
 
 impl SynthOptions {
@@ -74,7 +77,7 @@ impl SynthOptions {
     /// Names the option that is out of range.
     pub fn validate(&self) -> Result<()> {
         let (sigma, refine) = (self.sigma.unwrap_or_default(), self.refine.unwrap_or_default());
-        SynthesisConfig { sigma, refine }.validate()
+        SynthesisConfig { sigma, refine, refine_lookahead: self.refine_lookahead.unwrap_or_default() }.validate()
     }
 }
 
@@ -156,9 +159,13 @@ impl Vocoder {
                 flow.unwhiten(&residual, mel)?
             }
         };
-        let samples = self.refiner.refine(samples, mel, refine, &|part| {
-            report(flow_share + part * (1.0 - flow_share));
-        })?;
+        let progress = |part: f32| report(flow_share + part * (1.0 - flow_share));
+        let samples = match options.refine_lookahead.unwrap_or(config.synthesis.refine_lookahead) {
+            Lookahead::Frames(ahead) if refine > 0 => {
+                self.refiner.refine_live(&samples, mel, (refine, ahead), &progress)
+            }
+            _ => self.refiner.refine(samples, mel, refine, &progress)?,
+        };
         report(1.0);
         Ok(Waveform { samples, sample_rate: config.mel.sample_rate })
     }
@@ -342,7 +349,7 @@ mod tests {
                 (name, (var.as_tensor() + off).unwrap())
             })
             .collect();
-        let config = VoiceConfig::new("small", mel, flow, SynthesisConfig { sigma: 0.7, refine: 0 });
+        let config = VoiceConfig::new("small", mel, flow, SynthesisConfig::new(0.7, 0));
         let voice = Voice::from_parts(config, &tensors).unwrap();
         let stream = Vocoder::new(&voice).unwrap();
         let blocks = Vocoder { engine: Engine::Blocks(voice.build_flow().unwrap().0), ..Vocoder::new(&voice).unwrap() };

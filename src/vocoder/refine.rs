@@ -264,6 +264,25 @@ mod tests {
     }
 
     #[test]
+    fn hop_after_hop_brings_noise_to_the_mel_too() {
+        let refiner = Refiner::new(&MelConfig::nvidia()).unwrap();
+        let (_, mel) = buzz(&refiner, 150);
+        let mut noise = vec![0.0; 150 * 256];
+        Noise::new(1).fill(0, &mut noise);
+        noise.iter_mut().for_each(|v| *v *= 0.1);
+        // more passes and more look-ahead come nearer
+        let mut last = distance(&refiner, &noise, &mel);
+        for (passes, ahead) in [(1, 0), (1, 1), (4, 1), (8, 2), (16, 2)] {
+            let refined = refiner.refine_live(&noise, &mel, (passes, ahead), &|_| ());
+            assert_eq!(refined.len(), noise.len());
+            let now = distance(&refiner, &refined, &mel);
+            assert!(now < last, "{passes} passes, {ahead} frames ahead: {now}, before {last}");
+            last = now;
+        }
+        assert!(last < 0.2, "{last}");
+    }
+
+    #[test]
     fn threads_and_short_sounds() {
         let refiner = Refiner::new(&MelConfig::nvidia()).unwrap();
         for frames in [1, 2, 3, 65, 130] {

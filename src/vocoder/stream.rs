@@ -1,10 +1,13 @@
 //! Sound as its mel arrives.
 
 use super::noise::Noise;
+use super::refine::Refiner;
+use super::refine_live::LiveRefinement;
 use super::refine_stream::RefineStream;
 use super::{Packed, SynthOptions, Vocoder};
 use crate::flow::filters::Synthesis;
 use crate::flow::stream::State;
+use crate::voice::Lookahead;
 use crate::{Error, Result};
 use std::collections::VecDeque;
 
@@ -28,7 +31,7 @@ pub struct Streamer<'a> {
     sigma: f32,
     flow: State,
     synthesis: Option<Synthesis>,
-    refine: RefineStream,
+    refine: Refinement,
     /// What the flow has made and the synthesis filter has not taken.
     residual: Vec<f32>,
     lookahead: usize,
@@ -37,6 +40,30 @@ pub struct Streamer<'a> {
     muted: usize,
     /// Muted frames whose sound, or the fade after it, is still to come.
     mute: VecDeque<usize>,
+}
+
+/// How a stream's sound is refined.
+enum Refinement {
+    /// Pass after pass, each as close behind the one before as it can be.
+    Passes(RefineStream),
+    /// Hop after hop.
+    Live(LiveRefinement),
+}
+
+impl Refinement {
+    fn aim(&mut self, frames: &[f32]) {
+        match self {
+            Self::Passes(refinement) => refinement.aim(frames),
+            Self::Live(refinement) => refinement.aim(frames),
+        }
+    }
+
+    fn push(&mut self, refiner: &Refiner, samples: &[f32], last: bool, out: &mut Vec<f32>) {
+        match self {
+            Self::Passes(refinement) => refinement.push(refiner, samples, last, out),
+            Self::Live(refinement) => refinement.push(refiner, samples, last, out),
+        }
+    }
 }
 
 impl Vocoder {
@@ -56,6 +83,13 @@ impl Vocoder {
         })?;
         let filters = packed.filters.as_ref();
         let lookahead = packed.flow.lookahead_frames().max(filters.map_or(0, |f| f.config.lookahead() + 1));
+        let n_mels = self.config.mel.n_mels;
+        let (refine, after) = match options.refine_lookahead.unwrap_or(synthesis.refine_lookahead) {
+            Lookahead::Frames(ahead) if passes > 0 => {
+                (Refinement::Live(LiveRefinement::new(&self.refiner, n_mels, passes, ahead)), ahead)
+            }
+            _ => (Refinement::Passes(RefineStream::new(&self.refiner, n_mels, passes)), self.refiner.lookahead(passes)),
+        };
         Ok(Streamer {
             vocoder: self,
             packed,
@@ -63,9 +97,9 @@ impl Vocoder {
             sigma: options.sigma.unwrap_or(synthesis.sigma),
             flow: State::new(&packed.flow),
             synthesis: filters.map(Synthesis::new),
-            refine: RefineStream::new(&self.refiner, self.config.mel.n_mels, passes),
+            refine,
             residual: Vec::new(),
-            lookahead: lookahead + self.refiner.lookahead(passes),
+            lookahead: lookahead + after,
             frames: 0,
             samples: 0,
             muted: 0,

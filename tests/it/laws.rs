@@ -250,35 +250,52 @@ fn gradients_are_those_of_finite_differences_at_batch_3() {
     for (name, config) in designs().into_iter().chain([("latent", latent())]) {
         let (flow, params) = unsettled(&config);
         let (x, mel) = inputs(&flow, 3, 3);
-        let loss = || {
+        let likelihood = || {
             let (z, log_det) = flow.forward(&x, &mel).unwrap();
             (nll(&z, &log_det).unwrap().sum_all().unwrap() / 100.0).unwrap()
         };
-        let grads = loss().backward().unwrap();
-        for (param, var) in &params {
-            let Some(grad) = grads.get(var) else {
-                // conditioning that no step reads has no gradient, nor what a factored mix keeps
-                let stays = ["conditioning", "moves", "flips"].iter().any(|part| param.contains(part));
-                assert!(stays, "{name}: {param} receives no gradient");
-                continue;
-            };
-            // along a random direction: every entry takes part
-            let direction = noise(5, var.dims());
-            let stated = (grad * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
-            let origin = var.as_tensor().copy().unwrap();
-            let h = 1e-3;
-            let at = |h: f64| {
-                var.set(&(&origin + (&direction * h).unwrap()).unwrap()).unwrap();
-                loss().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
-            };
-            let numerical = (at(h) - at(-h)) / (2.0 * h);
-            var.set(&origin).unwrap();
-            let tolerance = 0.02 * numerical.abs().max(f64::from(stated).abs()) + 0.02;
-            assert!(
-                (numerical - f64::from(stated)).abs() < tolerance,
-                "{name}: {param}: numerical {numerical}, stated {stated}"
-            );
-        }
+        check_gradients(name, &params, &likelihood);
+    }
+}
+
+#[test]
+fn gradients_of_the_inverse_are_those_of_finite_differences_at_batch_3() {
+    for (name, config) in designs() {
+        let (flow, params) = unsettled(&config);
+        let (x, mel) = inputs(&flow, 3, 3);
+        let z = flow.forward(&x, &mel).unwrap().0.detach();
+        let weight = noise(8, x.dims());
+        let sound = || (flow.inverse(&z, &mel).unwrap() * &weight).unwrap().sum_all().unwrap();
+        check_gradients(name, &params, &sound);
+    }
+}
+
+/// Holds the gradient of every parameter, along a random direction, to the loss's change there.
+fn check_gradients(name: &str, params: &[(String, Var)], loss: &dyn Fn() -> Tensor) {
+    let grads = loss().backward().unwrap();
+    for (param, var) in params {
+        let Some(grad) = grads.get(var) else {
+            // conditioning that no step reads has no gradient, nor what a factored mix keeps
+            let stays = ["conditioning", "moves", "flips"].iter().any(|part| param.contains(part));
+            assert!(stays, "{name}: {param} receives no gradient");
+            continue;
+        };
+        // along a random direction: every entry takes part
+        let direction = noise(5, var.dims());
+        let stated = (grad * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        let origin = var.as_tensor().copy().unwrap();
+        let h = 1e-3;
+        let at = |h: f64| {
+            var.set(&(&origin + (&direction * h).unwrap()).unwrap()).unwrap();
+            loss().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+        };
+        let numerical = (at(h) - at(-h)) / (2.0 * h);
+        var.set(&origin).unwrap();
+        let tolerance = 0.02 * numerical.abs().max(f64::from(stated).abs()) + 0.02;
+        assert!(
+            (numerical - f64::from(stated)).abs() < tolerance,
+            "{name}: {param}: numerical {numerical}, stated {stated}"
+        );
     }
 }
 
@@ -570,4 +587,33 @@ fn whitening_has_the_gradient_of_finite_differences_at_batch_3() {
         assert!(numerical.abs() > 0.1, "{name}: {numerical} says nothing");
         assert!((numerical - f64::from(stated)).abs() < tolerance, "{name}: numerical {numerical}, stated {stated}");
     }
+}
+
+#[test]
+fn segments_come_back_from_their_residuals_and_gradients_go_through() {
+    let mut config = designs().into_iter().find(|(name, _)| *name == "all").unwrap().1;
+    config.whitening =
+        Some(WhiteningConfig { order: 20, filters_per_hop: 2, hidden: 6, context: 1, lookahead: None, fit_steps: 1 });
+    let (flow, _) = unsettled(&config);
+    let x = sound(16 * 20);
+    let spectrogram = extract(&x, &small_mel()).unwrap();
+    let segments = [0, 5, 16].map(|start: usize| {
+        let from = (start * 16).saturating_sub(flow.whitening_memory());
+        Segment { mel: &spectrogram, start, samples: x[from..(start + 4) * 16].to_vec() }
+    });
+    let e = flow.whiten_segments(&segments, 4).unwrap().0;
+    let back: Vec<f32> = flow.unwhiten_segments(&e, &segments, 4).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    for (start, back) in [0, 5, 16].into_iter().zip(back.chunks(64)) {
+        for (a, b) in x[start * 16..].iter().zip(back) {
+            assert!((a - b).abs() < 1e-5, "segment from frame {start}: {a} became {b}");
+        }
+    }
+
+    let e = Var::from_tensor(&noise(3, e.dims())).unwrap();
+    let weight = noise(4, e.dims());
+    let loss = || {
+        let x = flow.unwhiten_segments(e.as_tensor(), &segments, 4).unwrap();
+        (x.sqr().unwrap() * &weight).unwrap().sum_all().unwrap()
+    };
+    check_gradients("whitening", &[("residual".to_string(), e.clone())], &loss);
 }

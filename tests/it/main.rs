@@ -42,7 +42,7 @@ fn seeded_voice(name: &str, mel: MelConfig, flow: FlowConfig) -> Voice {
     let params = Params::seeded(1, &candle_core::Device::Cpu);
     Flow::new(&flow, &mel, params.builder()).unwrap();
     let tensors: Vec<_> = params.named().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
-    let synthesis = SynthesisConfig { sigma: 0.02, refine: 2 };
+    let synthesis = SynthesisConfig::new(0.02, 2);
     Voice::from_parts(VoiceConfig::new(name, mel, flow, synthesis), &tensors).unwrap()
 }
 

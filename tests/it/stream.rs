@@ -12,7 +12,7 @@ use melglow::net::params::{named_rng, normal};
 use melglow::train::Recipe;
 use melglow::vocoder::noise::Noise;
 use melglow::vocoder::{SynthOptions, Vocoder};
-use melglow::voice::{SynthesisConfig, Voice, VoiceConfig};
+use melglow::voice::{Lookahead, SynthesisConfig, Voice, VoiceConfig};
 
 /// A convention with a hop of 16.
 fn mel_config() -> MelConfig {
@@ -94,7 +94,7 @@ fn voice(name: &str, flow: &FlowConfig) -> Voice {
             (name, (var.as_tensor() + noise).unwrap())
         })
         .collect();
-    let synthesis = SynthesisConfig { sigma: 0.7, refine: 0 };
+    let synthesis = SynthesisConfig::new(0.7, 0);
     Voice::from_parts(VoiceConfig::new(name, mel_config(), flow.clone(), synthesis), &tensors).unwrap()
 }
 
@@ -105,6 +105,11 @@ fn mel(frames: usize) -> MelSpectrogram {
 
 fn options(refine: usize) -> SynthOptions {
     SynthOptions { seed: 5, refine: Some(refine), ..Default::default() }
+}
+
+/// Passes over one hop after the other, with frames of look-ahead.
+fn live(refine: usize, ahead: usize) -> SynthOptions {
+    SynthOptions { refine_lookahead: Some(Lookahead::Frames(ahead)), ..options(refine) }
 }
 
 /// The samples of a stream that gets `chunk` frames at a time.
@@ -126,17 +131,19 @@ fn bits(samples: &[f32]) -> Vec<u32> {
 fn streamed_equals_whole_for_every_design_and_chunking() {
     for (name, flow, _) in designs() {
         let vocoder = Vocoder::new(&voice(name, &flow)).unwrap();
-        for (frames, refine) in [(1, 0), (1, 3), (2, 2), (3, 1), (70, 0), (70, 4)] {
+        let passes = [(1, 0), (1, 3), (2, 2), (3, 1), (70, 0), (70, 4)].map(|(frames, n)| (frames, options(n)));
+        let hops = [(1, 3, 2), (2, 1, 0), (4, 2, 3), (70, 0, 5), (70, 3, 0), (70, 4, 2)];
+        for (frames, options) in passes.into_iter().chain(hops.map(|(frames, n, ahead)| (frames, live(n, ahead)))) {
             let mel = mel(frames);
-            let whole = vocoder.vocode(&mel, &options(refine), None).unwrap().samples;
+            let whole = vocoder.vocode(&mel, &options, None).unwrap().samples;
             assert_eq!(whole.len(), frames * 16);
             let loudest = whole.iter().fold(0.0_f32, |m, s| m.max(s.abs()));
             assert!(loudest > 1e-3 && loudest.is_finite(), "{name}: {loudest}");
             for chunk in [1, 3, 17, frames] {
-                let stream = streamed(&vocoder, &mel, &options(refine), chunk);
+                let stream = streamed(&vocoder, &mel, &options, chunk);
                 assert!(
                     bits(&stream) == bits(&whole),
-                    "{name}: {frames} frames, {refine} passes, {chunk} at a time: first difference at {:?}",
+                    "{name}: {frames} frames, {options:?}, {chunk} at a time: first difference at {:?}",
                     whole.iter().zip(&stream).position(|(a, b)| a.to_bits() != b.to_bits())
                 );
             }
@@ -181,11 +188,13 @@ fn whole_is_the_same_for_any_threads() {
 fn look_ahead_is_what_is_stated_and_no_more() {
     for (name, flow, expected) in designs() {
         let vocoder = Vocoder::new(&voice(name, &flow)).unwrap();
-        for passes in [0, 1, 4] {
-            let mut stream = vocoder.stream(&options(passes)).unwrap();
+        // a pass sees half a window after each frame that touches a sample: three hops
+        let whole = [0, 1, 4].map(|passes| (options(passes), 3 * passes));
+        let hops = [(0, 7, 0), (3, 0, 0), (3, 2, 2)].map(|(passes, ahead, after)| (live(passes, ahead), after));
+        for (options, after) in whole.into_iter().chain(hops) {
+            let mut stream = vocoder.stream(&options).unwrap();
             let latency = stream.latency_frames();
-            // a pass sees half a window after each frame that touches a sample: three hops
-            assert_eq!(latency, expected + 3 * passes, "{name}, {passes} passes");
+            assert_eq!(latency, expected + after, "{name}, {options:?}");
             let (mel, mut out) = (mel(60).transposed(), Vec::new());
             for (i, frame) in mel.values().chunks(5).enumerate() {
                 stream.push(frame, &mut out).unwrap();

@@ -13,7 +13,7 @@ fn tensors(voice: &Voice) -> Vec<(String, Tensor)> {
 }
 
 fn config() -> VoiceConfig {
-    let synthesis = SynthesisConfig { sigma: 0.02, refine: 2 };
+    let synthesis = SynthesisConfig::new(0.02, 2);
     VoiceConfig::new("tiny", MelConfig::nvidia(), tiny_flow(), synthesis)
 }
 

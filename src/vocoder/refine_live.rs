@@ -1,0 +1,150 @@
+//! Refinement that speaks soon: one hop of sound after the other is made to agree with the mel and
+//! then stays as it is, so that only a few frames must be known beyond it.
+//!
+//! Spectrogram inversion in real time with look-ahead (Zhu, Beauregard & Wyse 2007, RTISI-LA), from
+//! the flow's sound instead of silence and towards the mel instead of a spectrogram:
+//!
+//! ```text
+//!             fixed │ hop b │ look-ahead │ not made yet
+//!    ───────────────┼───────┼────────────┤
+//!        ╰──── frame b−1 ───╯            │        every pass corrects all frames that touch what
+//!            ╰──── frame b ─────╯        │        is not fixed; of the last ones a part is missing,
+//!                ╰── frame b+1 ─────╯    │        under the window's thin end
+//!                    ╰── frame b+2 ──────┼╌╌╌╯
+//! ```
+
+use super::refine::{Buffers, MIN_WEIGHT, MOMENTUM, Refiner};
+use crate::kernels::stream::Rows;
+use crate::mel::MelSpectrogram;
+
+/// Frames between two reports of progress.
+const PIECE: usize = 64;
+/// A sound's length where its end doesn't matter.
+const ENDLESS: usize = isize::MAX as usize / 4;
+
+/// One stream's refinement with a fixed look-ahead.
+pub struct LiveRefinement {
+    passes: usize,
+    lookahead: usize,
+    /// Mel frames that are still needed.
+    target: Rows,
+    /// The sound: fixed before `hop`, begun after it, and beyond that as the flow made it.
+    sound: Rows,
+    /// The next hop to fix.
+    hop: usize,
+    buffers: Buffers,
+    sum: Vec<f32>,
+    weight: Vec<f32>,
+    before: Vec<f32>,
+}
+
+impl LiveRefinement {
+    /// Before the first sample. `passes` for each hop, which wait for `lookahead` frames after their own.
+    pub fn new(refiner: &Refiner, n_mels: usize, passes: usize, lookahead: usize) -> Self {
+        Self {
+            passes,
+            lookahead,
+            target: Rows::new(n_mels),
+            sound: Rows::new(1),
+            hop: 0,
+            buffers: refiner.buffers(),
+            sum: Vec::new(),
+            weight: Vec::new(),
+            before: Vec::new(),
+        }
+    }
+
+    /// Takes the next mel frames, one after the other.
+    pub fn aim(&mut self, frames: &[f32]) {
+        self.target.extend(frames);
+    }
+
+    /// Takes the next samples, of frames that were given before, and appends to `out` what is
+    /// finished; after `last`, all is.
+    pub fn push(&mut self, refiner: &Refiner, samples: &[f32], last: bool, out: &mut Vec<f32>) {
+        self.sound.extend(samples);
+        let hop = refiner.stft.hop_length();
+        loop {
+            let wanted = (self.hop + self.lookahead + 1) * hop;
+            let (from, to) = (self.hop * hop, wanted.min(self.sound.end()));
+            if from >= to || (to < wanted && !last) {
+                break;
+            }
+            self.fix(refiner, from, to);
+            out.extend_from_slice(self.sound.get(from..to.min(from + hop)));
+            self.hop += 1;
+            let first = first_frame(refiner, self.hop * hop);
+            self.target.forget(first);
+            self.sound.forget((first * hop).saturating_sub(refiner.stft.n_fft() / 2));
+        }
+    }
+
+    /// All passes over the samples `from..to`, of which the first hop is fixed afterwards.
+    fn fix(&mut self, refiner: &Refiner, from: usize, to: usize) {
+        let stft = &refiner.stft;
+        let (hop, half) = (stft.hop_length(), stft.n_fft() / 2);
+        let frames = first_frame(refiner, from)..to.div_ceil(hop).min(self.target.end());
+        for pass in 0..self.passes {
+            for sums in [&mut self.sum, &mut self.weight] {
+                sums.clear();
+                sums.resize(to - from, 0.0);
+            }
+            for frame in frames.clone() {
+                let first = self.sound.start();
+                let piece = (self.sound.get(first..to), first);
+                stft.analyse_piece(piece, ENDLESS, frame, &mut self.buffers.scratch, &mut self.buffers.bins);
+                refiner.correct(self.target.get(frame..frame + 1), &mut self.buffers);
+                let windowed = stft.synthesise(&self.buffers.bins, &mut self.buffers.scratch);
+                // sample `from + i` is sample `from + i + half − frame · hop` of the frame
+                let (ours, theirs) = (from + half, frame * hop);
+                let (at, skip) = (theirs.saturating_sub(ours), ours.saturating_sub(theirs));
+                let values = windowed.iter().zip(stft.window()).skip(skip);
+                let sums = self.sum.iter_mut().zip(&mut self.weight).skip(at);
+                for ((sum, weight), (s, w)) in sums.zip(values) {
+                    *sum += s;
+                    *weight += w * w;
+                }
+            }
+            self.sum.iter_mut().zip(&self.weight).for_each(|(sum, weight)| *sum /= weight.max(MIN_WEIGHT));
+            let sound = self.sound.get_mut(from..to);
+            if pass == 0 || pass + 1 == self.passes {
+                sound.copy_from_slice(&self.sum);
+            } else {
+                for ((y, q), before) in sound.iter_mut().zip(&self.sum).zip(&self.before) {
+                    *y = q + MOMENTUM * (q - before);
+                }
+            }
+            std::mem::swap(&mut self.before, &mut self.sum);
+        }
+    }
+}
+
+impl Refiner {
+    /// Refines a whole sound, `frames · hop_length` samples, as a stream of it would be refined:
+    /// `passes` over one hop after the other, with `ahead` frames after it.
+    pub(super) fn refine_live(
+        &self,
+        samples: &[f32],
+        mel: &MelSpectrogram,
+        (passes, ahead): (usize, usize),
+        progress: &dyn Fn(f32),
+    ) -> Vec<f32> {
+        let mut live = LiveRefinement::new(self, mel.n_mels(), passes, ahead);
+        let columns = mel.transposed();
+        let mut out = Vec::with_capacity(samples.len());
+        let piece = PIECE * self.stft.hop_length();
+        for (sound, frames) in samples.chunks(piece).zip(columns.values().chunks(PIECE * mel.n_mels())) {
+            live.aim(frames);
+            live.push(self, sound, false, &mut out);
+            progress(out.len() as f32 / samples.len() as f32);
+        }
+        live.push(self, &[], true, &mut out);
+        out
+    }
+}
+
+/// The first frame whose window reaches beyond sample `from`.
+fn first_frame(refiner: &Refiner, from: usize) -> usize {
+    let (hop, half) = (refiner.stft.hop_length(), refiner.stft.n_fft() / 2);
+    (from + 1).saturating_sub(half).div_ceil(hop)
+}
