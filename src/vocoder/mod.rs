@@ -110,8 +110,8 @@ impl Vocoder {
         &self.config
     }
 
-    /// Bytes that [`Vocoder::vocode`] holds at most for a mel of `frames` frames, beside the
-    /// activations of one block per thread.
+    /// Bytes that [`Vocoder::vocode`] holds at most for a mel of `frames` frames, beside the activations
+    /// of one block per thread; a design whose inverse has no limit to its reach takes all as one block.
     pub fn memory(&self, frames: usize) -> usize {
         let mel = &self.config.mel;
         // the mel and its transpose; residual or output, estimate, its predecessor, extrapolation
