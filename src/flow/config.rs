@@ -4,7 +4,10 @@ pub use super::mix::MixForm;
 pub use super::scalar::MapConfig;
 pub use super::split::Split;
 use crate::mel::MelConfig;
+pub use crate::net::lipschitz::LipschitzConfig;
+pub use crate::net::rowwise::RowwiseConfig;
 pub use crate::net::separable::SeparableConfig;
+pub use crate::net::transformer::TransformerConfig;
 pub use crate::net::wavenet::WaveNetConfig;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -161,6 +164,65 @@ pub enum StepConfig {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         prior: Option<WaveNetConfig>,
     },
+    /// Autoregressive in time: each row of `by` samples moves by what the rows before it tell.
+    Autoregressive {
+        /// Samples of a row: a divisor of the channels.
+        by: usize,
+        /// From the end to the beginning.
+        #[serde(default, skip_serializing_if = "is_default")]
+        reversed: bool,
+        /// The causal conditioner.
+        net: SequenceConfig,
+        /// Bound of `log_s`, as in `coupling`.
+        bound: Option<f64>,
+        /// By which map; affine where it isn't said.
+        #[serde(default, skip_serializing_if = "is_default")]
+        map: MapConfig,
+    },
+    /// WaveFlow: each channel moves by what the channels before it tell, at all steps at once.
+    Rowwise {
+        /// The conditioner over channels and steps.
+        net: RowwiseConfig,
+        /// Bound of `log_s`, as in `coupling`.
+        bound: Option<f64>,
+        /// By which map; affine where it isn't said.
+        #[serde(default, skip_serializing_if = "is_default")]
+        map: MapConfig,
+    },
+    /// Turns the channels around within `parts` equal parts.
+    Reverse {
+        /// 1: all channels; 2: either half by itself; and so on.
+        parts: usize,
+    },
+    /// Adds a contracting net's output. The likelihood becomes an estimate.
+    Residual {
+        /// The net.
+        net: LipschitzConfig,
+        /// Terms of the log-determinant's power series.
+        terms: usize,
+        /// Random probes of each trace; as many as a sound has values make it exact.
+        probes: usize,
+    },
+}
+
+/// A causal conditioner.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum SequenceConfig {
+    /// A WaveNet with `causal` convolutions.
+    Wavenet(WaveNetConfig),
+    /// A transformer with a window.
+    Transformer(TransformerConfig),
+}
+
+impl SequenceConfig {
+    fn validate(&self) -> Result<()> {
+        match self {
+            Self::Wavenet(net) if !net.causal => Err(Error::invalid("wavenet: causal is false, expected true")),
+            Self::Wavenet(net) => net.validate(),
+            Self::Transformer(net) => net.validate(),
+        }
+    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -205,6 +267,10 @@ impl StepConfig {
             Self::Swap => "swap",
             Self::Squeeze { .. } => "squeeze",
             Self::Early { .. } => "early",
+            Self::Autoregressive { .. } => "autoregressive",
+            Self::Rowwise { .. } => "rowwise",
+            Self::Reverse { .. } => "reverse",
+            Self::Residual { .. } => "residual",
         }
     }
 
@@ -360,7 +426,32 @@ impl FlowConfig {
                 "its map has no bound".to_string()
             }
             StepConfig::SeparableCoupling { .. } if !mel => "wants mel conditioning".to_string(),
-            StepConfig::Coupling { bound, .. } | StepConfig::SeparableCoupling { bound, .. }
+            StepConfig::Autoregressive { .. } | StepConfig::Rowwise { .. } | StepConfig::Residual { .. } if mel => {
+                "wants upsample or frame conditioning".to_string()
+            }
+            StepConfig::Autoregressive { by, .. } if *by == 0 || !channels.is_multiple_of(*by) => {
+                format!("by is {by}, expected a divisor of the {channels} channels")
+            }
+            StepConfig::Autoregressive { by, .. } if *by != channels && !frame => {
+                format!("by is {by} of {channels} channels, which wants frame conditioning")
+            }
+            StepConfig::Autoregressive { bound: Some(_), map: MapConfig::Additive | MapConfig::Tanh, .. }
+            | StepConfig::Rowwise { bound: Some(_), map: MapConfig::Additive | MapConfig::Tanh, .. } => {
+                "its map has no bound".to_string()
+            }
+            StepConfig::Reverse { parts } if *parts == 0 || !channels.is_multiple_of(*parts) => {
+                format!("parts is {parts}, expected a divisor of the {channels} channels")
+            }
+            StepConfig::Residual { terms, .. } if !(1..=1000).contains(terms) => {
+                format!("terms is {terms}, expected 1 to 1000")
+            }
+            StepConfig::Residual { probes, .. } if !(1..=256).contains(probes) => {
+                format!("probes is {probes}, expected 1 to 256")
+            }
+            StepConfig::Coupling { bound, .. }
+            | StepConfig::SeparableCoupling { bound, .. }
+            | StepConfig::Autoregressive { bound, .. }
+            | StepConfig::Rowwise { bound, .. }
                 if bound.is_some_and(|b| !(0.01..=100.0).contains(&b)) =>
             {
                 "bound is out of range, expected 0.01 to 100".to_string()
@@ -370,6 +461,15 @@ impl FlowConfig {
                 return net.validate();
             }
             StepConfig::SeparableCoupling { net, .. } => return net.validate(),
+            StepConfig::Autoregressive { net, map, .. } => {
+                map.validate()?;
+                return net.validate();
+            }
+            StepConfig::Rowwise { net, map, .. } => {
+                map.validate()?;
+                return net.validate();
+            }
+            StepConfig::Residual { net, .. } => return net.validate(),
             _ => return Ok(()),
         };
         Err(Error::invalid(problem))

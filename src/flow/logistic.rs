@@ -32,8 +32,7 @@ impl Mixture {
         let part = |i: usize| {
             params.narrow(2, i * components * values, components * values)?.reshape((batch, steps, components, values))
         };
-        let spread: Vec<f32> =
-            (0..components).map(|k| (SPREAD * ((2 * k + 1) as f64 / components as f64 - 1.0)) as f32).collect();
+        let spread: Vec<f32> = (0..components).map(|k| spread(k, components) as f32).collect();
         let spread = Tensor::from_vec(spread, (1, 1, components, 1), params.device())?;
         Ok(Self {
             log_weight: candle_nn::ops::log_softmax(&part(0)?, 2)?,
@@ -97,6 +96,27 @@ impl Mixture {
         };
         Tensor::from_vec(roots.concat(), y.shape(), y.device())
     }
+}
+
+/// Where the mean of component `k` starts.
+fn spread(k: usize, components: usize) -> f64 {
+    SPREAD * ((2 * k + 1) as f64 / components as f64 - 1.0)
+}
+
+/// The inverse of [`Mixture::forward`] for one value, whose parameters are `raw(part, component)`: part 0
+/// the weights' logits, 1 the means, 2 the log-scales, as a net gives them. NaN if no root is found.
+pub fn inverse_value(y: f32, components: usize, raw: impl Fn(usize, usize) -> f32) -> f32 {
+    let raw = |part, k| f64::from(raw(part, k));
+    let largest = (0..components).map(|k| raw(0, k)).fold(f64::NEG_INFINITY, f64::max);
+    let mut mixture: Vec<[f64; 3]> = (0..components)
+        .map(|k| {
+            let log_scale = LOG_SCALE_BOUND * (raw(2, k) / LOG_SCALE_BOUND).tanh();
+            [(raw(0, k) - largest).exp(), raw(1, k) + spread(k, components), log_scale.exp()]
+        })
+        .collect();
+    let total: f64 = mixture.iter().map(|part| part[0]).sum();
+    mixture.iter_mut().for_each(|part| part[0] /= total);
+    root(&mixture, f64::from(y)).map_or(f32::NAN, |x| x as f32)
 }
 
 /// `log σ(t)` without overflow.
@@ -178,6 +198,19 @@ mod tests {
                 assert!((reached - y).abs() < 1e-8 * (1.0 + y.abs() + slope * x.abs()), "{mixture:?} {y}: {reached}");
             }
         }
+    }
+
+    #[test]
+    fn a_value_by_itself_has_the_same_inverse() {
+        let params: Vec<f32> = (0..9).map(|i| ((i * 37) % 11) as f32 / 6.0 - 0.8).collect();
+        for y in [-3.0, 0.4, 7.0] {
+            let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap().reshape((1, 1, ())).unwrap();
+            let whole = Mixture::new(&tensor(&params), 3).unwrap().inverse(&tensor(&[y])).unwrap();
+            let whole: Vec<f32> = whole.flatten_all().unwrap().to_vec1().unwrap();
+            let alone = inverse_value(y, 3, |part, k| params[3 * part + k]);
+            assert!((alone - whole[0]).abs() < 1e-5 * (1.0 + alone.abs()), "{alone} {whole:?}");
+        }
+        assert!(inverse_value(f32::NAN, 3, |part, k| params[3 * part + k]).is_nan());
     }
 
     #[test]

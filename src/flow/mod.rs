@@ -3,6 +3,7 @@
 //! Inside, tensors are time-major, `[batch, steps, channels]`: the squeeze is then a reshape, and
 //! conditioners read rows. Only latents cross the border as `[batch, group, steps]`.
 
+mod autoregressive;
 mod conditioning;
 pub mod config;
 mod coupling;
@@ -14,19 +15,22 @@ mod likelihood;
 mod logistic;
 mod mix;
 mod pointwise;
+mod residual;
+mod rowwise;
 mod scalar;
 mod split;
 pub(crate) mod stream;
 mod whiten;
 
 use crate::mel::{MelConfig, MelSpectrogram};
-use crate::net::{CondNet, SeparableNet, WaveNet};
+use crate::net::{CondNet, LipschitzNet, SeparableNet, Transformer, WaveNet};
 use crate::{Error, Result};
+use autoregressive::Autoregressive;
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use conditioning::Conditioning;
 pub use config::FlowConfig;
-use config::{MapConfig, Place, Split, StepConfig, WaveNetConfig};
+use config::{MapConfig, Place, SequenceConfig, Split, StepConfig, WaveNetConfig};
 use coupling::Coupling;
 use dequantise::Dequantise;
 pub use filtering::Segment;
@@ -34,6 +38,8 @@ use latent::Latent;
 pub use likelihood::Likelihood;
 use mix::Mix;
 use pointwise::{Actnorm, Asinh, Gain, Scale, Swap};
+use residual::Residual;
+use rowwise::{Reverse, Rowwise};
 use split::Parts;
 use stream::Stage;
 use whiten::Whiten;
@@ -93,19 +99,20 @@ enum Step {
 }
 
 /// What steps cost and how far they reach, in samples.
-#[derive(Default)]
 struct Cost {
-    reach: usize,
+    /// `None` once a step's inverse reaches as far as the sound does.
+    reach: Option<usize>,
     macs_per_sample: f64,
+    /// Samples that a row of conditioning stands for.
+    row: usize,
 }
 
 impl Cost {
-    /// Adds a coupling that stands at `place` in a flow of `group` and `hop`.
-    fn add(&mut self, coupling: &Coupling, place: Place, (group, row): (usize, usize)) {
-        let (per_step, per_row) = coupling.macs();
-        let step = place.squeezed * group;
-        self.reach += coupling.reach() * step;
-        self.macs_per_sample += per_step as f64 / step as f64 + per_row as f64 / row as f64;
+    /// Adds multiply-adds per step (of `step` samples) and per row of conditioning, and the steps that the
+    /// inverse reaches on either side.
+    fn add(&mut self, (per_step, per_row): (usize, usize), reach: Option<usize>, step: usize) {
+        self.reach = self.reach.zip(reach).map(|(sum, reach)| sum + reach * step);
+        self.macs_per_sample += per_step as f64 / step as f64 + per_row as f64 / self.row as f64;
     }
 }
 
@@ -125,8 +132,8 @@ pub struct Flow {
     group: usize,
     hop: usize,
     n_mels: usize,
-    /// Samples.
-    reach: usize,
+    /// Samples; `None` if a step's inverse reaches as far as the sound does.
+    reach: Option<usize>,
     macs_per_sample: f64,
     device: Device,
 }
@@ -154,6 +161,21 @@ impl Level {
         };
         Coupling::new(parts, map, of, (self.features, net.weight_norm), vb.clone())
     }
+
+    /// A causal net over `rows` rows a step.
+    fn sequence(
+        &self,
+        config: &SequenceConfig,
+        (inputs, outputs): (usize, usize),
+        rows: usize,
+        vb: VarBuilder,
+    ) -> candle_core::Result<Box<dyn CondNet + Send + Sync>> {
+        let up = self.up * rows;
+        Ok(match config {
+            SequenceConfig::Wavenet(net) => Box::new(WaveNet::new(net, inputs, outputs, up, vb)?),
+            SequenceConfig::Transformer(net) => Box::new(Transformer::new(net, inputs, outputs, up, vb)?),
+        })
+    }
 }
 
 impl Flow {
@@ -175,33 +197,31 @@ impl Flow {
         let latent = config.latent.as_ref();
         let latent = latent.map(|l| Latent::new(l, level.features, hop, vb.pp("latent"))).transpose()?;
         let features = level.features + latent.as_ref().map_or(0, Latent::width);
-        // samples that a row of conditioning stands for
-        let row = group * up;
         let mut place = Place { channels: group, squeezed: 1 };
-        let mut cost = Cost::default();
+        let mut cost = Cost { reach: Some(0), macs_per_sample: 0.0, row: group * up };
         if let Some(latent) = &latent {
-            cost.macs_per_sample += latent.macs_per_frame() as f64 / hop as f64;
             // the last half of a frame leans towards the next one's latent
-            cost.reach += hop;
+            cost.add((latent.macs_per_frame(), 0), Some(1), hop);
         }
         let mut steps = Vec::new();
         for (i, step) in config.steps().enumerate() {
             let vb = vb.pp(format!("steps.{i}"));
             let Place { channels, squeezed } = place;
             let level = Level { features, up: up / squeezed };
+            let samples = squeezed * group;
             let map = |map: Box<dyn Bijector + Send + Sync>| Step::Map(map);
             let built = match step {
                 StepConfig::Asinh { scale } => map(Box::new(Asinh { scale: *scale })),
                 StepConfig::Gain => map(Box::new(Gain::new(features, channels, vb)?)),
                 StepConfig::Actnorm => map(Box::new(Actnorm::new(channels, vb)?)),
                 StepConfig::Mix { form } => {
-                    cost.macs_per_sample += (channels * channels) as f64 / (squeezed * group) as f64;
+                    cost.add((channels * channels, 0), Some(0), samples);
                     map(Box::new(Mix::new(channels, *form, vb)?))
                 }
                 StepConfig::Scale => map(Box::new(Scale::new(channels, vb)?)),
                 StepConfig::Coupling { net, bound, map: scalar, split } => {
                     let coupling = level.coupling(split.of(channels), net, (scalar, *bound), vb)?;
-                    cost.add(&coupling, place, (group, row));
+                    cost.add(coupling.macs(), Some(coupling.reach()), samples);
                     map(Box::new(coupling))
                 }
                 StepConfig::SeparableCoupling { net, bound } => {
@@ -210,7 +230,7 @@ impl Flow {
                     };
                     let (parts, sizes) = (Split::Halves.of(channels), (features, net.weight_norm));
                     let coupling = Coupling::new(parts, (&MapConfig::Affine, *bound), of, sizes, vb.clone())?;
-                    cost.add(&coupling, place, (group, row));
+                    cost.add(coupling.macs(), Some(coupling.reach()), samples);
                     map(Box::new(coupling))
                 }
                 StepConfig::Swap => map(Box::new(Swap)),
@@ -219,8 +239,29 @@ impl Flow {
                     let parts = Parts::Blocks { known: channels - done, moved: *done, known_first: false };
                     let of = |net| level.coupling(parts, net, (&MapConfig::Affine, Some(PRIOR_BOUND)), vb.pp("prior"));
                     let prior = prior.as_ref().map(of).transpose()?;
-                    prior.iter().for_each(|prior| cost.add(prior, place, (group, row)));
+                    prior.iter().for_each(|prior| cost.add(prior.macs(), Some(prior.reach()), samples));
                     Step::Early { done: *done, prior }
+                }
+                StepConfig::Autoregressive { by, reversed, net, bound, map: scalar } => {
+                    let rows = channels / by;
+                    let net = |inputs, outputs| level.sequence(net, (inputs, outputs), rows, vb.clone());
+                    let order = (*by, *reversed);
+                    let step = Autoregressive::new(order, (scalar, *bound), net, features, vb.clone())?;
+                    let (per_row, conditioning) = step.macs();
+                    cost.add((rows * per_row, conditioning), None, samples);
+                    map(Box::new(step))
+                }
+                StepConfig::Rowwise { net, bound, map: scalar } => {
+                    let step = Rowwise::new(net, (scalar, *bound), (features, level.up), vb)?;
+                    let (per_value, conditioning) = step.macs();
+                    cost.add((channels * per_value, conditioning), Some((channels - 1) * step.reach()), samples);
+                    map(Box::new(step))
+                }
+                StepConfig::Reverse { parts } => map(Box::new(Reverse { parts: *parts })),
+                StepConfig::Residual { net, terms, probes } => {
+                    let step = Residual::new(LipschitzNet::new(net, channels, features, vb)?, *terms, *probes);
+                    cost.add(step.macs(), None, samples);
+                    map(Box::new(step))
                 }
             };
             steps.push((built, step.name()));
@@ -256,9 +297,10 @@ impl Flow {
         self.context
     }
 
-    /// Steps on each side whose latents influence a step's data: the halo for working in blocks.
-    pub fn halo_steps(&self) -> usize {
-        self.reach.div_ceil(self.group)
+    /// Steps on each side whose latents influence a step's data: the halo for working in blocks. `None` if
+    /// there is no such limit, so that a sound must be made as a whole.
+    pub fn halo_steps(&self) -> Option<usize> {
+        self.reach.map(|reach| reach.div_ceil(self.group))
     }
 
     /// What [`Flow::forward`]'s likelihood is worth.

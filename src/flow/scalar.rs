@@ -145,16 +145,27 @@ impl ScalarMap {
         }
     }
 
-    /// The inverse on slices, or `None` if the map has none.
+    /// The inverse for a stream, or `None` if it may fail.
     ///
     /// # Errors
     /// If a tensor can't be read.
     pub fn pack(&self) -> Result<Option<Packed>> {
+        Ok(if let Self::MixLogistic { .. } = self { None } else { Some(self.on_slices()?) })
+    }
+
+    /// The inverse on slices.
+    ///
+    /// # Errors
+    /// If a tensor can't be read.
+    pub fn on_slices(&self) -> Result<Packed> {
+        let narrow = |bound: &Option<f64>| bound.map(|bound| bound as f32);
         Ok(match self {
-            Self::Additive => Some(Packed::Additive),
-            Self::Affine { bound } => Some(Packed::Affine { bound: bound.map(|bound| bound as f32) }),
-            Self::Tanh { scale, shift } => Some(Packed::Tanh { scale: scale.to_vec1()?, shift: shift.to_vec1()? }),
-            Self::MixLogistic { .. } => None,
+            Self::Additive => Packed::Additive,
+            Self::Affine { bound } => Packed::Affine { bound: narrow(bound) },
+            Self::Tanh { scale, shift } => Packed::Tanh { scale: scale.to_vec1()?, shift: shift.to_vec1()? },
+            Self::MixLogistic { components, bound } => {
+                Packed::MixLogistic { components: *components, bound: narrow(bound) }
+            }
         })
     }
 }
@@ -175,17 +186,33 @@ pub enum Packed {
         /// Per value.
         shift: Vec<f32>,
     },
+    /// [`ScalarMap::MixLogistic`].
+    MixLogistic {
+        /// Logistics in the mixture.
+        components: usize,
+        /// Bound of `log_s`.
+        bound: Option<f32>,
+    },
 }
 
 impl Packed {
-    /// Value number `i` of a step's `values`, from the parameters of that step.
+    /// Value number `i` of a step's `values`, from the parameters of that step; NaN where a mixture's root
+    /// isn't found.
     pub fn inverse(&self, z: f32, i: usize, values: usize, params: &[f32]) -> f32 {
         let log_s = match self {
             Self::Additive => return z - params[i],
-            Self::Affine { bound: Some(bound) } => (params[values + i] / bound).tanh() * bound,
-            Self::Affine { bound: None } => params[values + i],
+            Self::Affine { bound: Some(bound) } | Self::MixLogistic { bound: Some(bound), .. } => {
+                (params[values + i] / bound).tanh() * bound
+            }
+            Self::Affine { bound: None } | Self::MixLogistic { bound: None, .. } => params[values + i],
             Self::Tanh { scale, shift } => params[values + i].tanh() * scale[i] + shift[i],
         };
-        (z - params[i]) * (-log_s).exp()
+        let y = (z - params[i]) * (-log_s).exp();
+        match self {
+            Self::MixLogistic { components, .. } => {
+                logistic::inverse_value(y, *components, |part, k| params[(2 + part * components + k) * values + i])
+            }
+            _ => y,
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 /// The recipes that the binary carries: name and JSON.
-const RECIPES: [(&str, &str); 11] = [
+const RECIPES: [(&str, &str); 15] = [
     ("tiny", include_str!("../../assets/recipes/tiny.json")),
     ("lj", include_str!("../../assets/recipes/lj.json")),
     ("lj-live", include_str!("../../assets/recipes/lj-live.json")),
@@ -21,6 +21,10 @@ const RECIPES: [(&str, &str); 11] = [
     ("flowavenet", include_str!("../../assets/recipes/flowavenet.json")),
     ("flowpp", include_str!("../../assets/recipes/flowpp.json")),
     ("fvae", include_str!("../../assets/recipes/fvae.json")),
+    ("arflow", include_str!("../../assets/recipes/arflow.json")),
+    ("tarflow", include_str!("../../assets/recipes/tarflow.json")),
+    ("waveflow", include_str!("../../assets/recipes/waveflow.json")),
+    ("iresnet", include_str!("../../assets/recipes/iresnet.json")),
 ];
 
 /// Part of a run limited in time that the warm-up may take.
@@ -96,6 +100,14 @@ pub struct Training {
     /// Whether the whitening front's net goes on learning with the flow, by the same likelihood.
     #[serde(default)]
     pub joint_whitening: bool,
+    /// Standard deviation of Gaussian noise that training adds to what the steps see, behind the
+    /// whitening: TarFlow's augmentation. Held-out figures are without it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub noise: f64,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 fn one() -> usize {
@@ -194,6 +206,7 @@ impl Recipe {
                 init_batch: 4,
                 shifts: 1,
                 joint_whitening: false,
+                noise: 0.0,
             },
             validation: Validation::EveryNth { every: 20 },
         }
@@ -256,6 +269,8 @@ impl Recipe {
             format!("final_lr_fraction is {}, expected 0 to 1", t.final_lr_fraction)
         } else if !(unit(t.beta1) && unit(t.beta2) && unit(t.ema_decay)) {
             format!("beta1 {}, beta2 {} and ema_decay {} must be from 0 to below 1", t.beta1, t.beta2, t.ema_decay)
+        } else if !(0.0..=10.0).contains(&t.noise) {
+            format!("noise is {}, expected 0 to 10", t.noise)
         } else if !(t.clip_norm > 0.0 && t.eps > 0.0 && t.weight_decay >= 0.0) {
             "clip_norm and eps must be above 0, weight_decay at least 0".to_string()
         } else if matches!(self.validation, Validation::EveryNth { every } if every < 2) {

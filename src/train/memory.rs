@@ -1,7 +1,7 @@
 //! How much memory a run will take, roughly, before it starts.
 
 use super::config::Recipe;
-use crate::flow::config::{ConditioningConfig, MapConfig, Place, StepConfig};
+use crate::flow::config::{ConditioningConfig, MapConfig, Place, SequenceConfig, StepConfig, WaveNetConfig};
 
 /// Copies of each parameter: the variable, the optimiser's weight, gradient, two moments and
 /// average, the graph's gradient, and twice the flat copy that the fused conditioner takes.
@@ -46,19 +46,43 @@ impl Estimate {
         for step in recipe.flow.steps() {
             let steps = steps / place.squeezed as u64;
             let mut here = GRAPH_TENSORS * steps * place.channels as u64 * F32;
-            if let StepConfig::Coupling { net, .. } | StepConfig::Early { prior: Some(net), .. } = step {
+            let mut wavenet = |net: &WaveNetConfig, positions: u64| {
                 let width = (net.channels * net.dilations.len()) as u64;
-                let kept = 3 * steps * width * F32;
-                here += kept.min(KEPT) + 2 * rows * 2 * width * F32;
+                let kept = 3 * positions * width * F32;
                 largest = largest.max(2 * kept);
-            }
-            if let StepConfig::Coupling { map: MapConfig::MixLogistic { components }, .. } = step {
-                here += MIXTURE_TENSORS * *components as u64 * steps * place.channels as u64 / 2 * F32;
-            }
-            if let StepConfig::SeparableCoupling { net, .. } = step {
-                let width = (net.channels * net.layers) as u64;
-                here += GRAPH_TENSORS * steps * width * F32 + 2 * rows * 2 * width * F32;
-            }
+                kept.min(KEPT) + 2 * rows * 2 * width * F32
+            };
+            // what the graph makes at each position, layer by layer
+            let graph = |width: usize, positions: u64| GRAPH_TENSORS * positions * width as u64 * F32;
+            let values = steps * place.channels as u64;
+            let mixture = |map: &MapConfig, values: u64| match map {
+                MapConfig::MixLogistic { components } => MIXTURE_TENSORS * *components as u64 * values * F32,
+                _ => 0,
+            };
+            here += match step {
+                StepConfig::Coupling { net, map, .. } => wavenet(net, steps) + mixture(map, values / 2),
+                StepConfig::Early { prior: Some(net), .. } => wavenet(net, steps),
+                StepConfig::SeparableCoupling { net, .. } => {
+                    let width = net.channels * net.layers;
+                    graph(width, steps) + 2 * rows * 2 * width as u64 * F32
+                }
+                StepConfig::Autoregressive { by, net, map, .. } => {
+                    let positions = values / *by as u64;
+                    let net = match net {
+                        SequenceConfig::Wavenet(net) => wavenet(net, positions),
+                        SequenceConfig::Transformer(net) => {
+                            let width = (4 + net.expansion) * net.channels + 2 * net.window * net.heads;
+                            graph(width * net.layers, positions)
+                        }
+                    };
+                    net + mixture(map, values)
+                }
+                StepConfig::Rowwise { net, map, .. } => {
+                    graph(net.channels * net.dilations.len(), values) + mixture(map, values)
+                }
+                StepConfig::Residual { net, .. } => graph(3 * net.channels * net.layers, steps),
+                _ => 0,
+            };
             activations += here;
             place = step.after(place);
         }

@@ -110,8 +110,8 @@ impl Vocoder {
         &self.config
     }
 
-    /// Bytes that [`Vocoder::vocode`] holds at most for a mel of `frames` frames, beside the
-    /// activations of one block per thread.
+    /// Bytes that [`Vocoder::vocode`] holds at most for a mel of `frames` frames, beside the activations
+    /// of one block per thread; a design whose inverse has no limit to its reach takes all as one block.
     pub fn memory(&self, frames: usize) -> usize {
         let mel = &self.config.mel;
         // the mel and its transpose; residual or output, estimate, its predecessor, extrapolation
@@ -240,8 +240,13 @@ impl Vocoder {
         progress: &dyn Fn(f32),
     ) -> Result<Vec<f32>> {
         let hop = self.config.mel.hop_length;
-        let halo = (flow.halo_steps() * flow.group()).div_ceil(hop);
-        let block = MIN_BLOCK.max(8 * halo);
+        let (block, halo) = match flow.halo_steps() {
+            Some(steps) => {
+                let halo = (steps * flow.group()).div_ceil(hop);
+                (MIN_BLOCK.max(8 * halo), halo)
+            }
+            None => (mel.frames(), 0),
+        };
         let mut residual = vec![0.0; mel.frames() * hop];
         let blocks = mel.frames().div_ceil(block);
         let threads = rayon::current_num_threads();

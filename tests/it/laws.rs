@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use melglow::flow::config::{
-    Block, ConditioningConfig, DequantisationConfig, FlowConfig, LatentConfig, MapConfig, MixForm, SeparableConfig,
-    Split, StepConfig, WaveNetConfig, WhiteningConfig,
+    Block, ConditioningConfig, DequantisationConfig, FlowConfig, LatentConfig, LipschitzConfig, MapConfig, MixForm,
+    RowwiseConfig, SeparableConfig, SequenceConfig, Split, StepConfig, TransformerConfig, WaveNetConfig,
+    WhiteningConfig,
 };
 use melglow::flow::{Flow, Segment, nll};
 use melglow::mel::{MelConfig, MelSpectrogram, extract::extract};
@@ -89,7 +90,44 @@ fn designs() -> Vec<(&'static str, FlowConfig)> {
         StepConfig::Early { channels: 2, prior: Some(net(false, true)) },
         by(MapConfig::Additive, Split::Halves),
     ];
+    let wavenet = || SequenceConfig::Wavenet(WaveNetConfig { causal: true, ..net(false, false) });
+    let transformer = TransformerConfig { channels: 6, heads: 2, layers: 2, window: 3, expansion: 2 };
+    let transformer = || SequenceConfig::Transformer(transformer.clone());
+    let autoregressive = |by, reversed, net, map| {
+        let bound = Some(2.0);
+        StepConfig::Autoregressive { by, reversed, net, bound, map }
+    };
+    let rowwise = |map| StepConfig::Rowwise {
+        net: RowwiseConfig { channels: 5, kernel: [2, 3], dilations: vec![[1, 1], [2, 2]] },
+        bound: (map != MapConfig::Tanh).then_some(2.0),
+        map,
+    };
+    // as many probes as the longest sound here has values: the traces are exact
+    let residual = StepConfig::Residual {
+        net: LipschitzConfig { channels: 5, kernel: 3, layers: 3, coefficient: 0.6 },
+        terms: 30,
+        probes: 112,
+    };
+    let affine = || MapConfig::Affine;
+    let sequential = vec![
+        StepConfig::Gain,
+        autoregressive(4, true, transformer(), affine()),
+        rowwise(affine()),
+        StepConfig::Squeeze { by: 2 },
+        autoregressive(2, false, wavenet(), affine()),
+        StepConfig::Reverse { parts: 2 },
+        rowwise(affine()),
+    ];
+    let upsampled = vec![autoregressive(8, true, wavenet(), affine()), rowwise(affine()), residual.clone()];
     vec![
+        ("sample by sample", design(frame(), 2, vec![autoregressive(1, false, wavenet(), mixture())])),
+        ("from the end", design(frame(), 4, vec![autoregressive(2, true, wavenet(), affine())])),
+        ("transformer", design(frame(), 2, vec![autoregressive(2, false, transformer(), affine())])),
+        ("rowwise", design(frame(), 4, vec![rowwise(MapConfig::Tanh), StepConfig::Reverse { parts: 1 }])),
+        ("reverse", design(frame(), 4, vec![StepConfig::Reverse { parts: 2 }])),
+        ("residual", design(frame(), 4, vec![residual.clone(), residual])),
+        ("sequential", design(frame(), 4, sequential)),
+        ("upsampled", design(ConditioningConfig::Upsample { kernel: 64 }, 8, upsampled)),
         ("scale", design(frame(), 4, vec![StepConfig::Scale])),
         ("factored mix", design(frame(), 4, vec![plu])),
         ("additive", design(frame(), 4, vec![by(MapConfig::Additive, Split::Swapped)])),

@@ -12,6 +12,7 @@ mod mels_cli;
 mod play;
 mod plot;
 mod recipes;
+mod sequential;
 mod stream;
 mod train;
 mod voice;

@@ -3,7 +3,7 @@
 use super::tiny_mel;
 use super::train::Place;
 use candle_core::{Device, Tensor};
-use melglow::flow::config::{ConditioningConfig, FlowConfig, Split, StepConfig, WaveNetConfig};
+use melglow::flow::config::{ConditioningConfig, FlowConfig, SequenceConfig, Split, StepConfig, WaveNetConfig};
 use melglow::flow::{Flow, Likelihood};
 use melglow::train::Recipe;
 use melglow::train::config::Validation;
@@ -12,13 +12,17 @@ use melglow::vocoder::{SynthOptions, Vocoder};
 use melglow::voice::Voice;
 
 /// Recipes, what their likelihood is worth, and whether they stream.
-const RECIPES: [(&str, Likelihood, bool); 6] = [
+const RECIPES: [(&str, Likelihood, bool); 10] = [
     ("nice", Likelihood::Exact, true),
     ("realnvp", Likelihood::Exact, true),
     ("glow", Likelihood::Exact, true),
     ("flowavenet", Likelihood::Exact, true),
     ("flowpp", Likelihood::LowerBound, false),
     ("fvae", Likelihood::LowerBound, false),
+    ("arflow", Likelihood::Exact, false),
+    ("tarflow", Likelihood::Exact, false),
+    ("waveflow", Likelihood::Exact, false),
+    ("iresnet", Likelihood::Estimate, false),
 ];
 
 /// The recipe's design with small nets and a hasty whitening, for a few steps.
@@ -29,7 +33,14 @@ fn hasty(name: &str) -> Recipe {
     let steps = flow.blocks.iter_mut().flat_map(|block| &mut block.steps);
     for step in steps {
         match step {
-            StepConfig::Coupling { net, .. } | StepConfig::Early { prior: Some(net), .. } => shrink(net),
+            StepConfig::Coupling { net, .. }
+            | StepConfig::Early { prior: Some(net), .. }
+            | StepConfig::Autoregressive { net: SequenceConfig::Wavenet(net), .. } => shrink(net),
+            StepConfig::Autoregressive { net: SequenceConfig::Transformer(net), .. } => {
+                (net.channels, net.layers, net.window) = (16, 1, 12);
+            }
+            StepConfig::Rowwise { net, .. } => net.channels = 8,
+            StepConfig::Residual { net, terms, .. } => (net.channels, *terms) = (16, 4),
             _ => {}
         }
     }
