@@ -1,4 +1,4 @@
-//! Tells the crate whether the default voice is here to be built in (`cfg(embedded_voice)`).
+//! Tells the crate whether the voices are here to be built in (`cfg(embedded_voice)`).
 
 use std::path::Path;
 
@@ -6,8 +6,10 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=voices");
     println!("cargo::rustc-check-cfg=cfg(embedded_voice)");
-    let voice = Path::new("voices/lj");
-    if voice.join("config.json").is_file() && voice.join("model.safetensors").is_file() {
+    let whole = |voice: &str| {
+        ["config.json", "model.safetensors"].iter().all(|file| Path::new("voices").join(voice).join(file).is_file())
+    };
+    if whole("lj") && whole("lj-live") {
         println!("cargo::rustc-cfg=embedded_voice");
     }
 }

@@ -163,6 +163,15 @@ impl SynthesisConfig {
     }
 }
 
+/// The voices that are built in: name, configuration, weights.
+#[cfg(embedded_voice)]
+static EMBEDDED: &[(&str, &[u8], &[u8])] = &[
+    ("lj", include_bytes!("../voices/lj/config.json"), include_bytes!("../voices/lj/model.safetensors")),
+    ("lj-live", include_bytes!("../voices/lj-live/config.json"), include_bytes!("../voices/lj-live/model.safetensors")),
+];
+#[cfg(not(embedded_voice))]
+static EMBEDDED: &[(&str, &[u8], &[u8])] = &[];
+
 /// A voice in memory: its configuration and its weights as `model.safetensors` has them.
 #[derive(Clone)]
 pub struct Voice {
@@ -214,24 +223,26 @@ impl Voice {
         Ok(Self { config, weights: Cow::Owned(weights) })
     }
 
-    /// The voice that is built into the program.
+    /// The voice that is built into the program and speaks by default, `lj`.
     ///
     /// # Errors
     /// If this build has none.
-    #[cfg(embedded_voice)]
     pub fn embedded() -> Result<Self> {
-        const CONFIG: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/voices/lj/config.json"));
-        const WEIGHTS: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/voices/lj/model.safetensors"));
-        Ok(Self { config: parse_config(CONFIG)?, weights: Cow::Borrowed(WEIGHTS) })
+        Self::embedded_as("lj")
     }
 
-    /// The voice that is built into the program.
+    /// One of the voices that are built into the program, by its name.
     ///
     /// # Errors
-    /// If this build has none.
-    #[cfg(not(embedded_voice))]
-    pub fn embedded() -> Result<Self> {
-        Err(Error::invalid("no voice is built in; use --voice"))
+    /// If this build has no such voice.
+    pub fn embedded_as(name: &str) -> Result<Self> {
+        let Some((_, config, weights)) = EMBEDDED.iter().find(|(own, ..)| *own == name) else {
+            return Err(Error::invalid(match EMBEDDED {
+                [] => "no voice is built in; use --voice".to_string(),
+                _ => format!("no voice {name} is built in"),
+            }));
+        };
+        Ok(Self { config: parse_config(config)?, weights: Cow::Borrowed(weights) })
     }
 
     /// What `config.json` says.

@@ -28,7 +28,7 @@ pub struct BenchArgs {
     /// A mel to speak [default: four seconds made up]
     #[arg(long, value_name = "MEL")]
     mel: Option<PathBuf>,
-    /// Folder of a voice or checkpoint, or the name of the built-in voice [default: built-in]
+    /// Folder of a voice or checkpoint, or the name of a built-in one: lj, lj-live [default: lj]
     #[arg(long, value_name = "DIR|NAME")]
     voice: Option<String>,
     /// Passes of refinement towards the mel, 0 to 1000 [default: the voice's]

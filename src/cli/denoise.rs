@@ -29,7 +29,7 @@ pub struct DenoiseArgs {
     /// WAV file to write, or `-` for standard output
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// Folder of the voice that made the sound, or the name of the built-in voice [default: built-in]
+    /// Folder of the voice that made the sound, or the name of a built-in one: lj, lj-live [default: lj]
     #[arg(long, value_name = "DIR|NAME")]
     voice: Option<String>,
     /// How much of the hum to take away, 0 (nothing) to 10

@@ -17,11 +17,12 @@ use std::sync::atomic::AtomicBool;
 
 /// Measure a voice's likelihood on recordings, in bits per sample of the 16-bit sound
 ///
-/// The same figure as `melglow train` reports for the clips that it holds out: with uniform
-/// dequantisation noise, every log-determinant counted, each clip whole.
+/// The same figure as `melglow train` reports for the clips that it holds out: with dequantisation
+/// noise (uniform, but where the voice's design has learned its own), every log-determinant counted,
+/// each clip whole. Where the design gives a bound or an estimate, the last line says so.
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
-    /// Folder of a voice or checkpoint, or the name of the built-in voice [default: built-in]
+    /// Folder of a voice or checkpoint, or the name of a built-in one: lj, lj-live [default: lj]
     #[arg(long, value_name = "DIR|NAME")]
     voice: Option<String>,
     /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or a plain folder of audio files
@@ -82,5 +83,5 @@ fn table(bits: &Bits) -> String {
     }
     let (n, samples) = (bits.clips.len(), bits.clips.iter().map(|c| c.samples).sum::<usize>());
     text += &format!("{:width$}  {samples:>9}  {:.4}\n", "all", bits.per_sample);
-    text + &format!("mean of {n} clips {:.4} ± {:.4} (95 %)\n", bits.mean, bits.ci95)
+    text + &format!("mean of {n} clips {:.4} ± {:.4} (95 %){}\n", bits.mean, bits.ci95, bits.likelihood.remark())
 }

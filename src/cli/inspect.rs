@@ -26,7 +26,7 @@ pub struct InspectArgs {
     /// Mels, checkpoints (.pt, .safetensors), folders of voices, or sound files
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Compare mels with this voice: a folder, or the name of the built-in voice [default: built-in]
+    /// Compare mels with this voice: a folder, or the name of a built-in one: lj, lj-live [default: lj]
     #[arg(long, value_name = "DIR|NAME")]
     voice: Option<String>,
 }
@@ -235,6 +235,7 @@ fn of_voice(path: &Path) -> Result<String> {
     let _ = writeln!(text, "  mels      {}", convention_line(&config.mel));
     let SynthesisConfig { sigma, refine, refine_lookahead } = &config.synthesis;
     let _ = writeln!(text, "  synthesis sigma {sigma}, {refine} passes of refinement, look-ahead {refine_lookahead}");
+    let _ = writeln!(text, "  bits      its likelihood is {}", voice.build_frozen_flow()?.likelihood_kind());
     let _ = writeln!(text, "  type      melglow synth MEL -o OUT.wav --voice {}", path.display());
     Ok(text)
 }

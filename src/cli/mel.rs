@@ -29,7 +29,7 @@ pub struct Args {
     /// The .npy file to write, or the folder for several
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
-    /// Folder of a voice or checkpoint whose convention to use, or the name of the built-in voice
+    /// Folder of a voice or checkpoint whose convention to use, or the name of a built-in one
     #[arg(long, value_name = "DIR|NAME")]
     pub voice: Option<String>,
     /// The convention to write.

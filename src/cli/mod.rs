@@ -95,14 +95,13 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-/// The voice that `--voice` names: a folder, or the built-in voice by its name or by default.
+/// The voice that `--voice` names: a folder, or a built-in voice by its name, or the default one.
 pub(crate) fn voice(choice: Option<&str>) -> Result<Voice> {
     let Some(choice) = choice else {
         return Ok(Voice::embedded()?);
     };
     if !Path::new(choice).exists()
-        && let Ok(voice) = Voice::embedded()
-        && voice.config().name == choice
+        && let Ok(voice) = Voice::embedded_as(choice)
     {
         return Ok(voice);
     }

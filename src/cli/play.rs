@@ -42,7 +42,7 @@ pub struct PlayArgs {
     /// Write what is said to a 16-bit WAV file as well, even if there is no device
     #[arg(long, value_name = "OUT.wav")]
     pub save: Option<PathBuf>,
-    /// Folder of a voice or checkpoint, or the name of the built-in voice [default: built-in]
+    /// Folder of a voice or checkpoint, or the name of a built-in one: lj, lj-live [default: lj]
     #[arg(long, value_name = "DIR|NAME")]
     pub voice: Option<String>,
     /// Standard deviation of the noise, 0 to 10 [default: the voice's]

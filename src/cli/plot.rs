@@ -38,7 +38,7 @@ pub struct PlotArgs {
     /// Which mel of a file that holds several
     #[arg(long)]
     key: Option<String>,
-    /// Folder of a voice or checkpoint by whose convention to read a mel, or the name of the built-in voice
+    /// Folder of a voice or checkpoint by whose convention to read a mel, or the name of a built-in one
     #[arg(long, value_name = "DIR|NAME")]
     voice: Option<String>,
     #[command(flatten)]

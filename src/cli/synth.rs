@@ -46,7 +46,7 @@ pub struct SynthArgs {
     /// standard output
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// Folder of a voice or checkpoint, or the name of the built-in voice [default: built-in]
+    /// Folder of a voice or checkpoint, or the name of a built-in one: lj, lj-live [default: lj]
     #[arg(long, value_name = "DIR|NAME")]
     voice: Option<String>,
     /// Standard deviation of the noise, 0 to 10 [default: the voice's]

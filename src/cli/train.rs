@@ -15,8 +15,8 @@ pub struct TrainArgs {
     /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or a plain folder of audio files
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
-    /// Recipe: tiny, lj, waveglow, waveglow-64, or the path of one's own
-    #[arg(long, value_name = "NAME|PATH", required_unless_present_any = ["resume", "from"])]
+    /// Recipe, by name or the path of one's own
+    #[arg(long, value_name = "NAME|PATH", help = recipes(), required_unless_present_any = ["resume", "from"])]
     pub recipe: Option<String>,
     /// Start from the weights of a voice (folder, or name of the built-in one). Without --recipe: its
     /// own design, at a learning rate of 1e-4 for 10000 steps, every 20th clip held out
@@ -79,6 +79,10 @@ impl DeviceName {
             Self::Cuda => Ok(Device::new_cuda(0)?),
         }
     }
+}
+
+fn recipes() -> String {
+    format!("Recipe: {}, or the path of one's own", Recipe::names().collect::<Vec<_>>().join(", "))
 }
 
 impl RunArgs {

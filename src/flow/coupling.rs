@@ -1,5 +1,7 @@
-//! Affine coupling.
+//! Coupling.
 
+use super::scalar::{MapConfig, ScalarMap};
+use super::split::Parts;
 use super::stream::Stage;
 use super::{Bijector, Cond};
 use crate::net::CondNet;
@@ -7,31 +9,32 @@ use crate::net::wavenet::Projection;
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-/// Affine coupling: `z₀ = x₀`, `z₁ = x₁ · e^log_s(x₀, mel) + b(x₀, mel)`.
+/// Coupling: `z₀ = x₀`, `z₁ = f(x₁; θ(x₀, mel))` with an invertible map `f` of single values.
 ///
-/// The first half of the channels is known, the rest moves. log_det = Σ log_s. The conditioner's
-/// last layer starts at zero, so the step starts as the identity. Prenger et al. 2018;
-/// NVIDIA/waveglow `glow.py`: the first outputs are `b`, the rest `log_s`.
+/// log_det = Σ ln f′. The conditioner's last layer starts at zero, so the step starts nearly as the
+/// identity. Dinh et al. 2014 and 2016; Prenger et al. 2018: with the affine map, NVIDIA/waveglow
+/// `glow.py`'s order of the outputs, first `b`, then `log_s`.
 pub struct Coupling {
-    known: usize,
+    parts: Parts,
     net: Box<dyn CondNet + Send + Sync>,
     cond: Projection,
-    bound: Option<f64>,
+    map: ScalarMap,
 }
 
 impl Coupling {
-    /// A coupling that knows the first `known` channels; asks `vb` for the conditioner's projection
-    /// `cond` of `features` inputs.
+    /// A coupling of `parts` by `map`. `net(inputs, outputs)` makes the conditioner; asks `vb` for its
+    /// projection `cond` of `features` inputs.
     pub fn new(
-        net: Box<dyn CondNet + Send + Sync>,
-        known: usize,
-        features: usize,
-        weight_norm: bool,
-        bound: Option<f64>,
+        parts: Parts,
+        (map, bound): (&MapConfig, Option<f64>),
+        net: impl FnOnce(usize, usize) -> Result<Box<dyn CondNet + Send + Sync>>,
+        (features, weight_norm): (usize, bool),
         vb: VarBuilder,
     ) -> Result<Self> {
+        let map = ScalarMap::new(map, bound, parts.moved(), vb.pp("map"))?;
+        let net = net(parts.known(), map.params_per_value() * parts.moved())?;
         let cond = Projection::new(features, net.cond_width(), weight_norm, vb.pp("cond"))?;
-        Ok(Self { known, net, cond, bound })
+        Ok(Self { parts, net, cond, map })
     }
 
     /// Steps on each side that the conditioner sees.
@@ -44,37 +47,34 @@ impl Coupling {
         (self.net.macs_per_step(), self.cond.macs())
     }
 
-    /// `(b, log_s)`, each `[batch, steps, channels − known]`.
-    fn params(&self, known: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
-        let out = self.net.forward(known, &self.cond.product(&cond.rows)?, self.cond.bias())?;
-        let moved = out.dim(2)? / 2;
-        let log_s = out.narrow(2, moved, moved)?;
-        let log_s = match self.bound {
-            Some(bound) => ((log_s / bound)?.tanh()? * bound)?,
-            None => log_s,
-        };
-        Ok((out.narrow(2, 0, moved)?, log_s))
+    fn params(&self, known: &Tensor, cond: &Cond) -> Result<Tensor> {
+        self.net.forward(known, &self.cond.product(&cond.rows)?, self.cond.bias())
+    }
+
+    /// The moved part given the known, and ln f′ of each of its values.
+    ///
+    /// # Errors
+    /// If the shapes don't fit.
+    pub fn transform(&self, known: &Tensor, moved: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        self.map.forward(moved, &self.params(known, cond)?)
     }
 }
 
 impl Bijector for Coupling {
     fn forward(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
-        let known = x.narrow(2, 0, self.known)?;
-        let (b, log_s) = self.params(&known, cond)?;
-        let moved = ((x.narrow(2, self.known, log_s.dim(2)?)? * log_s.exp()?)? + b)?;
-        Ok((Tensor::cat(&[known, moved], 2)?, log_s.sum((1, 2))?))
+        let (known, moved) = self.parts.take(x)?;
+        let (moved, log_det) = self.transform(&known, &moved, cond)?;
+        Ok((self.parts.join(&known, &moved)?, log_det.sum((1, 2))?))
     }
 
     fn inverse(&self, z: &Tensor, cond: &Cond) -> Result<Tensor> {
-        let known = z.narrow(2, 0, self.known)?;
-        let (b, log_s) = self.params(&known, cond)?;
-        let moved = ((z.narrow(2, self.known, log_s.dim(2)?)? - b)? * log_s.neg()?.exp()?)?;
-        Tensor::cat(&[known, moved], 2)
+        let (known, moved) = self.parts.take(z)?;
+        let moved = self.map.inverse(&moved, &self.params(&known, cond)?)?;
+        self.parts.join(&known, &moved)
     }
 
     fn pack(&self) -> Result<Option<Stage>> {
-        let stage =
-            |net| Stage::Coupling { known: self.known, bound: self.bound.map(|b| b as f32), net: Box::new(net) };
-        Ok(self.net.pack(&self.cond)?.map(stage))
+        let (Some(map), Some(net)) = (self.map.pack()?, self.net.pack(&self.cond)?) else { return Ok(None) };
+        Ok(Some(Stage::Coupling { parts: self.parts, map, net: Box::new(net) }))
     }
 }

@@ -1,9 +1,11 @@
 //! From log spectra to predictors, and whitening with them as one node of candle's graph.
 
-use crate::kernels::predict::{Predictor, levinson, levinson_backward, residual, residual_backward};
+use crate::kernels::predict::{
+    Predictor, levinson, levinson_backward, residual, residual_backward, residual_backward_sound,
+};
 use crate::mel::MelSpectrogram;
 use crate::net::wavenet::values;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use realfft::num_complex::Complex64;
 use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
@@ -112,20 +114,22 @@ impl Solver {
     }
 }
 
-/// Log spectra `[batch, frames + 1, bins]` → `[batch, samples + filters]`: the residuals of the
-/// node's sounds, then the logarithm of each filter's gain. In f64 but for the filtering itself.
+/// Log spectra `[batch, frames + 1, bins]` and sounds `[batch, memory + samples]`, of which the memory is
+/// only reached by the filters → `[batch, samples + filters]`: the residuals, then the logarithm of each
+/// filter's gain. In f64 but for the filtering itself.
 pub struct Filtering {
     solver: Solver,
-    sounds: Vec<Vec<f32>>,
+    /// Whether the sounds want a gradient too.
+    moving: bool,
     /// Samples per filter.
     share: usize,
     saved: Mutex<Vec<Filter>>,
 }
 
 impl Filtering {
-    /// For `sounds` of as many samples as their filters have to do, after what they reach before.
-    pub fn new(solver: Solver, sounds: Vec<Vec<f32>>, share: usize) -> Self {
-        Self { solver, sounds, share, saved: Mutex::new(Vec::new()) }
+    /// With a gradient of the sounds, or without; `share` samples per filter.
+    pub fn new(solver: Solver, moving: bool, share: usize) -> Self {
+        Self { solver, moving, share, saved: Mutex::new(Vec::new()) }
     }
 
     /// The log spectra that filter `i` of all stands between, and its number within the hop.
@@ -136,22 +140,28 @@ impl Filtering {
         (now, next, i % per_hop)
     }
 
-    /// The sound of filter `i` of all, and where its samples are in it.
-    fn stretch(&self, i: usize, per_item: usize) -> (&[f32], std::ops::Range<usize>) {
-        let sound = &self.sounds[i / per_item];
-        let from = sound.len() - (per_item - i % per_item) * self.share;
-        (sound, from..from + self.share)
+    /// Where the samples of filter `i` are in its sound of `length` samples.
+    fn stretch(&self, i: usize, per_item: usize, length: usize) -> std::ops::Range<usize> {
+        let from = length - (per_item - i % per_item) * self.share;
+        from..from + self.share
     }
 }
 
-impl CustomOp1 for Filtering {
+impl CustomOp2 for Filtering {
     fn name(&self) -> &'static str {
         "whitening"
     }
 
-    fn cpu_fwd(&self, spectra: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        spectra: &CpuStorage,
+        layout: &Layout,
+        sounds: &CpuStorage,
+        sounds_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (batch, rows, _) = layout.shape().dims3()?;
         let (spectra, frames) = (values(spectra, layout)?, rows - 1);
+        let (sounds, length) = (values(sounds, sounds_layout)?, sounds_layout.dims()[1]);
         let per_item = frames * self.solver.per_hop;
         let solved: Vec<(Filter, Vec<f32>, f32)> = (0..batch * per_item)
             .into_par_iter()
@@ -161,7 +171,8 @@ impl CustomOp1 for Filtering {
                     let (now, next, index) = self.place(spectra, i, frames);
                     let filter = self.solver.solve(now, next, index, scratch);
                     let predictor = filter.predictor();
-                    let (sound, range) = self.stretch(i, per_item);
+                    let (sound, range) =
+                        (&sounds[i / per_item * length..][..length], self.stretch(i, per_item, length));
                     let mut e = vec![0.0; self.share];
                     residual(&predictor, sound, range, &mut e);
                     Ok((filter, e, predictor.gain.ln()))
@@ -179,12 +190,19 @@ impl CustomOp1 for Filtering {
         Ok((CpuStorage::F32(out), (batch, per_item * (self.share + 1)).into()))
     }
 
-    fn bwd(&self, spectra: &Tensor, out: &Tensor, d_out: &Tensor) -> Result<Option<Tensor>> {
+    fn bwd(
+        &self,
+        spectra: &Tensor,
+        sounds: &Tensor,
+        out: &Tensor,
+        d_out: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (batch, rows, bins) = spectra.dims3()?;
+        let length = sounds.dim(1)?;
         let frames = rows - 1;
         let (per_hop, per_item) = (self.solver.per_hop, frames * self.solver.per_hop);
         let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
-        let (spectra_values, out, d_out) = (flat(spectra)?, flat(out)?, flat(d_out)?);
+        let (spectra_values, sound_values, out, d_out) = (flat(spectra)?, flat(sounds)?, flat(out)?, flat(d_out)?);
         let Ok(saved) = self.saved.lock() else { candle_core::bail!("whitening: the forward pass failed") };
         let gradients: Vec<Vec<f64>> = saved
             .par_iter()
@@ -196,7 +214,8 @@ impl CustomOp1 for Filtering {
                     let at = item + i % per_item * self.share;
                     let (e, d_e) = (&out[at..][..self.share], &d_out[at..][..self.share]);
                     let d_log_gain = f64::from(d_out[item + per_item * self.share + i % per_item]);
-                    let (sound, range) = self.stretch(i, per_item);
+                    let sound = &sound_values[i / per_item * length..][..length];
+                    let range = self.stretch(i, per_item, length);
                     let d_a = residual_backward(&filter.predictor(), sound, range, d_e);
                     // e ∝ 1/gain and gain² = error
                     let met: f64 = e.iter().zip(d_e).map(|(&e, &d)| f64::from(e) * f64::from(d)).sum();
@@ -217,6 +236,17 @@ impl CustomOp1 for Filtering {
             }
         }
         let sums: Vec<f32> = sums.into_iter().map(|g: f64| g as f32).collect();
-        Ok(Some(Tensor::from_vec(sums, (batch, rows, bins), spectra.device())?))
+        let d_spectra = Tensor::from_vec(sums, (batch, rows, bins), spectra.device())?;
+        if !self.moving {
+            return Ok((Some(d_spectra), None));
+        }
+        let mut d_sounds = vec![0.0; batch * length];
+        for (i, filter) in saved.iter().enumerate() {
+            let item = i / per_item * per_item * (self.share + 1);
+            let d_e = &d_out[item + i % per_item * self.share..][..self.share];
+            let d_sound = &mut d_sounds[i / per_item * length..][..length];
+            residual_backward_sound(&filter.predictor(), d_sound, self.stretch(i, per_item, length), d_e);
+        }
+        Ok((Some(d_spectra), Some(Tensor::from_vec(d_sounds, (batch, length), sounds.device())?)))
     }
 }

@@ -3,28 +3,44 @@
 //! Inside, tensors are time-major, `[batch, steps, channels]`: the squeeze is then a reshape, and
 //! conditioners read rows. Only latents cross the border as `[batch, group, steps]`.
 
+mod autoregressive;
 mod conditioning;
 pub mod config;
 mod coupling;
+mod dequantise;
 mod filtering;
 pub(crate) mod filters;
+mod latent;
+mod likelihood;
+mod logistic;
 mod mix;
 mod pointwise;
+mod residual;
+mod rowwise;
+mod scalar;
+mod split;
 pub(crate) mod stream;
 mod whiten;
 
 use crate::mel::{MelConfig, MelSpectrogram};
-use crate::net::{CondNet, SeparableNet, WaveNet};
+use crate::net::{CondNet, LipschitzNet, SeparableNet, Transformer, WaveNet};
 use crate::{Error, Result};
+use autoregressive::Autoregressive;
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use conditioning::Conditioning;
 pub use config::FlowConfig;
-use config::StepConfig;
+use config::{MapConfig, Place, SequenceConfig, Split, StepConfig, WaveNetConfig};
 use coupling::Coupling;
+use dequantise::Dequantise;
 pub use filtering::Segment;
+use latent::Latent;
+pub use likelihood::Likelihood;
 use mix::Mix;
-use pointwise::{Actnorm, Asinh, Gain, Swap};
+use pointwise::{Actnorm, Asinh, Gain, Scale, Swap};
+use residual::Residual;
+use rowwise::{Reverse, Rowwise};
+use split::Parts;
 use stream::Stage;
 use whiten::Whiten;
 
@@ -64,12 +80,40 @@ pub trait Bijector {
     fn pack(&self) -> candle_core::Result<Option<Stage>> {
         Ok(None)
     }
+    /// What the log_det makes of the flow's likelihood.
+    fn likelihood(&self) -> Likelihood {
+        Likelihood::Exact
+    }
 }
 
+/// A step of the design; what errors call it stands beside it.
 enum Step {
     Map(Box<dyn Bijector + Send + Sync>),
-    /// The first channels are done.
-    Early(usize),
+    /// So many steps become one.
+    Squeeze(usize),
+    /// The first channels are done, after their prior's mean and scale have been taken out.
+    Early {
+        done: usize,
+        prior: Option<Coupling>,
+    },
+}
+
+/// What steps cost and how far they reach, in samples.
+struct Cost {
+    /// `None` once a step's inverse reaches as far as the sound does.
+    reach: Option<usize>,
+    macs_per_sample: f64,
+    /// Samples that a row of conditioning stands for.
+    row: usize,
+}
+
+impl Cost {
+    /// Adds multiply-adds per step (of `step` samples) and per row of conditioning, and the steps that the
+    /// inverse reaches on either side.
+    fn add(&mut self, (per_step, per_row): (usize, usize), reach: Option<usize>, step: usize) {
+        self.reach = self.reach.zip(reach).map(|(sum, reach)| sum + reach * step);
+        self.macs_per_sample += per_step as f64 / step as f64 + per_row as f64 / self.row as f64;
+    }
 }
 
 /// A whole flow: an optional whitening front on slices, then trainable steps on tensors.
@@ -78,14 +122,60 @@ enum Step {
 pub struct Flow {
     whitening: Option<Whiten>,
     conditioning: Conditioning,
+    latent: Option<Latent>,
+    dequantise: Option<Dequantise>,
     context: Context,
-    steps: Vec<Step>,
+    /// Steps and their names.
+    steps: Vec<(Step, &'static str)>,
+    /// Groups of samples that a step holds in the end.
+    squeezed: usize,
     group: usize,
     hop: usize,
     n_mels: usize,
-    reach: usize,
+    /// Samples; `None` if a step's inverse reaches as far as the sound does.
+    reach: Option<usize>,
     macs_per_sample: f64,
     device: Device,
+}
+
+/// Bound of the log-scales of a learned prior.
+const PRIOR_BOUND: f64 = 3.0;
+
+/// What conditioners find at a level of squeezing.
+struct Level {
+    features: usize,
+    up: usize,
+}
+
+impl Level {
+    /// A coupling with a WaveNet.
+    fn coupling(
+        &self,
+        parts: Parts,
+        net: &WaveNetConfig,
+        map: (&MapConfig, Option<f64>),
+        vb: VarBuilder,
+    ) -> candle_core::Result<Coupling> {
+        let of = |inputs, outputs| -> candle_core::Result<Box<dyn CondNet + Send + Sync>> {
+            Ok(Box::new(WaveNet::new(net, inputs, outputs, self.up, vb.clone())?))
+        };
+        Coupling::new(parts, map, of, (self.features, net.weight_norm), vb.clone())
+    }
+
+    /// A causal net over `rows` rows a step.
+    fn sequence(
+        &self,
+        config: &SequenceConfig,
+        (inputs, outputs): (usize, usize),
+        rows: usize,
+        vb: VarBuilder,
+    ) -> candle_core::Result<Box<dyn CondNet + Send + Sync>> {
+        let up = self.up * rows;
+        Ok(match config {
+            SequenceConfig::Wavenet(net) => Box::new(WaveNet::new(net, inputs, outputs, up, vb)?),
+            SequenceConfig::Transformer(net) => Box::new(Transformer::new(net, inputs, outputs, up, vb)?),
+        })
+    }
 }
 
 impl Flow {
@@ -100,75 +190,101 @@ impl Flow {
         let whitening = config.whitening.as_ref().map(|w| Whiten::new(w, mel, vb.pp("whiten"))).transpose()?;
         let conditioning = Conditioning::new(&config.conditioning, mel.n_mels, hop, group, vb.pp("conditioning"))?;
         let context = conditioning.context()?;
-        let (features, up) = (conditioning.features(), conditioning.up());
-        let (mut channels, mut reach) = (group, 0);
-        let (mut per_step, mut per_row) = (0, 0);
+        let up = conditioning.up();
+        let level = Level { features: conditioning.features(), up };
+        let dequantise = config.dequantisation.as_ref();
+        let dequantise = dequantise.map(|d| Dequantise::new(d, group, &level, vb.pp("dequantise"))).transpose()?;
+        let latent = config.latent.as_ref();
+        let latent = latent.map(|l| Latent::new(l, level.features, hop, vb.pp("latent"))).transpose()?;
+        let features = level.features + latent.as_ref().map_or(0, Latent::width);
+        let mut place = Place { channels: group, squeezed: 1 };
+        let mut cost = Cost { reach: Some(0), macs_per_sample: 0.0, row: group * up };
+        if let Some(latent) = &latent {
+            // the last half of a frame leans towards the next one's latent
+            cost.add((latent.macs_per_frame(), 0), Some(1), hop);
+        }
         let mut steps = Vec::new();
-        let all = config.blocks.iter().flat_map(|block| std::iter::repeat_n(&block.steps, block.repeat).flatten());
-        for (i, step) in all.enumerate() {
+        for (i, step) in config.steps().enumerate() {
             let vb = vb.pp(format!("steps.{i}"));
-            let map: Box<dyn Bijector + Send + Sync> = match step {
-                StepConfig::Asinh { scale } => Box::new(Asinh { scale: *scale }),
-                StepConfig::Gain => Box::new(Gain::new(features, channels, vb)?),
-                StepConfig::Actnorm => Box::new(Actnorm::new(channels, vb)?),
-                StepConfig::Mix => {
-                    per_step += channels * channels;
-                    Box::new(Mix::new(channels, vb)?)
+            let Place { channels, squeezed } = place;
+            let level = Level { features, up: up / squeezed };
+            let samples = squeezed * group;
+            let map = |map: Box<dyn Bijector + Send + Sync>| Step::Map(map);
+            let built = match step {
+                StepConfig::Asinh { scale } => map(Box::new(Asinh { scale: *scale })),
+                StepConfig::Gain => map(Box::new(Gain::new(features, channels, vb)?)),
+                StepConfig::Actnorm => map(Box::new(Actnorm::new(channels, vb)?)),
+                StepConfig::Mix { form } => {
+                    cost.add((channels * channels, 0), Some(0), samples);
+                    map(Box::new(Mix::new(channels, *form, vb)?))
                 }
-                StepConfig::Coupling { .. } | StepConfig::SeparableCoupling { .. } => {
-                    let coupling = Self::coupling(step, channels, features, up, vb)?;
-                    reach += coupling.reach();
-                    per_step += coupling.macs().0;
-                    per_row += coupling.macs().1;
-                    Box::new(coupling)
+                StepConfig::Scale => map(Box::new(Scale::new(channels, vb)?)),
+                StepConfig::Coupling { net, bound, map: scalar, split } => {
+                    let coupling = level.coupling(split.of(channels), net, (scalar, *bound), vb)?;
+                    cost.add(coupling.macs(), Some(coupling.reach()), samples);
+                    map(Box::new(coupling))
                 }
-                StepConfig::Swap => Box::new(Swap),
-                StepConfig::Early { channels: done } => {
-                    channels -= done;
-                    steps.push(Step::Early(*done));
-                    continue;
+                StepConfig::SeparableCoupling { net, bound } => {
+                    let of = |inputs, outputs| -> candle_core::Result<Box<dyn CondNet + Send + Sync>> {
+                        Ok(Box::new(SeparableNet::new(net, inputs, outputs, level.up, vb.clone())?))
+                    };
+                    let (parts, sizes) = (Split::Halves.of(channels), (features, net.weight_norm));
+                    let coupling = Coupling::new(parts, (&MapConfig::Affine, *bound), of, sizes, vb.clone())?;
+                    cost.add(coupling.macs(), Some(coupling.reach()), samples);
+                    map(Box::new(coupling))
+                }
+                StepConfig::Swap => map(Box::new(Swap)),
+                StepConfig::Squeeze { by } => Step::Squeeze(*by),
+                StepConfig::Early { channels: done, prior } => {
+                    let parts = Parts::Blocks { known: channels - done, moved: *done, known_first: false };
+                    let of = |net| level.coupling(parts, net, (&MapConfig::Affine, Some(PRIOR_BOUND)), vb.pp("prior"));
+                    let prior = prior.as_ref().map(of).transpose()?;
+                    prior.iter().for_each(|prior| cost.add(prior.macs(), Some(prior.reach()), samples));
+                    Step::Early { done: *done, prior }
+                }
+                StepConfig::Autoregressive { by, reversed, net, bound, map: scalar } => {
+                    let rows = channels / by;
+                    let net = |inputs, outputs| level.sequence(net, (inputs, outputs), rows, vb.clone());
+                    let order = (*by, *reversed);
+                    let step = Autoregressive::new(order, (scalar, *bound), net, features, vb.clone())?;
+                    let (per_row, conditioning) = step.macs();
+                    cost.add((rows * per_row, conditioning), None, samples);
+                    map(Box::new(step))
+                }
+                StepConfig::Rowwise { net, bound, map: scalar } => {
+                    let step = Rowwise::new(net, (scalar, *bound), (features, level.up), vb)?;
+                    let (per_value, conditioning) = step.macs();
+                    cost.add((channels * per_value, conditioning), Some((channels - 1) * step.reach()), samples);
+                    map(Box::new(step))
+                }
+                StepConfig::Reverse { parts } => map(Box::new(Reverse { parts: *parts })),
+                StepConfig::Residual { net, terms, probes } => {
+                    let step = Residual::new(LipschitzNet::new(net, channels, features, vb)?, *terms, *probes);
+                    cost.add(step.macs(), None, samples);
+                    map(Box::new(step))
                 }
             };
-            steps.push(Step::Map(map));
+            steps.push((built, step.name()));
+            place = step.after(place);
         }
-        let macs_per_sample = per_step as f64 / group as f64
-            + per_row as f64 / (group * up) as f64
+        let macs_per_sample = cost.macs_per_sample
             + conditioning.macs_per_frame() as f64 / hop as f64
             + whitening.as_ref().map_or(0.0, Whiten::macs_per_sample);
         Ok(Self {
             whitening,
             conditioning,
+            latent,
+            dequantise,
             context,
             steps,
+            squeezed: place.squeezed,
             group,
             hop,
             n_mels: mel.n_mels,
-            reach,
+            reach: cost.reach,
             macs_per_sample,
             device,
         })
-    }
-
-    /// The coupling of a step that is one.
-    fn coupling(
-        step: &StepConfig,
-        channels: usize,
-        features: usize,
-        up: usize,
-        vb: VarBuilder,
-    ) -> candle_core::Result<Coupling> {
-        let known = channels / 2;
-        let outputs = 2 * (channels - known);
-        let (net, weight_norm, bound): (Box<dyn CondNet + Send + Sync>, _, _) = match step {
-            StepConfig::Coupling { net, bound } => {
-                (Box::new(WaveNet::new(net, known, outputs, up, vb.clone())?), net.weight_norm, *bound)
-            }
-            StepConfig::SeparableCoupling { net, bound } => {
-                (Box::new(SeparableNet::new(net, known, outputs, up, vb.clone())?), net.weight_norm, *bound)
-            }
-            other => candle_core::bail!("{other:?} is not a coupling"),
-        };
-        Coupling::new(net, known, features, weight_norm, bound, vb)
     }
 
     /// Samples per step: the number of latent channels.
@@ -181,9 +297,20 @@ impl Flow {
         self.context
     }
 
-    /// Steps on each side whose latents influence a step's data: the halo for working in blocks.
-    pub fn halo_steps(&self) -> usize {
-        self.reach
+    /// Steps on each side whose latents influence a step's data: the halo for working in blocks. `None` if
+    /// there is no such limit, so that a sound must be made as a whole.
+    pub fn halo_steps(&self) -> Option<usize> {
+        self.reach.map(|reach| reach.div_ceil(self.group))
+    }
+
+    /// What [`Flow::forward`]'s likelihood is worth.
+    pub fn likelihood_kind(&self) -> Likelihood {
+        let of = |(step, _): &(Step, _)| if let Step::Map(map) = step { map.likelihood() } else { Likelihood::Exact };
+        let front = match (&self.latent, &self.dequantise) {
+            (None, None) => Likelihood::Exact,
+            _ => Likelihood::LowerBound,
+        };
+        self.steps.iter().map(of).max().unwrap_or(front).max(front)
     }
 
     /// Whether there is a whitening front. Its tensors are all named `whiten.…` and are fitted by
@@ -224,13 +351,37 @@ impl Flow {
     /// Whitens a whole clip: samples (at most frames · hop) → residual and log|∂e/∂x| per sample,
     /// nats. Without a whitening front: the samples and zeros.
     ///
+    /// A flow with learned dequantisation first draws the samples' noise below one 16-bit step anew; the
+    /// logarithms hold its share of the bound too.
+    ///
     /// # Errors
     /// If the mel doesn't fit.
     pub fn whiten(&self, samples: &[f32], mel: &MelSpectrogram) -> Result<(Vec<f32>, Vec<f32>)> {
-        match &self.whitening {
-            Some(whitening) => whitening.forward(samples, mel),
-            None => Ok((samples.to_vec(), vec![0.0; samples.len()])),
+        let drawn = self.dequantise.as_ref().map(|d| self.dequantised(d, samples, mel)).transpose()?;
+        let (samples, share) = match &drawn {
+            Some((samples, share)) => (samples.as_slice(), Some(share)),
+            None => (samples, None),
+        };
+        let (residual, mut log_det) = match &self.whitening {
+            Some(whitening) => whitening.forward(samples, mel)?,
+            None => (samples.to_vec(), vec![0.0; samples.len()]),
+        };
+        share.into_iter().for_each(|share| log_det.iter_mut().zip(share).for_each(|(l, s)| *l += s));
+        Ok((residual, log_det))
+    }
+
+    /// A clip with the noise of its samples drawn anew, and log|∂u/∂v| of each.
+    fn dequantised(&self, d: &Dequantise, samples: &[f32], mel: &MelSpectrogram) -> Result<(Vec<f32>, Vec<f32>)> {
+        let whole = mel.frames() * self.hop;
+        if samples.len() > whole {
+            return Err(Error::invalid(format!("{} samples are more than the mel's frames cover", samples.len())));
         }
+        let mut x = samples.to_vec();
+        x.resize(whole, 0.0);
+        let cond = self.conditioning.forward(&self.mel_window(mel, 0, mel.frames())?)?;
+        let (x, log_det) = d.forward(&Tensor::from_vec(x, (1, whole), &self.device)?, &cond)?;
+        let part = |t: Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.narrow(0, 0, samples.len())?.to_vec1()?) };
+        Ok((part(x)?, part(log_det)?))
     }
 
     /// Samples before a segment that [`Flow::whiten_segments`] wants, as far as its clip has them.
@@ -245,12 +396,32 @@ impl Flow {
     /// # Errors
     /// If a segment doesn't fit.
     pub fn whiten_segments(&self, segments: &[Segment], frames: usize) -> Result<(Tensor, Tensor)> {
-        if let Some(whitening) = &self.whitening {
-            return whitening.segments(segments, frames);
+        let (batch, samples) = (segments.len(), frames * self.hop);
+        let longest = segments.iter().map(|segment| segment.samples.len()).max().unwrap_or(0);
+        if segments.iter().any(|segment| segment.samples.len() < samples) {
+            return Err(Error::invalid(format!("a segment of {frames} frames has less than {samples} samples")));
         }
-        let samples: Vec<f32> = segments.iter().flat_map(|segment| segment.samples.iter().copied()).collect();
-        let x = Tensor::from_vec(samples, (segments.len(), 1, frames * self.hop), &self.device)?;
-        Ok((x, Tensor::zeros(segments.len(), candle_core::DType::F32, &self.device)?))
+        // silence before a clip, as the filters have it
+        let mut sounds = vec![0.0; batch * longest];
+        for (row, segment) in sounds.chunks_exact_mut(longest).zip(segments) {
+            row[longest - segment.samples.len()..].copy_from_slice(&segment.samples);
+        }
+        let mut sounds = Tensor::from_vec(sounds, (batch, longest), &self.device)?;
+        let mut log_det = Tensor::zeros(batch, candle_core::DType::F32, &self.device)?;
+        if let Some(dequantise) = &self.dequantise {
+            let window = |segment: &Segment| self.mel_window(segment.mel, segment.start, frames);
+            let windows = segments.iter().map(window).collect::<Result<Vec<_>>>()?;
+            let cond = self.conditioning.forward(&Tensor::cat(&windows, 0)?)?;
+            let memory = longest - samples;
+            let (own, share) = dequantise.forward(&sounds.narrow(1, memory, samples)?, &cond)?;
+            sounds = Tensor::cat(&[&sounds.narrow(1, 0, memory)?, &own], 1)?;
+            log_det = (log_det + share.sum(1)?)?;
+        }
+        let Some(whitening) = &self.whitening else {
+            return Ok((sounds.narrow(1, longest - samples, samples)?.contiguous()?.unsqueeze(1)?, log_det));
+        };
+        let (residual, whitened) = whitening.segments(segments, (&sounds, self.dequantise.is_some()), frames)?;
+        Ok((residual, (log_det + whitened)?))
     }
 
     /// The inverse of [`Flow::whiten`]: residual (at most frames · hop) → samples.
@@ -299,23 +470,54 @@ impl Flow {
     fn run_forward(&self, x: &Tensor, mel: &Tensor, initialise: &dyn Fn(usize) -> bool) -> Result<(Tensor, Tensor)> {
         let (batch, samples) = self.check_data(x.dims(), mel)?;
         let cond = self.conditioning.forward(mel)?;
-        let mut x = x.reshape((batch, samples / self.group, self.group))?;
+        let x = x.reshape((batch, samples / self.group, self.group))?;
+        let Some(latent) = &self.latent else { return self.steps_forward(&x, cond, initialise) };
+        let (cond, bound) = latent.encode(&x, &cond)?;
+        let (z, log_det) = self.steps_forward(&x, cond, initialise)?;
+        Ok((z, (log_det + bound)?))
+    }
+
+    /// The steps, from data `[batch, steps, group]`.
+    fn steps_forward(
+        &self,
+        x: &Tensor,
+        mut cond: Cond,
+        initialise: &dyn Fn(usize) -> bool,
+    ) -> Result<(Tensor, Tensor)> {
+        let (batch, groups, _) = x.dims3()?;
+        let mut x = x.clone();
         let mut log_det = Tensor::zeros(batch, x.dtype(), x.device())?;
         let mut parts = Vec::new();
-        for (i, step) in self.steps.iter().enumerate() {
+        // latents of squeezed steps stand at the groups that they hold
+        let latents = |x: &Tensor| x.contiguous()?.reshape((batch, groups, ()));
+        for (i, (step, name)) in self.steps.iter().enumerate() {
+            let taken = |map: &dyn Bijector, x: &Tensor, cond: &Cond| {
+                let taken = if initialise(i) { map.initialise(x, cond) } else { map.forward(x, cond) };
+                taken.map_err(|error| at_step(error, i, name))
+            };
             match step {
                 Step::Map(map) => {
-                    let (z, d) = if initialise(i) { map.initialise(&x, &cond)? } else { map.forward(&x, &cond)? };
+                    let (z, d) = taken(map.as_ref(), &x, &cond)?;
                     x = z;
                     log_det = (log_det + d)?;
                 }
-                Step::Early(done) => {
-                    parts.push(x.narrow(2, 0, *done)?);
+                Step::Squeeze(by) => {
+                    let (_, steps, channels) = x.dims3()?;
+                    x = x.contiguous()?.reshape((batch, steps / by, channels * by))?;
+                    cond.up /= by;
+                }
+                Step::Early { done, prior } => {
+                    if let Some(prior) = prior {
+                        let (z, d) = taken(prior, &x, &cond)?;
+                        x = z;
+                        log_det = (log_det + d)?;
+                    }
+                    parts.push(latents(&x.narrow(2, 0, *done)?)?);
                     x = x.narrow(2, *done, x.dim(2)? - done)?;
                 }
             }
         }
-        parts.push(x);
+        parts.push(latents(&x)?);
         Ok((Tensor::cat(&parts, 2)?.transpose(1, 2)?, log_det))
     }
 
@@ -329,20 +531,60 @@ impl Flow {
             return Err(Error::invalid(format!("expected latents of {} channels, got {group}", self.group)));
         }
         self.check_data(&[batch, 1, group * steps], mel)?;
-        let cond = self.conditioning.forward(mel)?;
-        let z = z.transpose(1, 2)?;
-        let mut early: usize = self.steps.iter().map(|s| if let Step::Early(n) = s { *n } else { 0 }).sum();
-        let mut x = z.narrow(2, early, group - early)?.contiguous()?;
-        for step in self.steps.iter().rev() {
+        let mut cond = self.conditioning.forward(mel)?;
+        let z = z.transpose(1, 2)?.contiguous()?;
+        if let Some(latent) = &self.latent {
+            cond = latent.draw(&z, &cond)?;
+        }
+        Ok(self.steps_inverse(&z, cond)?.reshape((batch, 1, group * steps))?)
+    }
+
+    /// The steps' inverse, from latents `[batch, steps, group]` to data of the same shape.
+    fn steps_inverse(&self, z: &Tensor, mut cond: Cond) -> Result<Tensor> {
+        let (batch, steps, group) = z.dims3()?;
+        cond.up /= self.squeezed;
+        let mut squeezed = self.squeezed;
+        // the first columns of the latents, as steps that hold so many groups
+        let latents = |from: usize, columns: usize, squeezed: usize| {
+            z.narrow(2, from, columns)?.contiguous()?.reshape((batch, steps / squeezed, columns * squeezed))
+        };
+        let mut early = self.early_columns();
+        let mut x = latents(early, group - early, squeezed)?;
+        for (i, (step, name)) in self.steps.iter().enumerate().rev() {
+            let taken = |map: &dyn Bijector, x: &Tensor, cond: &Cond| {
+                map.inverse(x, cond).map_err(|error| at_step(error, i, name))
+            };
             x = match step {
-                Step::Map(map) => map.inverse(&x, &cond)?,
-                Step::Early(done) => {
-                    early -= done;
-                    Tensor::cat(&[&z.narrow(2, early, *done)?.contiguous()?, &x], 2)?
+                Step::Map(map) => taken(map.as_ref(), &x, &cond)?,
+                Step::Squeeze(by) => {
+                    squeezed /= by;
+                    cond.up *= by;
+                    x.contiguous()?.reshape((batch, steps / squeezed, ()))?
+                }
+                Step::Early { done, prior } => {
+                    early -= done / squeezed;
+                    let x = Tensor::cat(&[&latents(early, done / squeezed, squeezed)?, &x], 2)?;
+                    match prior {
+                        Some(prior) => taken(prior, &x, &cond)?,
+                        None => x,
+                    }
                 }
             };
         }
-        Ok(x.contiguous()?.reshape((batch, 1, group * steps))?)
+        Ok(x.contiguous()?)
+    }
+
+    /// Columns of the latents that are done early.
+    fn early_columns(&self) -> usize {
+        let (mut squeezed, mut columns) = (1, 0);
+        for (step, _) in &self.steps {
+            match step {
+                Step::Squeeze(by) => squeezed *= by,
+                Step::Early { done, .. } => columns += done / squeezed,
+                Step::Map(_) => {}
+            }
+        }
+        columns
     }
 
     /// The inverse packed for streaming, and the whitening's filters; `None` if a step of this design
@@ -352,14 +594,24 @@ impl Flow {
     /// If a matrix has no inverse.
     pub(crate) fn pack(&self) -> Result<Option<(stream::Packed, Option<filters::Filters>)>> {
         let mut stages = Vec::new();
-        for step in self.steps.iter().rev() {
-            stages.push(match step {
-                Step::Early(done) => Stage::Early(*done),
-                Step::Map(map) => match map.pack()? {
-                    Some(stage) => stage,
-                    None => return Ok(None),
-                },
-            });
+        for (step, _) in self.steps.iter().rev() {
+            let map: Option<&dyn Bijector> = match step {
+                Step::Map(map) => Some(map.as_ref()),
+                Step::Squeeze(by) => {
+                    stages.push(Stage::Squeeze(*by));
+                    None
+                }
+                Step::Early { done, prior } => {
+                    stages.push(Stage::Early(*done));
+                    prior.as_ref().map(|prior| prior as &dyn Bijector)
+                }
+            };
+            let Some(map) = map else { continue };
+            let Some(stage) = map.pack()? else { return Ok(None) };
+            stages.push(stage);
+        }
+        if self.latent.is_some() {
+            return Ok(None);
         }
         let Some(conditioning) = self.conditioning.pack()? else { return Ok(None) };
         let filters = self.whitening.as_ref().map(Whiten::filters).transpose()?;
@@ -383,6 +635,14 @@ impl Flow {
     }
 }
 
+/// An error that names the step, counted from 1.
+fn at_step(error: candle_core::Error, index: usize, name: &str) -> Error {
+    // candle adds a backtrace to its own messages where one is asked for: the first line says what
+    let problem = error.to_string();
+    let problem = problem.lines().next().unwrap_or_default();
+    Error::invalid(format!("step {} ({name}): {problem}", index + 1))
+}
+
 /// Standard-normal negative log-likelihood of latents, per batch item: `[batch]`, nats.
 ///
 /// `½ Σ z² + ½ n ln 2π − log_det`.
@@ -400,4 +660,50 @@ pub fn nll(z: &Tensor, log_det: &Tensor) -> Result<Tensor> {
 /// A density per unit of amplitude is `2¹⁵` times that per quantisation step.
 pub fn bits_per_sample(nats_per_sample: f64) -> f64 {
     nats_per_sample / std::f64::consts::LN_2 + 15.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Params;
+    use crate::net::params::{named_rng, normal};
+    use config::{Block, ConditioningConfig, LatentConfig};
+
+    fn noise(seed: u64, dims: &[usize]) -> Tensor {
+        let mut rng = named_rng(seed, "test");
+        let values: Vec<f32> = (0..dims.iter().product()).map(|_| normal(&mut rng)).collect();
+        Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn given_its_latent_variable_the_flow_returns_the_data() {
+        let mel = MelConfig { n_fft: 64, win_length: 64, hop_length: 16, n_mels: 5, ..MelConfig::nvidia() };
+        let dilations = vec![1, 2];
+        let net = WaveNetConfig { channels: 6, kernel: 3, dilations, weight_norm: false, skip: false, causal: false };
+        let steps = vec![StepConfig::Gain, StepConfig::coupling(net, None)];
+        let conditioning = ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None };
+        let config = FlowConfig {
+            latent: Some(LatentConfig { width: 3, hidden: 7 }),
+            ..FlowConfig::new(conditioning, 4, vec![Block { repeat: 1, steps }])
+        };
+        let params = Params::seeded(7, &Device::Cpu);
+        let flow = Flow::new(&config, &mel, params.builder()).unwrap();
+        for (i, (_, var)) in params.named().into_iter().enumerate() {
+            var.set(&(var.as_tensor() + (noise(i as u64, var.dims()) * 0.2).unwrap()).unwrap()).unwrap();
+        }
+        let (x, frames) = (noise(1, &[2, 20, 4]), 5);
+        let window = noise(2, &[2, 5, flow.context.left + frames + flow.context.right]);
+        let cond = || flow.conditioning.forward(&window).unwrap();
+        let latent = flow.latent.as_ref().unwrap();
+        let (z, _) = flow.steps_forward(&x, latent.encode(&x, &cond()).unwrap().0, &|_| false).unwrap();
+        let z = z.transpose(1, 2).unwrap().contiguous().unwrap();
+        let off = |a: &Tensor| {
+            (a - &x).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+        };
+        let back = flow.steps_inverse(&z, latent.encode(&x, &cond()).unwrap().0).unwrap();
+        assert!(off(&back) < 1e-4, "{}", off(&back));
+        // and with another one it doesn't: the latent matters
+        let other = flow.steps_inverse(&z, latent.draw(&z, &cond()).unwrap()).unwrap();
+        assert!(off(&other) > 1e-2, "{}", off(&other));
+    }
 }

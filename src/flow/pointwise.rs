@@ -1,4 +1,4 @@
-//! Steps that treat each value by itself, or only move it: actnorm, gain, asinh, swap.
+//! Steps that treat each value by itself, or only move it: actnorm, scale, gain, asinh, swap.
 
 use super::stream::Stage;
 use super::{Bijector, Cond};
@@ -48,6 +48,38 @@ impl Bijector for Actnorm {
         Var::from_tensor(&self.shift)?.set(&mean.neg()?)?;
         Var::from_tensor(&self.log_scale)?.set(&((variance + 1e-12)?.log()? * -0.5)?)?;
         self.forward(x, cond)
+    }
+}
+
+/// A gain per channel: `z = x · e^log_scale`.
+///
+/// log_det = steps · Σ log_scale. Dinh et al. 2014, §3.3: additive couplings keep the volume, so that one
+/// scaling at the end has to say how much each channel matters.
+pub struct Scale {
+    log_scale: Tensor,
+}
+
+impl Scale {
+    /// Asks `vb` for `log_scale`, `[channels]`, zero at first.
+    pub fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self { log_scale: vb.get_with_hints(channels, "log_scale", Init::Const(0.0))? })
+    }
+}
+
+impl Bijector for Scale {
+    fn forward(&self, x: &Tensor, _: &Cond) -> Result<(Tensor, Tensor)> {
+        let (batch, steps, _) = x.dims3()?;
+        let log_det = self.log_scale.sum_all()?.affine(steps as f64, 0.0)?;
+        Ok((x.broadcast_mul(&self.log_scale.exp()?)?, log_det.broadcast_as(batch)?))
+    }
+
+    fn inverse(&self, z: &Tensor, _: &Cond) -> Result<Tensor> {
+        z.broadcast_mul(&self.log_scale.neg()?.exp()?)
+    }
+
+    fn pack(&self) -> Result<Option<Stage>> {
+        let scale: Vec<f32> = self.log_scale.neg()?.exp()?.to_vec1()?;
+        Ok(Some(Stage::Affine { shift: vec![0.0; scale.len()], scale }))
     }
 }
 
@@ -135,5 +167,9 @@ impl Bijector for Swap {
 
     fn inverse(&self, z: &Tensor, _: &Cond) -> Result<Tensor> {
         Self::exchange(z)
+    }
+
+    fn pack(&self) -> Result<Option<Stage>> {
+        Ok(Some(Stage::Swap))
     }
 }

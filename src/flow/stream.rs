@@ -3,7 +3,8 @@
 //! The weights ([`Packed`]) are shared; what a stream remembers ([`State`]) is its own. What comes
 //! out doesn't depend on the pieces that go in, bit for bit.
 
-use super::conditioning;
+use super::split::Parts;
+use super::{conditioning, scalar};
 use crate::kernels::matmul_rows;
 use crate::kernels::stream::{Rows, State as NetState, Weights};
 use crate::kernels::wavenet::{fill_rows, interpolation};
@@ -34,15 +35,19 @@ pub enum Stage {
         /// The inverse, transposed.
         matrix: Vec<f32>,
     },
-    /// `(x₁ − b) · e^−log_s` with `b` and `log_s` of `x₀` and the features.
+    /// `f⁻¹(x₁; θ)` with `θ` of `x₀` and the features.
     Coupling {
-        /// Channels of `x₀`.
-        known: usize,
-        /// Bound of `log_s`.
-        bound: Option<f32>,
+        /// Where `x₀` and `x₁` lie.
+        parts: Parts,
+        /// `f⁻¹`.
+        map: scalar::Packed,
         /// The conditioner.
         net: Box<Weights>,
     },
+    /// The halves change places.
+    Swap,
+    /// A step becomes so many.
+    Squeeze(usize),
     /// The channels that were done come back in front.
     Early(usize),
 }
@@ -60,20 +65,37 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Steps after a step whose latents its data depends on.
-    fn lookahead_steps(&self) -> usize {
-        self.stages.iter().map(|s| if let Stage::Coupling { net, .. } = s { net.shape.lookahead() } else { 0 }).sum()
+    /// Stages with the groups of samples that a step of theirs holds.
+    fn rates(&self) -> impl Iterator<Item = (&Stage, usize)> {
+        let squeezes = self.stages.iter().map(|s| if let Stage::Squeeze(by) = s { *by } else { 1 });
+        let mut rate: usize = squeezes.product();
+        self.stages.iter().map(move |stage| {
+            let own = rate;
+            if let Stage::Squeeze(by) = stage {
+                rate /= by;
+            }
+            (stage, own)
+        })
+    }
+
+    /// Channels of a group that come back late.
+    fn late(&self) -> usize {
+        self.rates().map(|(s, rate)| if let Stage::Early(done) = s { done / rate } else { 0 }).sum()
+    }
+
+    /// What a count of steps on the couplings' nets comes to, in groups of samples.
+    fn groups(&self, steps: impl Fn(&Weights) -> usize) -> usize {
+        self.rates().map(|(s, rate)| if let Stage::Coupling { net, .. } = s { steps(net) * rate } else { 0 }).sum()
     }
 
     /// Frames after its own that a frame's sound depends on.
     pub fn lookahead_frames(&self) -> usize {
-        self.conditioning.lookahead() + (self.lookahead_steps() * self.group).div_ceil(self.hop)
+        self.conditioning.lookahead() + (self.groups(|net| net.shape.lookahead()) * self.group).div_ceil(self.hop)
     }
 
     /// Frames on each side that a frame's sound depends on, at most.
     pub fn reach_frames(&self) -> usize {
-        let steps: usize =
-            self.stages.iter().map(|s| if let Stage::Coupling { net, .. } = s { net.shape.reach() } else { 0 }).sum();
+        let steps = self.groups(|net| net.shape.reach());
         let context = self.conditioning.context().max(self.conditioning.lookahead());
         context + (steps * self.group).div_ceil(self.hop)
     }
@@ -102,11 +124,12 @@ impl State {
     /// Before the first frame.
     pub fn new(packed: &Packed) -> Self {
         let mut couplings = Vec::new();
-        let mut channels = packed.group;
-        channels -= packed.stages.iter().map(|s| if let Stage::Early(n) = s { *n } else { 0 }).sum::<usize>();
+        let (mut channels, first) = (packed.group - packed.late(), packed.rates().next());
+        channels *= first.map_or(1, |(_, rate)| rate);
         for stage in &packed.stages {
             match stage {
                 Stage::Early(done) => channels += done,
+                Stage::Squeeze(by) => channels /= by,
                 Stage::Coupling { net, .. } => {
                     couplings.push(Coupling { net: NetState::new(net), waiting: Rows::new(channels) });
                 }
@@ -141,12 +164,13 @@ impl State {
         noise(from, self.latents.grow(known - from));
 
         let group = packed.group;
-        let late: usize = packed.stages.iter().map(|s| if let Stage::Early(n) = s { *n } else { 0 }).sum();
-        let (mut at, mut early, mut channels) = (from, late, group - late);
+        let late = packed.late();
+        let first = packed.rates().next().map_or(1, |(_, rate)| rate);
+        let (mut at, mut early, mut channels) = (from / first, late, (group - late) * first);
         let mut x: Vec<f32> =
             self.latents.get(from..known).chunks_exact(group).flat_map(|row| &row[late..]).copied().collect();
         let mut couplings = self.couplings.iter_mut();
-        for stage in &packed.stages {
+        for (stage, rate) in packed.rates() {
             match stage {
                 Stage::Affine { scale, shift } => {
                     for row in x.chunks_exact_mut(channels) {
@@ -157,24 +181,32 @@ impl State {
                     let u = *x * scale;
                     *x = (u.exp() - (-u).exp()) * (0.5 / scale);
                 }),
-                Stage::Gain { weight, bias } => gain(&mut x, at, &self.features, up, weight, bias),
+                Stage::Gain { weight, bias } => gain(&mut x, at, &self.features, up / rate, weight, bias),
                 Stage::Mix { matrix } => {
                     let mut mixed = vec![0.0; x.len()];
                     matmul_rows((x.len() / channels, channels, channels), &x, (matrix, channels), &mut mixed);
                     x = mixed;
                 }
-                Stage::Coupling { known, bound, net } => {
+                Stage::Coupling { parts, map, net } => {
                     let coupling = couplings.next().expect("one state for each coupling");
-                    at = coupling.push(&mut x, *known, *bound, net, &self.features, last);
+                    at = coupling.push(&mut x, parts, map, net, &self.features, last);
+                }
+                Stage::Swap => x.chunks_exact_mut(channels).for_each(|row| row.rotate_left(channels / 2)),
+                Stage::Squeeze(by) => {
+                    at *= by;
+                    channels /= by;
                 }
                 Stage::Early(done) => {
-                    early -= done;
+                    // of each group that the step holds, these channels
+                    let columns = done / rate;
+                    early -= columns;
                     let rows = x.len() / channels;
-                    let latents = self.latents.get(at..at + rows).chunks_exact(group);
+                    let latents = self.latents.get(at * rate..(at + rows) * rate).chunks_exact(group);
+                    let latents: Vec<f32> = latents.flat_map(|z| &z[early..early + columns]).copied().collect();
                     x = x
                         .chunks_exact(channels)
-                        .zip(latents)
-                        .flat_map(|(x, z)| z[early..early + done].iter().chain(x))
+                        .zip(latents.chunks_exact(*done))
+                        .flat_map(|(x, z)| z.iter().chain(x))
                         .copied()
                         .collect();
                     channels += done;
@@ -193,15 +225,16 @@ impl Coupling {
     fn push(
         &mut self,
         x: &mut Vec<f32>,
-        known: usize,
-        bound: Option<f32>,
+        parts: &Parts,
+        map: &scalar::Packed,
         net: &Weights,
         features: &Rows,
         last: bool,
     ) -> usize {
         self.waiting.extend(x);
-        let channels = known + net.shape.outputs / 2;
-        let input: Vec<f32> = x.chunks_exact(channels).flat_map(|row| &row[..known]).copied().collect();
+        let (moved, channels) = (parts.moved(), parts.known() + parts.moved());
+        let known = parts.known_channels();
+        let input: Vec<f32> = x.chunks_exact(channels).flat_map(|row| known.clone().map(|c| row[c])).collect();
         let mut params = Vec::new();
         self.net.push(net, &input, features, last, &mut params);
         let at = self.waiting.start();
@@ -209,15 +242,9 @@ impl Coupling {
         x.clear();
         x.extend_from_slice(self.waiting.get(at..at + rows));
         self.waiting.forget(at + rows);
-        let moved = channels - known;
-        for (x, params) in x.chunks_exact_mut(channels).zip(params.chunks_exact(2 * moved)) {
-            let (b, log_s) = params.split_at(moved);
-            for ((x, b), log_s) in x[known..].iter_mut().zip(b).zip(log_s) {
-                let log_s = match bound {
-                    Some(bound) => (log_s / bound).tanh() * bound,
-                    None => *log_s,
-                };
-                *x = (*x - b) * (-log_s).exp();
+        for (x, params) in x.chunks_exact_mut(channels).zip(params.chunks_exact(net.shape.outputs)) {
+            for (i, c) in parts.moved_channels().enumerate() {
+                x[c] = map.inverse(x[c], i, moved, params);
             }
         }
         at

@@ -112,12 +112,31 @@ impl Whiten {
         self.config.order
     }
 
-    /// Segments of `frames` frames → residuals `[batch, 1, samples]` and log-determinants `[batch]`
-    /// that the net's parameters can be trained through.
+    /// Segments of `frames` frames, their sounds as `[batch, memory + samples]` → residuals
+    /// `[batch, 1, samples]` and log-determinants `[batch]` that the net's parameters can be trained through,
+    /// and what the sounds are made of if they are `moving`.
     ///
     /// # Errors
     /// If a mel has the wrong number of bands, or a segment the wrong number of samples.
-    pub fn segments(&self, segments: &[Segment], frames: usize) -> Result<(Tensor, Tensor)> {
+    pub fn segments(
+        &self,
+        segments: &[Segment],
+        (sounds, moving): (&Tensor, bool),
+        frames: usize,
+    ) -> Result<(Tensor, Tensor)> {
+        let (samples, device) = (frames * self.mel.hop_length, self.high.device());
+        let spectra = self.log_spectra(segments, frames)?;
+        let share = self.mel.hop_length / self.config.filters_per_hop;
+        let node = Filtering::new(self.solver.clone(), moving, share);
+        let both = spectra.apply_op2(&sounds.to_device(&Device::Cpu)?.contiguous()?, node)?.to_device(device)?;
+        let log_gain = both.narrow(1, samples, frames * self.config.filters_per_hop)?;
+        let residual = both.narrow(1, 0, samples)?.contiguous()?.unsqueeze(1)?;
+        Ok((residual, (log_gain.sum(1)? * -(share as f64))?))
+    }
+
+    /// The log spectra of segments' frames, each with the frame after its last, which the last filters
+    /// lean towards: `[batch, frames + 1, bins]`.
+    fn log_spectra(&self, segments: &[Segment], frames: usize) -> Result<Tensor> {
         let (batch, samples, device) = (segments.len(), frames * self.mel.hop_length, self.high.device());
         for segment in segments {
             if segment.mel.n_mels() != self.mel.n_mels || segment.samples.len() < samples {
@@ -125,7 +144,6 @@ impl Whiten {
             }
         }
         let high: Vec<f32> = self.high.flatten_all()?.to_vec1()?;
-        // each with the frame after its last, which the last filters lean towards
         let rows: Vec<[Vec<f32>; 2]> = segments
             .par_iter()
             .map(|segment| {
@@ -143,14 +161,7 @@ impl Whiten {
         };
         let (bins, width) = (self.bands.bins(), self.config.window() * self.mel.n_mels);
         let spectra = (stack(0, bins)? + self.correction(&stack(1, width)?)?)?;
-        let spectra = spectra.reshape((batch, frames + 1, bins))?.to_device(&Device::Cpu)?;
-        let sounds = segments.iter().map(|segment| segment.samples.clone()).collect();
-        let share = self.mel.hop_length / self.config.filters_per_hop;
-        let node = Filtering::new(self.solver.clone(), sounds, share);
-        let both = spectra.apply_op1(node)?.to_device(device)?;
-        let log_gain = both.narrow(1, samples, frames * self.config.filters_per_hop)?;
-        let residual = both.narrow(1, 0, samples)?.contiguous()?.unsqueeze(1)?;
-        Ok((residual, (log_gain.sum(1)? * -(share as f64))?))
+        Ok(spectra.reshape((batch, frames + 1, bins))?.to_device(&Device::Cpu)?)
     }
 
     /// Samples → residual, and log|∂e/∂x| per sample: `−ln gain`.

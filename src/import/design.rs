@@ -138,7 +138,7 @@ impl Design {
             Family::WaveGlow { upsample, .. } => {
                 let dilations = (0..self.layers).map(dilation).collect();
                 let net = WaveNetConfig { channels, kernel, dilations, weight_norm, skip: true, causal: false };
-                (ConditioningConfig::Upsample { kernel: upsample }, StepConfig::Coupling { net, bound: None })
+                (ConditioningConfig::Upsample { kernel: upsample }, StepConfig::coupling(net, None))
             }
             Family::SqueezeWave { batch_norm } => {
                 let net = SeparableConfig { channels, kernel, layers: self.layers, weight_norm, norm: batch_norm };
@@ -148,9 +148,9 @@ impl Design {
         let mut steps = Vec::new();
         for k in 0..self.flows.len() {
             if self.early(k) > 0 {
-                steps.push(StepConfig::Early { channels: self.early(k) });
+                steps.push(StepConfig::early(self.early(k)));
             }
-            steps.push(StepConfig::Mix);
+            steps.push(StepConfig::mix());
             if halves.swapped(k) {
                 steps.extend([StepConfig::Swap, coupling.clone(), StepConfig::Swap]);
             } else {
@@ -158,7 +158,7 @@ impl Design {
             }
         }
         let blocks = vec![Block { repeat: 1, steps }];
-        FlowConfig { whitening: None, conditioning, group: self.group(), blocks }
+        FlowConfig::new(conditioning, self.group(), blocks)
     }
 
     /// Every tensor of ours and those of theirs that it is made of; `hop` in samples.

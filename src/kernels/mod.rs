@@ -3,8 +3,12 @@
 //! Activations are time-major, `[steps, channels]`, so that a dilation is a row offset and every
 //! convolution is a matrix product without copies.
 
+pub mod attention;
 pub mod gate;
+pub mod plane;
 pub mod predict;
+pub mod recall;
+pub mod spectral;
 pub mod stream;
 pub mod wavenet;
 

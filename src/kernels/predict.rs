@@ -133,6 +133,21 @@ pub fn residual_backward(predictor: &Predictor, x: &[f32], range: std::ops::Rang
     reversed
 }
 
+/// The gradient of [`residual`] in `x`, from that of `e`: added to `d_x` at `range` and before it.
+pub fn residual_backward_sound(predictor: &Predictor, d_x: &mut [f32], range: std::ops::Range<usize>, d_e: &[f32]) {
+    let order = predictor.reversed.len();
+    let scale = 1.0 / predictor.gain;
+    run(|| {
+        for (n, &d) in range.zip(d_e) {
+            let past = order.min(n);
+            d_x[n] += d * scale;
+            for (g, &a) in d_x[n - past..n].iter_mut().zip(&predictor.reversed[order - past..]) {
+                *g += d * scale * a;
+            }
+        }
+    });
+}
+
 /// The inverse: `x[n] = gain · e[n] − Σ a[k] x[n−k]`, in place at `range` of `x`.
 pub fn synthesise(predictor: &Predictor, x: &mut [f32], range: std::ops::Range<usize>, e: &[f32]) {
     run(|| synthesise_body(predictor, x, range, e));

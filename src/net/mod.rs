@@ -1,13 +1,20 @@
 //! Conditioner networks, and the named parameters they are made of.
 
+pub mod lipschitz;
 pub mod params;
+pub mod plane;
+pub mod rowwise;
 pub mod separable;
+pub mod transformer;
 pub mod wavenet;
 
+use crate::kernels::recall::Recall;
 use crate::kernels::stream::Weights;
 use candle_core::{Result, Tensor};
+pub use lipschitz::LipschitzNet;
 pub use params::Params;
 pub use separable::SeparableNet;
+pub use transformer::Transformer;
 pub use wavenet::{Projection, WaveNet};
 
 /// A conditioner of couplings: from the known channels and the mel to the parameters of the rest.
@@ -19,6 +26,14 @@ pub trait CondNet {
     /// the net can't stream.
     fn pack(&self, _projection: &Projection) -> Result<Option<Weights>> {
         Ok(None)
+    }
+    /// The net at work row by row, for conditioning `cond` `[rows, cond_width]` of the whole sequence
+    /// and its bias: what it gives for a row depends on that row and those before.
+    ///
+    /// # Errors
+    /// If the net isn't causal.
+    fn recall(&self, _cond: &Tensor, _cond_bias: &Tensor) -> Result<Box<dyn Recall>> {
+        candle_core::bail!("the net is not causal")
     }
     /// Columns of conditioning that it wants.
     fn cond_width(&self) -> usize;

@@ -1,6 +1,7 @@
 //! A WaveNet conditioner: the graph that defines it, and the fused CPU body that runs it.
 
 use super::CondNet;
+use crate::kernels::recall::{Recall, WaveNetRecall};
 use crate::kernels::stream::Weights;
 use crate::kernels::wavenet::{self as kernel, Shape};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Tensor};
@@ -132,6 +133,11 @@ impl Projection {
         &self.0.bias
     }
 
+    /// The matrix `[in, out]`, weight norm applied.
+    pub fn weight(&self) -> Result<Tensor> {
+        self.0.weight()
+    }
+
     /// Multiply-adds per row.
     pub fn macs(&self) -> usize {
         self.0.weight.elem_count()
@@ -250,6 +256,14 @@ impl CondNet for WaveNet {
             params: self.flat_params(projection.bias())?.to_vec1()?,
             cond: projection.0.weight()?.flatten_all()?.to_vec1()?,
         }))
+    }
+
+    fn recall(&self, cond: &Tensor, cond_bias: &Tensor) -> Result<Box<dyn Recall>> {
+        if !self.shape.causal {
+            candle_core::bail!("the wavenet is not causal")
+        }
+        let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
+        Ok(Box::new(WaveNetRecall::new(self.shape.clone(), flat(&self.flat_params(cond_bias)?)?, flat(cond)?)))
     }
 
     fn cond_width(&self) -> usize {

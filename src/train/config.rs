@@ -9,12 +9,22 @@ use std::collections::HashSet;
 use std::path::Path;
 
 /// The recipes that the binary carries: name and JSON.
-const RECIPES: [(&str, &str); 5] = [
+const RECIPES: [(&str, &str); 15] = [
     ("tiny", include_str!("../../assets/recipes/tiny.json")),
     ("lj", include_str!("../../assets/recipes/lj.json")),
     ("lj-live", include_str!("../../assets/recipes/lj-live.json")),
     ("waveglow", include_str!("../../assets/recipes/waveglow.json")),
     ("waveglow-64", include_str!("../../assets/recipes/waveglow-64.json")),
+    ("nice", include_str!("../../assets/recipes/nice.json")),
+    ("realnvp", include_str!("../../assets/recipes/realnvp.json")),
+    ("glow", include_str!("../../assets/recipes/glow.json")),
+    ("flowavenet", include_str!("../../assets/recipes/flowavenet.json")),
+    ("flowpp", include_str!("../../assets/recipes/flowpp.json")),
+    ("fvae", include_str!("../../assets/recipes/fvae.json")),
+    ("arflow", include_str!("../../assets/recipes/arflow.json")),
+    ("tarflow", include_str!("../../assets/recipes/tarflow.json")),
+    ("waveflow", include_str!("../../assets/recipes/waveflow.json")),
+    ("iresnet", include_str!("../../assets/recipes/iresnet.json")),
 ];
 
 /// Part of a run limited in time that the warm-up may take.
@@ -90,6 +100,14 @@ pub struct Training {
     /// Whether the whitening front's net goes on learning with the flow, by the same likelihood.
     #[serde(default)]
     pub joint_whitening: bool,
+    /// Standard deviation of Gaussian noise that training adds to what the steps see, behind the
+    /// whitening: TarFlow's augmentation. Held-out figures are without it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub noise: f64,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 fn one() -> usize {
@@ -188,6 +206,7 @@ impl Recipe {
                 init_batch: 4,
                 shifts: 1,
                 joint_whitening: false,
+                noise: 0.0,
             },
             validation: Validation::EveryNth { every: 20 },
         }
@@ -237,8 +256,11 @@ impl Recipe {
             format!("segment_samples is {}, expected a multiple of hop_length {hop}", t.segment_samples)
         } else if t.shifts > hop {
             format!("shifts is {}, expected at most hop_length {hop}", t.shifts)
-        } else if t.joint_whitening && self.flow.whitening.is_none() {
+        } else if t.joint_whitening && self.flow.whitening.is_none() && self.flow.dequantisation.is_none() {
             "joint_whitening wants a flow with whitening".to_string()
+        } else if self.flow.dequantisation.is_some() && !t.joint_whitening {
+            // its noise is drawn anew with each segment, before the whitening
+            "a flow with learned dequantisation wants joint_whitening".to_string()
         } else if !(t.learning_rate > 0.0 && t.learning_rate.is_finite()) {
             format!("learning_rate is {}, expected above 0", t.learning_rate)
         } else if t.cpu_minutes.is_some_and(|minutes| !(minutes > 0.0 && minutes.is_finite())) {
@@ -247,6 +269,8 @@ impl Recipe {
             format!("final_lr_fraction is {}, expected 0 to 1", t.final_lr_fraction)
         } else if !(unit(t.beta1) && unit(t.beta2) && unit(t.ema_decay)) {
             format!("beta1 {}, beta2 {} and ema_decay {} must be from 0 to below 1", t.beta1, t.beta2, t.ema_decay)
+        } else if !(0.0..=10.0).contains(&t.noise) {
+            format!("noise is {}, expected 0 to 10", t.noise)
         } else if !(t.clip_norm > 0.0 && t.eps > 0.0 && t.weight_decay >= 0.0) {
             "clip_norm and eps must be above 0, weight_decay at least 0".to_string()
         } else if matches!(self.validation, Validation::EveryNth { every } if every < 2) {
@@ -294,7 +318,7 @@ mod tests {
 
     #[test]
     fn built_in_recipes_are_valid() {
-        for (name, _) in RECIPES {
+        for name in Recipe::names() {
             assert_eq!(Recipe::open(name).unwrap().name, name);
         }
     }

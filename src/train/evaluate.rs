@@ -1,7 +1,7 @@
 //! Held-out likelihood: the figure that training reports and `melglow eval` prints.
 
 use super::dataset::Clip;
-use crate::flow::{self, Flow};
+use crate::flow::{self, Flow, Likelihood};
 use crate::mel::MelConfig;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -42,6 +42,8 @@ pub fn clip_bits(flow: &Flow, mel: &MelConfig, clip: &Clip, device: &Device) -> 
 /// Likelihoods of clips, and over all of them.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Bits {
+    /// What the likelihood behind the figures is worth.
+    pub likelihood: Likelihood,
     /// Bits per sample over all samples: long clips weigh more.
     pub per_sample: f64,
     /// Mean of the clips' bits per sample.
@@ -54,13 +56,13 @@ pub struct Bits {
 
 impl Bits {
     /// Sums up clips (at least one).
-    pub fn of(clips: Vec<ClipBits>) -> Self {
+    pub fn of(clips: Vec<ClipBits>, likelihood: Likelihood) -> Self {
         let n = clips.len() as f64;
         let samples: f64 = clips.iter().map(|c| c.samples as f64).sum();
         let per_sample = clips.iter().map(|c| c.bits * c.samples as f64).sum::<f64>() / samples;
         let mean = clips.iter().map(|c| c.bits).sum::<f64>() / n;
         let variance = clips.iter().map(|c| (c.bits - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-        Self { per_sample, mean, ci95: 1.96 * (variance / n).sqrt(), clips }
+        Self { likelihood, per_sample, mean, ci95: 1.96 * (variance / n).sqrt(), clips }
     }
 }
 
@@ -75,7 +77,7 @@ pub fn bits(flow: &Flow, mel: &MelConfig, clips: &[Clip], device: &Device, stop:
         }
         clip_bits(flow, mel, clip, device)
     };
-    Ok(Bits::of(clips.iter().map(judge).collect::<Result<_>>()?))
+    Ok(Bits::of(clips.iter().map(judge).collect::<Result<_>>()?, flow.likelihood_kind()))
 }
 
 #[cfg(test)]
@@ -85,9 +87,9 @@ mod tests {
     #[test]
     fn long_clips_weigh_more_in_the_figure_but_not_in_the_mean() {
         let clip = |samples, bits| ClipBits { clip: String::new(), samples, bits };
-        let bits = Bits::of(vec![clip(100, 8.0), clip(300, 6.0)]);
+        let bits = Bits::of(vec![clip(100, 8.0), clip(300, 6.0)], Likelihood::Exact);
         assert_eq!((bits.per_sample, bits.mean), (6.5, 7.0));
         assert!((bits.ci95 - 1.96).abs() < 1e-12);
-        assert_eq!(Bits::of(vec![clip(1, 8.0)]).ci95, 0.0);
+        assert_eq!(Bits::of(vec![clip(1, 8.0)], Likelihood::Exact).ci95, 0.0);
     }
 }

@@ -1,13 +1,15 @@
 //! How much memory a run will take, roughly, before it starts.
 
 use super::config::Recipe;
-use crate::flow::config::{ConditioningConfig, StepConfig};
+use crate::flow::config::{ConditioningConfig, MapConfig, Place, SequenceConfig, StepConfig, WaveNetConfig};
 
 /// Copies of each parameter: the variable, the optimiser's weight, gradient, two moments and
 /// average, the graph's gradient, and twice the flat copy that the fused conditioner takes.
 const PARAMETER_COPIES: u64 = 9;
 /// Tensors of the size of the data that the graph keeps per step of the flow.
 const GRAPH_TENSORS: u64 = 12;
+/// Tensors of a mixture's size that the graph keeps.
+const MIXTURE_TENSORS: u64 = 40;
 /// Activations above which the fused conditioner computes them again (per coupling, bytes).
 const KEPT: u64 = 16 << 20;
 const F32: u64 = 4;
@@ -40,21 +42,49 @@ impl Estimate {
         };
         let mut activations = 3 * rows * features * F32;
         let mut largest = 0;
-        for block in &recipe.flow.blocks {
-            for step in &block.steps {
-                let mut here = GRAPH_TENSORS * steps * group * F32;
-                if let StepConfig::Coupling { net, .. } = step {
-                    let width = (net.channels * net.dilations.len()) as u64;
-                    let kept = 3 * steps * width * F32;
-                    here += kept.min(KEPT) + 2 * rows * 2 * width * F32;
-                    largest = largest.max(2 * kept);
+        let mut place = Place { channels: recipe.flow.group, squeezed: 1 };
+        for step in recipe.flow.steps() {
+            let steps = steps / place.squeezed as u64;
+            let mut here = GRAPH_TENSORS * steps * place.channels as u64 * F32;
+            let mut wavenet = |net: &WaveNetConfig, positions: u64| {
+                let width = (net.channels * net.dilations.len()) as u64;
+                let kept = 3 * positions * width * F32;
+                largest = largest.max(2 * kept);
+                kept.min(KEPT) + 2 * rows * 2 * width * F32
+            };
+            // what the graph makes at each position, layer by layer
+            let graph = |width: usize, positions: u64| GRAPH_TENSORS * positions * width as u64 * F32;
+            let values = steps * place.channels as u64;
+            let mixture = |map: &MapConfig, values: u64| match map {
+                MapConfig::MixLogistic { components } => MIXTURE_TENSORS * *components as u64 * values * F32,
+                _ => 0,
+            };
+            here += match step {
+                StepConfig::Coupling { net, map, .. } => wavenet(net, steps) + mixture(map, values / 2),
+                StepConfig::Early { prior: Some(net), .. } => wavenet(net, steps),
+                StepConfig::SeparableCoupling { net, .. } => {
+                    let width = net.channels * net.layers;
+                    graph(width, steps) + 2 * rows * 2 * width as u64 * F32
                 }
-                if let StepConfig::SeparableCoupling { net, .. } = step {
-                    let width = (net.channels * net.layers) as u64;
-                    here += GRAPH_TENSORS * steps * width * F32 + 2 * rows * 2 * width * F32;
+                StepConfig::Autoregressive { by, net, map, .. } => {
+                    let positions = values / *by as u64;
+                    let net = match net {
+                        SequenceConfig::Wavenet(net) => wavenet(net, positions),
+                        SequenceConfig::Transformer(net) => {
+                            let width = (4 + net.expansion) * net.channels + 2 * net.window * net.heads;
+                            graph(width * net.layers, positions)
+                        }
+                    };
+                    net + mixture(map, values)
                 }
-                activations += block.repeat as u64 * here;
-            }
+                StepConfig::Rowwise { net, map, .. } => {
+                    graph(net.channels * net.dilations.len(), values) + mixture(map, values)
+                }
+                StepConfig::Residual { net, .. } => graph(3 * net.channels * net.layers, steps),
+                _ => 0,
+            };
+            activations += here;
+            place = step.after(place);
         }
         Self {
             parameters: PARAMETER_COPIES * values * F32,

@@ -14,7 +14,7 @@ use super::tensorboard::EventWriter;
 use super::warm::WarmStart;
 use crate::flow::{self, Flow};
 use crate::net::Params;
-use crate::net::params::named_rng;
+use crate::net::params::{named_rng, normal};
 use crate::voice::Voice;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -218,7 +218,9 @@ impl Session {
             return teacher.divergence(&self.flow, sampler, batch, &mut self.rng, &self.device);
         }
         let batch = sampler.draw(&self.flow, batch, &mut self.rng, &self.device)?;
-        let (z, log_det) = self.flow.forward(&batch.x, &batch.mel)?;
+        let deviation = self.recipe.training.noise;
+        let x = if deviation > 0.0 { (&batch.x + noise(&batch.x, deviation, &mut self.rng)?)? } else { batch.x };
+        let (z, log_det) = self.flow.forward(&x, &batch.mel)?;
         Ok((flow::nll(&z, &(log_det + batch.whitening_log_det)?)?, batch.clips))
     }
 
@@ -331,7 +333,8 @@ impl Session {
         let (step, value) = (self.state.step, bits.per_sample);
         self.note(&[("held_out_bits", value), ("held_out_mean", bits.mean), ("held_out_ci95", bits.ci95)])?;
         let seconds = begun.elapsed().as_secs_f64();
-        progress.say(&format!("step {step}: held out {value:.4} bits per sample ({seconds:.1} s)"));
+        let remark = bits.likelihood.remark();
+        progress.say(&format!("step {step}: held out {value:.4} bits per sample{remark} ({seconds:.1} s)"));
         self.bits = Some(value);
         let better = value.is_finite() && self.state.best.is_none_or(|best| value < best.bits);
         if better {
@@ -353,4 +356,10 @@ impl Session {
     fn save(&self) -> Result<()> {
         checkpoint::save(&self.out, &self.recipe, &self.params, &self.optimiser, &self.state)
     }
+}
+
+/// Gaussian noise in the shape of `like`.
+fn noise(like: &Tensor, deviation: f64, rng: &mut ChaCha8Rng) -> Result<Tensor> {
+    let values: Vec<f32> = (0..like.elem_count()).map(|_| deviation as f32 * normal(rng)).collect();
+    Ok(Tensor::from_vec(values, like.shape(), like.device())?)
 }

@@ -110,8 +110,8 @@ impl Vocoder {
         &self.config
     }
 
-    /// Bytes that [`Vocoder::vocode`] holds at most for a mel of `frames` frames, beside the
-    /// activations of one block per thread.
+    /// Bytes that [`Vocoder::vocode`] holds at most for a mel of `frames` frames, beside the activations
+    /// of one block per thread; a design whose inverse has no limit to its reach takes all as one block.
     pub fn memory(&self, frames: usize) -> usize {
         let mel = &self.config.mel;
         // the mel and its transpose; residual or output, estimate, its predecessor, extrapolation
@@ -240,8 +240,13 @@ impl Vocoder {
         progress: &dyn Fn(f32),
     ) -> Result<Vec<f32>> {
         let hop = self.config.mel.hop_length;
-        let halo = (flow.halo_steps() * flow.group()).div_ceil(hop);
-        let block = MIN_BLOCK.max(8 * halo);
+        let (block, halo) = match flow.halo_steps() {
+            Some(steps) => {
+                let halo = (steps * flow.group()).div_ceil(hop);
+                (MIN_BLOCK.max(8 * halo), halo)
+            }
+            None => (mel.frames(), 0),
+        };
         let mut residual = vec![0.0; mel.frames() * hop];
         let blocks = mel.frames().div_ceil(block);
         let threads = rayon::current_num_threads();
@@ -326,13 +331,12 @@ mod tests {
         let mel = MelConfig { n_fft: 64, win_length: 64, hop_length: 16, n_mels: 5, ..MelConfig::nvidia() };
         let dilations = vec![1, 2, 4];
         let net = WaveNetConfig { channels: 6, kernel: 3, dilations, weight_norm: true, skip: true, causal: false };
-        let steps = vec![StepConfig::Mix, StepConfig::Coupling { net, bound: Some(2.0) }];
-        let flow = FlowConfig {
-            whitening: None,
-            conditioning: ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None },
-            group: 4,
-            blocks: vec![Block { repeat: 2, steps }],
-        };
+        let steps = vec![StepConfig::mix(), StepConfig::coupling(net, Some(2.0))];
+        let flow = FlowConfig::new(
+            ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None },
+            4,
+            vec![Block { repeat: 2, steps }],
+        );
         let params = Params::seeded(1, &Device::Cpu);
         Flow::new(&flow, &mel, params.builder()).unwrap();
         let tensors: Vec<_> = params

@@ -25,6 +25,8 @@ fn clips(recipe: &Recipe) -> Vec<Clip> {
 /// A flow of one actnorm, `z = (x + shift) · e^log_scale` in both of its channels, as tensors.
 fn gaussian(recipe: &Recipe, log_scale: f32, shift: f32) -> (FlowConfig, HashMap<String, Tensor>) {
     let flow = FlowConfig {
+        dequantisation: None,
+        latent: None,
         whitening: None,
         conditioning: ConditioningConfig::Mel,
         group: 2,

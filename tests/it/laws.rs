@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use melglow::flow::config::{
-    Block, ConditioningConfig, FlowConfig, SeparableConfig, StepConfig, WaveNetConfig, WhiteningConfig,
+    Block, ConditioningConfig, DequantisationConfig, FlowConfig, LatentConfig, LipschitzConfig, MapConfig, MixForm,
+    RowwiseConfig, SeparableConfig, SequenceConfig, Split, StepConfig, TransformerConfig, WaveNetConfig,
+    WhiteningConfig,
 };
 use melglow::flow::{Flow, Segment, nll};
 use melglow::mel::{MelConfig, MelSpectrogram, extract::extract};
@@ -28,29 +30,29 @@ fn ahead(frames: usize) -> ConditioningConfig {
 }
 
 fn design(conditioning: ConditioningConfig, group: usize, steps: Vec<StepConfig>) -> FlowConfig {
-    FlowConfig { whitening: None, conditioning, group, blocks: vec![Block { repeat: 1, steps }] }
+    FlowConfig::new(conditioning, group, vec![Block { repeat: 1, steps }])
 }
 
 /// Every step, alone and together.
 fn designs() -> Vec<(&'static str, FlowConfig)> {
-    let coupling = |weight_norm, skip, bound| StepConfig::Coupling { net: net(weight_norm, skip), bound };
+    let coupling = |weight_norm, skip, bound| StepConfig::coupling(net(weight_norm, skip), bound);
     let causal = WaveNetConfig { causal: true, ..net(false, false) };
-    let causal = StepConfig::Coupling { net: causal, bound: Some(2.0) };
+    let causal = StepConfig::coupling(causal, Some(2.0));
     let all = vec![
         StepConfig::Asinh { scale: 0.5 },
         StepConfig::Gain,
         StepConfig::Actnorm,
-        StepConfig::Mix,
+        StepConfig::mix(),
         coupling(false, false, Some(2.0)),
-        StepConfig::Early { channels: 2 },
-        StepConfig::Mix,
+        StepConfig::early(2),
+        StepConfig::mix(),
         coupling(false, true, None),
     ];
     let waveglow = vec![
-        StepConfig::Mix,
+        StepConfig::mix(),
         coupling(true, true, None),
-        StepConfig::Early { channels: 2 },
-        StepConfig::Mix,
+        StepConfig::early(2),
+        StepConfig::mix(),
         coupling(true, true, None),
     ];
     let separable = |weight_norm, norm| StepConfig::SeparableCoupling {
@@ -58,25 +60,85 @@ fn designs() -> Vec<(&'static str, FlowConfig)> {
         bound: None,
     };
     let squeezewave = vec![
-        StepConfig::Mix,
+        StepConfig::mix(),
         separable(true, true),
-        StepConfig::Early { channels: 2 },
-        StepConfig::Mix,
+        StepConfig::early(2),
+        StepConfig::mix(),
         separable(false, false),
     ];
     let alternating = vec![
-        StepConfig::Mix,
+        StepConfig::mix(),
         coupling(true, true, None),
-        StepConfig::Mix,
+        StepConfig::mix(),
         StepConfig::Swap,
         coupling(true, true, None),
         StepConfig::Swap,
     ];
+    let by = |map, split| {
+        let bound = matches!(map, MapConfig::MixLogistic { .. }).then_some(2.0);
+        StepConfig::Coupling { net: net(false, false), bound, map, split }
+    };
+    let mixture = || MapConfig::MixLogistic { components: 3 };
+    let plu = StepConfig::Mix { form: MixForm::Plu };
+    let squeezed = vec![
+        by(MapConfig::Tanh, Split::Even),
+        by(MapConfig::Tanh, Split::Odd),
+        StepConfig::Squeeze { by: 2 },
+        StepConfig::Gain,
+        plu.clone(),
+        by(mixture(), Split::Swapped),
+        StepConfig::Early { channels: 2, prior: Some(net(false, true)) },
+        by(MapConfig::Additive, Split::Halves),
+    ];
+    let wavenet = || SequenceConfig::Wavenet(WaveNetConfig { causal: true, ..net(false, false) });
+    let transformer = TransformerConfig { channels: 6, heads: 2, layers: 2, window: 3, expansion: 2 };
+    let transformer = || SequenceConfig::Transformer(transformer.clone());
+    let autoregressive = |by, reversed, net, map| {
+        let bound = Some(2.0);
+        StepConfig::Autoregressive { by, reversed, net, bound, map }
+    };
+    let rowwise = |map| StepConfig::Rowwise {
+        net: RowwiseConfig { channels: 5, kernel: [2, 3], dilations: vec![[1, 1], [2, 2]] },
+        bound: (map != MapConfig::Tanh).then_some(2.0),
+        map,
+    };
+    // as many probes as the longest sound here has values: the traces are exact
+    let residual = StepConfig::Residual {
+        net: LipschitzConfig { channels: 5, kernel: 3, layers: 3, coefficient: 0.6 },
+        terms: 30,
+        probes: 112,
+    };
+    let affine = || MapConfig::Affine;
+    let sequential = vec![
+        StepConfig::Gain,
+        autoregressive(4, true, transformer(), affine()),
+        rowwise(affine()),
+        StepConfig::Squeeze { by: 2 },
+        autoregressive(2, false, wavenet(), affine()),
+        StepConfig::Reverse { parts: 2 },
+        rowwise(affine()),
+    ];
+    let upsampled = vec![autoregressive(8, true, wavenet(), affine()), rowwise(affine()), residual.clone()];
     vec![
+        ("sample by sample", design(frame(), 2, vec![autoregressive(1, false, wavenet(), mixture())])),
+        ("from the end", design(frame(), 4, vec![autoregressive(2, true, wavenet(), affine())])),
+        ("transformer", design(frame(), 2, vec![autoregressive(2, false, transformer(), affine())])),
+        ("rowwise", design(frame(), 4, vec![rowwise(MapConfig::Tanh), StepConfig::Reverse { parts: 1 }])),
+        ("reverse", design(frame(), 4, vec![StepConfig::Reverse { parts: 2 }])),
+        ("residual", design(frame(), 4, vec![residual.clone(), residual])),
+        ("sequential", design(frame(), 4, sequential)),
+        ("upsampled", design(ConditioningConfig::Upsample { kernel: 64 }, 8, upsampled)),
+        ("scale", design(frame(), 4, vec![StepConfig::Scale])),
+        ("factored mix", design(frame(), 4, vec![plu])),
+        ("additive", design(frame(), 4, vec![by(MapConfig::Additive, Split::Swapped)])),
+        ("learned bound", design(frame(), 4, vec![by(MapConfig::Tanh, Split::Odd)])),
+        ("mixture", design(frame(), 2, vec![by(mixture(), Split::Halves)])),
+        ("prior", design(frame(), 4, vec![StepConfig::Early { channels: 1, prior: Some(net(true, true)) }])),
+        ("squeezed", design(frame(), 2, squeezed)),
         ("asinh", design(frame(), 4, vec![StepConfig::Asinh { scale: 0.5 }])),
         ("gain", design(frame(), 4, vec![StepConfig::Gain])),
         ("actnorm", design(frame(), 4, vec![StepConfig::Actnorm])),
-        ("mix", design(frame(), 4, vec![StepConfig::Mix])),
+        ("mix", design(frame(), 4, vec![StepConfig::mix()])),
         ("causal", design(ahead(0), 4, vec![StepConfig::Gain, causal])),
         ("coupling", design(frame(), 2, vec![coupling(false, false, Some(2.0))])),
         ("all", design(frame(), 8, all)),
@@ -177,9 +239,15 @@ fn log_abs_det(mut a: Vec<Vec<f64>>) -> f64 {
     sum
 }
 
+/// A design whose log_det is a bound, so that no Jacobian has it.
+fn latent() -> FlowConfig {
+    let latent = Some(LatentConfig { width: 3, hidden: 7 });
+    FlowConfig { latent, ..design(frame(), 4, vec![StepConfig::Gain, StepConfig::coupling(net(false, false), None)]) }
+}
+
 #[test]
 fn gradients_are_those_of_finite_differences_at_batch_3() {
-    for (name, config) in designs() {
+    for (name, config) in designs().into_iter().chain([("latent", latent())]) {
         let (flow, params) = unsettled(&config);
         let (x, mel) = inputs(&flow, 3, 3);
         let likelihood = || {
@@ -207,8 +275,9 @@ fn check_gradients(name: &str, params: &[(String, Var)], loss: &dyn Fn() -> Tens
     let grads = loss().backward().unwrap();
     for (param, var) in params {
         let Some(grad) = grads.get(var) else {
-            // conditioning that no step reads has no gradient
-            assert!(param.starts_with("conditioning"), "{name}: {param} receives no gradient");
+            // conditioning that no step reads has no gradient, nor what a factored mix keeps
+            let stays = ["conditioning", "moves", "flips"].iter().any(|part| param.contains(part));
+            assert!(stays, "{name}: {param} receives no gradient");
             continue;
         };
         // along a random direction: every entry takes part
@@ -263,7 +332,7 @@ fn fused_wavenet_equals_its_graph_in_values_and_gradients() {
 /// What the first versions of WaveGlow did in odd flows: the second half is known, the first moves.
 #[test]
 fn swaps_around_a_coupling_exchange_the_roles_of_the_halves() {
-    let coupling = StepConfig::Coupling { net: net(true, true), bound: None };
+    let coupling = StepConfig::coupling(net(true, true), None);
     let conditioning = || ConditioningConfig::Upsample { kernel: 64 };
     let plain = design(conditioning(), 8, vec![coupling.clone()]);
     let (plain, params) = unsettled(&plain);
@@ -340,7 +409,7 @@ fn whitening_keeps_the_laws_and_pays() {
 fn a_changed_future_leaves_the_past_alone() {
     // two frames of look-ahead in the conditioning, one more to interpolate towards; causal nets
     let causal = WaveNetConfig { causal: true, ..net(false, false) };
-    let steps = vec![StepConfig::Gain, StepConfig::Coupling { net: causal, bound: Some(2.0) }];
+    let steps = vec![StepConfig::Gain, StepConfig::coupling(causal, Some(2.0))];
     let (flow, _) = unsettled(&design(ahead(2), 4, steps));
     let (z, frames, context) = (noise(1, &[1, 4, 80]), 20, flow.context());
     let mel = |changed: usize| {
@@ -392,6 +461,89 @@ fn whitened_segments_are_those_of_the_whole_clip() {
         let expected: f32 = log_det[range].iter().sum();
         assert!((log_dets[i] - expected).abs() < 1e-4 * expected.abs(), "{} against {expected}", log_dets[i]);
     }
+}
+
+/// A design with learned noise below a 16-bit step, and a sound so quiet that it matters.
+fn dequantised() -> (FlowConfig, Vec<f32>) {
+    let mut config = design(frame(), 4, vec![StepConfig::Gain, StepConfig::coupling(net(false, false), None)]);
+    config.whitening =
+        Some(WhiteningConfig { order: 6, filters_per_hop: 2, hidden: 6, context: 1, lookahead: None, fit_steps: 1 });
+    config.dequantisation = Some(DequantisationConfig { couplings: 2, net: net(false, false) });
+    (config, sound(16 * 20).iter().map(|x| x * 3e-4).collect())
+}
+
+#[test]
+fn learned_dequantisation_keeps_the_samples_and_counts_its_density() {
+    let (config, x) = dequantised();
+    let plain = FlowConfig { dequantisation: None, ..config.clone() };
+    let spectrogram = extract(&x, &small_mel()).unwrap();
+    let fresh = |config: &FlowConfig| Flow::new(config, &small_mel(), Params::seeded(1, &CPU).builder()).unwrap();
+    let (a, b) = (fresh(&config).whiten(&x, &spectrogram).unwrap(), fresh(&plain).whiten(&x, &spectrogram).unwrap());
+    let worst = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst(&a.0, &b.0) < 1e-2 && worst(&a.1, &b.1) < 1e-2, "at first the noise is as it was");
+
+    let no_front = FlowConfig { whitening: None, ..config };
+    let (flow, _) = unsettled(&no_front);
+    let x: Vec<f32> = x[..16].to_vec();
+    let mel = MelSpectrogram::new(spectrogram.values().chunks(spectrogram.frames()).map(|band| band[0]).collect(), 5);
+    let mel = mel.unwrap();
+    let (noisy, log_det) = flow.whiten(&x, &mel).unwrap();
+    let step = |x: f32| (x * 32_768.0 + 0.5).floor();
+    assert!(x.iter().zip(&noisy).all(|(a, b)| step(*a) == step(*b)), "{x:?} {noisy:?}");
+    assert!(worst(&x, &noisy) > 0.05 / 32_768.0, "the noise is as it was: the test says nothing");
+    let h = 1e-2 / 32_768.0;
+    let inside = |x: f32| (x + 2.0 * h).min((step(x) + 0.48) / 32_768.0).max((step(x) - 0.48) / 32_768.0);
+    let x: Vec<f32> = x.into_iter().map(inside).collect();
+    let log_det_there: f32 = flow.whiten(&x, &mel).unwrap().1.iter().sum();
+    let columns = (0..16).map(|i| {
+        let at = |h: f32| {
+            let mut moved = x.clone();
+            moved[i] += h;
+            flow.whiten(&moved, &mel).unwrap().0
+        };
+        at(h).iter().zip(at(-h)).map(|(a, b)| f64::from(a - b) / f64::from(2.0 * h)).collect::<Vec<f64>>()
+    });
+    let numerical = log_abs_det(columns.collect());
+    assert!((numerical - f64::from(log_det_there)).abs() < 0.02, "numerical {numerical}, stated {log_det_there}");
+    assert!(log_det.iter().any(|l| l.abs() > 0.01));
+}
+
+#[test]
+fn learned_dequantisation_has_the_gradient_of_finite_differences_at_batch_3() {
+    let (config, x) = dequantised();
+    let (flow, params) = unsettled(&config);
+    let spectrogram = extract(&x, &small_mel()).unwrap();
+    let (_, mel) = inputs(&flow, 3, 4);
+    let segments = || {
+        [0, 5, 16].map(|start| {
+            let from = (start * 16_usize).saturating_sub(flow.whitening_memory());
+            Segment { mel: &spectrogram, start, samples: x[from..(start + 4) * 16].to_vec() }
+        })
+    };
+    let loss = || {
+        let (e, front) = flow.whiten_segments(&segments(), 4).unwrap();
+        let (z, log_det) = flow.forward(&e, &mel).unwrap();
+        (nll(&z, &(log_det + front).unwrap()).unwrap().sum_all().unwrap() / 100.0).unwrap()
+    };
+    let grads = loss().backward().unwrap();
+    let mut largest = 0.0_f64;
+    for (name, var) in params.iter().filter(|(name, _)| name.starts_with("dequantise.")) {
+        let grad = grads.get(var).unwrap_or_else(|| panic!("{name} receives no gradient"));
+        let direction = noise(5, var.dims());
+        let stated = f64::from((grad * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+        let origin = var.as_tensor().copy().unwrap();
+        let h = 3e-3;
+        let at = |h: f64| {
+            var.set(&(&origin + (&direction * h).unwrap()).unwrap()).unwrap();
+            loss().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+        };
+        let numerical = (at(h) - at(-h)) / (2.0 * h);
+        var.set(&origin).unwrap();
+        largest = largest.max(numerical.abs());
+        let tolerance = 0.03 * numerical.abs().max(stated.abs()) + 0.01;
+        assert!((numerical - stated).abs() < tolerance, "{name}: numerical {numerical}, stated {stated}");
+    }
+    assert!(largest > 0.1, "{largest} says nothing");
 }
 
 #[test]

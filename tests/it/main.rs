@@ -11,6 +11,8 @@ mod mels_cli;
 #[cfg(all(feature = "play", target_os = "linux"))]
 mod play;
 mod plot;
+mod recipes;
+mod sequential;
 mod stream;
 mod train;
 mod voice;
@@ -27,13 +29,9 @@ use std::path::{Path, PathBuf};
 fn tiny_flow() -> FlowConfig {
     let net =
         WaveNetConfig { channels: 8, kernel: 3, dilations: vec![1, 2], weight_norm: false, skip: false, causal: false };
-    let steps = vec![StepConfig::Actnorm, StepConfig::Mix, StepConfig::Coupling { net, bound: Some(2.0) }];
-    FlowConfig {
-        whitening: None,
-        conditioning: ConditioningConfig::Frame { channels: 8, residual_layers: 1, lookahead: None },
-        group: 16,
-        blocks: vec![Block { repeat: 2, steps }],
-    }
+    let steps = vec![StepConfig::Actnorm, StepConfig::mix(), StepConfig::coupling(net, Some(2.0))];
+    let conditioning = ConditioningConfig::Frame { channels: 8, residual_layers: 1, lookahead: None };
+    FlowConfig::new(conditioning, 16, vec![Block { repeat: 2, steps }])
 }
 
 /// A voice with seeded weights, as `name`.

@@ -3,7 +3,9 @@
 use super::{seeded_voice, tiny_mel, tiny_voice};
 use candle_core::{Device, Tensor};
 use melglow::flow::Flow;
-use melglow::flow::config::{Block, ConditioningConfig, FlowConfig, StepConfig, WaveNetConfig, WhiteningConfig};
+use melglow::flow::config::{
+    Block, ConditioningConfig, FlowConfig, MapConfig, MixForm, Split, StepConfig, WaveNetConfig, WhiteningConfig,
+};
 use melglow::mel::{MelConfig, MelSpectrogram};
 use melglow::net::Params;
 use melglow::net::params::{named_rng, normal};
@@ -18,8 +20,11 @@ fn mel_config() -> MelConfig {
 }
 
 fn coupling(weight_norm: bool, skip: bool, causal: bool, bound: Option<f64>) -> StepConfig {
-    let net = WaveNetConfig { channels: 6, kernel: 3, dilations: vec![1, 2, 4], weight_norm, skip, causal };
-    StepConfig::Coupling { net, bound }
+    StepConfig::coupling(net(weight_norm, skip, causal), bound)
+}
+
+fn net(weight_norm: bool, skip: bool, causal: bool) -> WaveNetConfig {
+    WaveNetConfig { channels: 6, kernel: 3, dilations: vec![1, 2, 4], weight_norm, skip, causal }
 }
 
 fn frame(lookahead: Option<usize>) -> ConditioningConfig {
@@ -32,24 +37,35 @@ fn whitening(lookahead: Option<usize>) -> Option<WhiteningConfig> {
 
 /// Every design that streams: name, design, frames of look-ahead without refinement.
 fn designs() -> Vec<(&'static str, FlowConfig, usize)> {
-    let design = |whitening, conditioning, group, rounds: &[Vec<StepConfig>]| FlowConfig {
-        whitening,
-        conditioning,
-        group,
-        blocks: rounds.iter().map(|steps| Block { repeat: 1, steps: steps.clone() }).collect(),
+    let design = |whitening, conditioning, group, rounds: &[Vec<StepConfig>]| {
+        let blocks = rounds.iter().map(|steps| Block { repeat: 1, steps: steps.clone() }).collect();
+        FlowConfig { whitening, ..FlowConfig::new(conditioning, group, blocks) }
     };
     let ours = |causal| {
-        let round = vec![StepConfig::Actnorm, StepConfig::Mix, coupling(false, false, causal, Some(2.0))];
+        let round = vec![StepConfig::Actnorm, StepConfig::mix(), coupling(false, false, causal, Some(2.0))];
         vec![vec![StepConfig::Asinh { scale: 0.5 }, StepConfig::Gain], round.clone(), round]
     };
     let waveglow = vec![
-        StepConfig::Mix,
+        StepConfig::mix(),
         coupling(true, true, false, None),
-        StepConfig::Early { channels: 2 },
-        StepConfig::Mix,
+        StepConfig::early(2),
+        StepConfig::mix(),
         coupling(true, true, false, None),
     ];
-    let every_step = vec![StepConfig::Mix, coupling(false, true, true, None)];
+    let by = |map, split| StepConfig::Coupling { net: net(false, false, false), bound: None, map, split };
+    let squeezed = vec![
+        by(MapConfig::Tanh, Split::Even),
+        StepConfig::Squeeze { by: 2 },
+        StepConfig::Mix { form: MixForm::Plu },
+        by(MapConfig::Additive, Split::Swapped),
+        StepConfig::Early { channels: 2, prior: Some(net(false, true, false)) },
+        StepConfig::Squeeze { by: 2 },
+        StepConfig::Gain,
+        by(MapConfig::Affine, Split::Odd),
+        StepConfig::Swap,
+        StepConfig::Scale,
+    ];
+    let every_step = vec![StepConfig::mix(), coupling(false, true, true, None)];
     vec![
         // 3 rows after, one more to interpolate; two nets of 7 steps of 4 samples
         ("ours", design(whitening(None), frame(None), 4, &ours(false)), 5 + 4),
@@ -57,6 +73,8 @@ fn designs() -> Vec<(&'static str, FlowConfig, usize)> {
         ("live, whitening last", design(whitening(Some(2)), frame(Some(0)), 4, &ours(true)), 3),
         ("no whitening", design(None, frame(None), 8, &ours(false)), 5 + 7),
         ("waveglow", design(None, ConditioningConfig::Upsample { kernel: 64 }, 8, &[waveglow]), 7),
+        // nets of 7 steps of 2, 4, 4 and 8 samples
+        ("squeezed", design(None, frame(None), 2, &[squeezed]), 5 + 8),
         ("a step per frame", design(None, ConditioningConfig::Upsample { kernel: 16 }, 16, &[every_step]), 0),
     ]
 }

@@ -94,7 +94,7 @@ pub(super) fn rich_recipe(steps: usize) -> Recipe {
     recipe.flow.whitening =
         Some(WhiteningConfig { order: 8, filters_per_hop: 2, hidden: 8, context: 1, fit_steps: 3, lookahead: None });
     recipe.flow.blocks.insert(0, Block { repeat: 1, steps: vec![StepConfig::Asinh { scale: 0.5 }, StepConfig::Gain] });
-    recipe.flow.blocks.push(Block { repeat: 1, steps: vec![StepConfig::Early { channels: 2 }, StepConfig::Mix] });
+    recipe.flow.blocks.push(Block { repeat: 1, steps: vec![StepConfig::early(2), StepConfig::mix()] });
     recipe.training.accumulate = 2;
     recipe.training.batch = 3;
     recipe.training.weight_decay = 0.01;

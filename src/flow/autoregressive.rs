@@ -1,0 +1,104 @@
+//! Autoregressive step in time.
+
+use super::scalar::{MapConfig, ScalarMap};
+use super::{Bijector, Cond};
+use crate::net::CondNet;
+use crate::net::wavenet::Projection;
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+/// Autoregressive step: each row of `by` values moves by a map whose parameters a causal net tells
+/// from the rows before it and the mel: `zₜ = f(xₜ; θ(x₀ … xₜ₋₁, mel))`.
+///
+/// A row is a part of a step, so that `by` 1 goes from sample to sample. log_det = Σ ln f′, exact: the
+/// Jacobian is triangular. Forward is parallel; the inverse goes row by row, the net remembering what
+/// it needs. `reversed` begins at the end. The net's last layer starts at zero. Kingma et al. 2016;
+/// Papamakarios et al. 2017; with a transformer Zhai et al. 2024.
+pub struct Autoregressive {
+    by: usize,
+    reversed: bool,
+    net: Box<dyn CondNet + Send + Sync>,
+    cond: Projection,
+    map: ScalarMap,
+}
+
+impl Autoregressive {
+    /// A step whose `net(inputs, outputs)` is causal; asks `vb` for the projection `cond` of
+    /// `features` inputs, and what the map wants.
+    ///
+    /// # Errors
+    /// If `vb` hasn't a tensor in the right shape.
+    pub fn new(
+        (by, reversed): (usize, bool),
+        (map, bound): (&MapConfig, Option<f64>),
+        net: impl FnOnce(usize, usize) -> Result<Box<dyn CondNet + Send + Sync>>,
+        features: usize,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let map = ScalarMap::new(map, bound, by, vb.pp("map"))?;
+        let net = net(by, map.params_per_value() * by)?;
+        let cond = Projection::new(features, net.cond_width(), false, vb.pp("cond"))?;
+        Ok(Self { by, reversed, net, cond, map })
+    }
+
+    /// Multiply-adds per row of values, and per row of conditioning.
+    pub fn macs(&self) -> (usize, usize) {
+        (self.net.macs_per_step(), self.cond.macs())
+    }
+
+    /// `[batch, steps, channels]` as `[batch, rows, by]` in the order of the step.
+    fn rows(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, steps, channels) = x.dims3()?;
+        let rows = x.contiguous()?.reshape((batch, steps * channels / self.by, self.by))?;
+        // the values of a row keep their order
+        if self.reversed { rows.flip(&[1]) } else { Ok(rows) }
+    }
+
+    /// [`Autoregressive::rows`] undone.
+    fn steps(&self, rows: &Tensor, shape: (usize, usize, usize)) -> Result<Tensor> {
+        let rows = if self.reversed { rows.flip(&[1])? } else { rows.clone() };
+        rows.reshape(shape)
+    }
+
+    /// The mel's part, in the order of the step. Between rows it is interpolated evenly, so that turned
+    /// around it stands where the step's rows do.
+    fn cond(&self, cond: &Cond) -> Result<Tensor> {
+        let rows = self.cond.product(&cond.rows)?;
+        if self.reversed { rows.flip(&[1]) } else { Ok(rows) }
+    }
+}
+
+impl Bijector for Autoregressive {
+    fn forward(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        let rows = self.rows(x)?;
+        let before = rows.pad_with_zeros(1, 1, 0)?.narrow(1, 0, rows.dim(1)?)?;
+        let params = self.net.forward(&before, &self.cond(cond)?, self.cond.bias())?;
+        let (z, log_slope) = self.map.forward(&rows, &params)?;
+        Ok((self.steps(&z, x.dims3()?)?, log_slope.sum((1, 2))?))
+    }
+
+    fn inverse(&self, z: &Tensor, cond: &Cond) -> Result<Tensor> {
+        let rows = self.rows(z)?;
+        let (cond, map) = (self.cond(cond)?, self.map.on_slices()?);
+        let by = self.by;
+        let mut params = vec![0.0; self.map.params_per_value() * by];
+        let mut all = Vec::with_capacity(rows.elem_count());
+        for item in 0..rows.dim(0)? {
+            let z: Vec<f32> = rows.get(item)?.flatten_all()?.to_vec1()?;
+            let mut net = self.net.recall(&cond.get(item)?, self.cond.bias())?;
+            let mut x = vec![0.0; by];
+            for z in z.chunks_exact(by) {
+                net.push(&x, &mut params);
+                for (i, (x, z)) in x.iter_mut().zip(z).enumerate() {
+                    *x = map.inverse(*z, i, by, &params);
+                }
+                all.extend_from_slice(&x);
+            }
+        }
+        // a root that isn't found is no number
+        if let Some(at) = all.iter().position(|x| !x.is_finite()) {
+            candle_core::bail!("the inverse has no finite value at row {}", at / by)
+        }
+        self.steps(&Tensor::from_vec(all, rows.shape(), z.device())?, z.dims3()?)
+    }
+}

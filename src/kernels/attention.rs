@@ -1,0 +1,159 @@
+//! A windowed causal transformer, row by row, with the keys and values of the window remembered.
+
+use super::recall::{Recall, matvec_add};
+use super::wavenet::interpolation;
+
+/// Weights `[in, out]`, row-major, and biases.
+pub type Linear = (Vec<f32>, Vec<f32>);
+
+/// Keeps the root of a mean square away from zero.
+pub const EPS: f32 = 1e-6;
+
+/// One layer.
+pub struct Block {
+    /// Of the norm before attention.
+    pub attention_norm: Vec<f32>,
+    /// Queries, keys and values.
+    pub qkv: Linear,
+    /// What a score gets by head and distance, `[heads, window]`.
+    pub distance: Vec<f32>,
+    /// After attention.
+    pub out: Linear,
+    /// Of the norm before the feed-forward part.
+    pub feed_norm: Vec<f32>,
+    /// Into the feed-forward part.
+    pub widen: Linear,
+    /// Out of it.
+    pub narrow: Linear,
+}
+
+/// The whole net.
+pub struct Weights {
+    /// Attention heads.
+    pub heads: usize,
+    /// Rows that a row attends to, its own among them.
+    pub window: usize,
+    /// Steps per row of conditioning.
+    pub up: usize,
+    /// From the input.
+    pub start: Linear,
+    /// The layers.
+    pub blocks: Vec<Block>,
+    /// Of the last norm.
+    pub norm: Vec<f32>,
+    /// To the output.
+    pub end: Linear,
+}
+
+/// The net at work on one sequence.
+pub struct TransformerRecall {
+    weights: Weights,
+    /// Conditioning with its bias, `[rows, layers · channels]`.
+    cond: Vec<f32>,
+    /// Keys and values of each layer side by side, a ring of `window` rows.
+    stores: Vec<Vec<f32>>,
+    done: usize,
+    hidden: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    scores: Vec<f32>,
+    mixed: Vec<f32>,
+    wide: Vec<f32>,
+}
+
+impl TransformerRecall {
+    /// Before the first row. `cond` must hold the rows of every step that will come.
+    pub fn new(weights: Weights, cond: Vec<f32>) -> Self {
+        let c = weights.norm.len();
+        Self {
+            stores: vec![vec![0.0; weights.window * 2 * c]; weights.blocks.len()],
+            done: 0,
+            hidden: vec![0.0; c],
+            normed: vec![0.0; c],
+            qkv: vec![0.0; 3 * c],
+            scores: Vec::with_capacity(weights.window),
+            mixed: vec![0.0; c],
+            wide: vec![0.0; weights.blocks.first().map_or(0, |block| block.widen.1.len())],
+            cond,
+            weights,
+        }
+    }
+
+    /// Adds the conditioning of a layer at the present row.
+    fn condition(&mut self, layer: usize) {
+        let (c, width) = (self.hidden.len(), self.hidden.len() * self.stores.len());
+        let row = |r: usize| &self.cond[r * width + layer * c..][..c];
+        if self.weights.up == 1 {
+            self.hidden.iter_mut().zip(row(self.done)).for_each(|(h, cond)| *h += cond);
+            return;
+        }
+        let (r, part) = interpolation(self.done, self.weights.up);
+        let between = row(r).iter().zip(row(r + 1)).map(|(now, next)| now + part * (next - now));
+        self.hidden.iter_mut().zip(between).for_each(|(h, cond)| *h += cond);
+    }
+
+    fn attend(&mut self, layer: usize) {
+        let (block, store, c) = (&self.weights.blocks[layer], &mut self.stores[layer], self.hidden.len());
+        let (window, width) = (self.weights.window, c / self.weights.heads);
+        apply(&block.qkv, &self.normed, &mut self.qkv);
+        let (q, kv) = self.qkv.split_at(c);
+        store[self.done % window * 2 * c..][..2 * c].copy_from_slice(kv);
+        let seen = window.min(self.done + 1);
+        let scale = 1.0 / (width as f32).sqrt();
+        self.mixed.fill(0.0);
+        for (head, q) in q.chunks_exact(width).enumerate() {
+            let row = |distance: usize| &store[(self.done - distance) % window * 2 * c + head * width..];
+            let score = |d: usize| {
+                let dot: f32 = q.iter().zip(row(d)).map(|(q, k)| q * k).sum();
+                dot * scale + block.distance[head * window + d]
+            };
+            self.scores.clear();
+            self.scores.extend((0..seen).map(score));
+            let largest = self.scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            self.scores.iter_mut().for_each(|s| *s = (*s - largest).exp());
+            let total: f32 = self.scores.iter().sum();
+            let mixed = &mut self.mixed[head * width..][..width];
+            for (d, score) in self.scores.iter().enumerate() {
+                let value = &row(d)[c..][..width];
+                mixed.iter_mut().zip(value).for_each(|(m, v)| *m += score / total * v);
+            }
+        }
+        matvec_add(&self.mixed, &block.out.0, &mut self.hidden);
+        self.hidden.iter_mut().zip(&block.out.1).for_each(|(h, b)| *h += b);
+    }
+
+    fn feed(&mut self, layer: usize) {
+        let block = &self.weights.blocks[layer];
+        apply(&block.widen, &self.normed, &mut self.wide);
+        self.wide.iter_mut().for_each(|v| *v /= 1.0 + (-*v).exp());
+        matvec_add(&self.wide, &block.narrow.0, &mut self.hidden);
+        self.hidden.iter_mut().zip(&block.narrow.1).for_each(|(h, b)| *h += b);
+    }
+}
+
+impl Recall for TransformerRecall {
+    fn push(&mut self, x: &[f32], out: &mut [f32]) {
+        apply(&self.weights.start, x, &mut self.hidden);
+        for layer in 0..self.stores.len() {
+            self.condition(layer);
+            norm(&self.hidden, &self.weights.blocks[layer].attention_norm, &mut self.normed);
+            self.attend(layer);
+            norm(&self.hidden, &self.weights.blocks[layer].feed_norm, &mut self.normed);
+            self.feed(layer);
+        }
+        norm(&self.hidden, &self.weights.norm, &mut self.normed);
+        apply(&self.weights.end, &self.normed, out);
+        self.done += 1;
+    }
+}
+
+fn apply((weight, bias): &Linear, x: &[f32], out: &mut [f32]) {
+    out.copy_from_slice(bias);
+    matvec_add(x, weight, out);
+}
+
+fn norm(x: &[f32], weight: &[f32], out: &mut [f32]) {
+    let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+    let scale = 1.0 / (mean + EPS).sqrt();
+    out.iter_mut().zip(x).zip(weight).for_each(|((out, x), weight)| *out = x * scale * weight);
+}
