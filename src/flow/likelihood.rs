@@ -1,9 +1,9 @@
 //! What a flow's figure in bits per sample is worth.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a likelihood is, from the best downwards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Likelihood {
     /// The likelihood itself.

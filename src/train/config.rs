@@ -228,6 +228,12 @@ impl Recipe {
         SynthesisConfig { sigma: 1.0, refine, refine_lookahead: self.refine_lookahead.unwrap_or_default() }
     }
 
+    /// Whether segments are whitened each time they are drawn: because the whitening learns, or because
+    /// the noise before it is drawn by the flow.
+    pub fn whitens_anew(&self) -> bool {
+        self.training.joint_whitening || self.flow.dequantisation.is_some()
+    }
+
     /// Checks ranges and relations.
     ///
     /// # Errors
@@ -256,11 +262,8 @@ impl Recipe {
             format!("segment_samples is {}, expected a multiple of hop_length {hop}", t.segment_samples)
         } else if t.shifts > hop {
             format!("shifts is {}, expected at most hop_length {hop}", t.shifts)
-        } else if t.joint_whitening && self.flow.whitening.is_none() && self.flow.dequantisation.is_none() {
+        } else if t.joint_whitening && self.flow.whitening.is_none() {
             "joint_whitening wants a flow with whitening".to_string()
-        } else if self.flow.dequantisation.is_some() && !t.joint_whitening {
-            // its noise is drawn anew with each segment, before the whitening
-            "a flow with learned dequantisation wants joint_whitening".to_string()
         } else if !(t.learning_rate > 0.0 && t.learning_rate.is_finite()) {
             format!("learning_rate is {}, expected above 0", t.learning_rate)
         } else if t.cpu_minutes.is_some_and(|minutes| !(minutes > 0.0 && minutes.is_finite())) {

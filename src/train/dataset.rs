@@ -268,8 +268,8 @@ pub struct Sampler<'a> {
     ends: Vec<u64>,
     frames: usize,
     hop: usize,
-    /// Whether the whitening learns, so that segments are whitened when drawn.
-    joint: bool,
+    /// Whether segments are whitened when drawn.
+    anew: bool,
 }
 
 impl<'a> Sampler<'a> {
@@ -278,7 +278,7 @@ impl<'a> Sampler<'a> {
     /// # Errors
     /// If all are shorter.
     pub fn new(clips: &'a [Clip], recipe: &Recipe) -> Result<Self> {
-        let (hop, joint) = (recipe.mel.hop_length, recipe.training.joint_whitening);
+        let (hop, anew) = (recipe.mel.hop_length, recipe.whitens_anew());
         let frames = recipe.training.segment_samples / hop;
         let clips: Vec<_> = clips.iter().filter(|clip| clip.frames(hop) >= frames).collect();
         let mut total = 0;
@@ -292,7 +292,7 @@ impl<'a> Sampler<'a> {
         if total == 0 {
             return Err(Error::invalid(format!("no training clip has {} samples, one segment", frames * hop)));
         }
-        Ok(Self { clips, ends, frames, hop, joint })
+        Ok(Self { clips, ends, frames, hop, anew })
     }
 
     /// Clips that are long enough.
@@ -341,7 +341,7 @@ impl<'a> Sampler<'a> {
     /// If a clip can't be whitened.
     pub fn draw(&self, flow: &Flow, batch: usize, rng: &mut ChaCha8Rng, device: &Device) -> Result<Batch> {
         let places = self.places(batch, rng);
-        let (x, whitening_log_det) = if self.joint {
+        let (x, whitening_log_det) = if self.anew {
             let segments: Vec<Segment> =
                 places.par_iter().map(|(clip, start)| clip.segment(flow, self.hop, *start, self.frames)).collect();
             flow.whiten_segments(&segments, self.frames)?

@@ -8,7 +8,7 @@
 use super::dataset::{Sampler, names};
 use super::run::{self, Job, Options, Summary};
 use super::{Recipe, front};
-use crate::flow::{self, Flow};
+use crate::flow::{self, Flow, Likelihood};
 use crate::net::params::{named_rng, normal};
 use crate::voice::{Voice, VoiceConfig};
 use crate::{Error, Result};
@@ -31,6 +31,10 @@ pub fn distill(teacher: &Voice, options: &Options, stop: &AtomicBool) -> Result<
     let recipe = run::recipe(&options, resumed)?;
     let front = front::of(teacher)?;
     let teacher = Teacher::new(teacher, &options.device)?;
+    let kind = teacher.flow.likelihood_kind();
+    if kind != Likelihood::Exact {
+        eprintln!("the teacher's likelihood is {kind}, and so the divergence: if a bound, it is at most what is told");
+    }
     let (clips, held) = run::data(&options.data, &recipe)?;
     run::run(&options, Job { recipe, resumed, front, teacher: Some(teacher) }, (&clips, &held), stop)
 }
@@ -102,14 +106,21 @@ fn noise(flow: &Flow, batch: usize, samples: usize, rng: &mut ChaCha8Rng, device
     Ok(Tensor::from_vec(z, (batch, flow.group(), samples / flow.group()), device)?)
 }
 
-/// Makes sure that gradients pass through a flow's inverse: that each channel of the latents gets one.
+/// Makes sure that a flow can learn from a teacher: its likelihood is exact, and gradients pass through its
+/// inverse, so that each channel of the latents gets one.
 ///
 /// # Errors
-/// If they don't, or the inverse fails.
+/// If that isn't so, or the inverse fails.
 pub(super) fn check_student(flow: &Flow, name: &str, sampler: &Sampler, device: &Device) -> Result<()> {
     let mut rng = named_rng(0, "student");
     let places = sampler.places(1, &mut rng);
     let mel = sampler.mels(flow, &places, device)?;
+    let kind = flow.likelihood_kind();
+    if kind != Likelihood::Exact {
+        return Err(Error::invalid(format!(
+            "recipe {name} cannot be a student: its likelihood is {kind}, and a divergence wants the student's own"
+        )));
+    }
     let z = Var::from_tensor(&noise(flow, 1, sampler.samples(), &mut rng, device)?)?;
     let x = flow.inverse(z.as_tensor(), &mel)?;
     let direction = Tensor::from_vec((0..sampler.samples()).map(|_| normal(&mut rng)).collect(), x.dims(), device)?;

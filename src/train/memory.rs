@@ -90,7 +90,7 @@ impl Estimate {
             parameters: PARAMETER_COPIES * values * F32,
             activations: activations + largest,
             // 16-bit samples, residuals (kept unless whitened anew at each step), mel
-            clips: samples * (2 + if t.joint_whitening { 0 } else { F32 } + mel),
+            clips: samples * (2 + if recipe.whitens_anew() { 0 } else { F32 } + mel),
         }
     }
 

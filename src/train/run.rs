@@ -102,7 +102,11 @@ pub(crate) fn run(
     let flow = Flow::new(&recipe.flow, &recipe.mel, params.builder())?;
     let values = params.named().iter().map(|(_, var)| var.elem_count()).sum();
     let samples = clips.iter().chain(held).map(|c| c.frames(recipe.mel.hop_length) * recipe.mel.hop_length).sum();
-    eprintln!("{values} parameters; {}", Estimate::new(&recipe, values, samples));
+    match job.teacher {
+        None => eprintln!("{values} parameters; {}", Estimate::new(&recipe, values, samples)),
+        // how much its teacher takes beside it isn't estimated
+        Some(_) => eprintln!("{values} parameters"),
+    }
     let mut session = match job.resumed {
         Some(step) => {
             drop((params, flow)); // the checkpoint has its own

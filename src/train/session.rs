@@ -219,7 +219,9 @@ impl Session {
         }
         let batch = sampler.draw(&self.flow, batch, &mut self.rng, &self.device)?;
         let deviation = self.recipe.training.noise;
-        let x = if deviation > 0.0 { (&batch.x + noise(&batch.x, deviation, &mut self.rng)?)? } else { batch.x };
+        // a stream of its own: whether there is noise doesn't decide which segments come
+        let mut rng = named_rng(self.state.seed, &format!("noise {}", self.rng.get_word_pos()));
+        let x = if deviation > 0.0 { (&batch.x + noise(&batch.x, deviation, &mut rng)?)? } else { batch.x };
         let (z, log_det) = self.flow.forward(&x, &batch.mel)?;
         Ok((flow::nll(&z, &(log_det + batch.whitening_log_det)?)?, batch.clips))
     }

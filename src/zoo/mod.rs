@@ -338,6 +338,7 @@ impl Zoo<'_> {
             gmac_per_second: flow.macs_per_sample() * f64::from(mel.sample_rate) / 1e9,
             steps,
             cpu_seconds,
+            likelihood: bits.likelihood,
             bits: bits.per_sample,
             bits_ci95: bits.ci95,
             real_time_factor: speech.real_time_factor,

@@ -1,5 +1,6 @@
 //! The table of a zoo: what is in `zoo.json`, and how it looks as Markdown.
 
+use crate::flow::Likelihood;
 use crate::{Error, Result, atomic};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
@@ -50,6 +51,8 @@ pub struct Row {
     pub steps: usize,
     /// Time of one core that they took.
     pub cpu_seconds: f64,
+    /// What its likelihood is worth.
+    pub likelihood: Likelihood,
     /// Held-out bits per sample.
     pub bits: f64,
     /// Half width of the 95 % confidence interval of the clips' mean.
@@ -133,9 +136,9 @@ impl Table {
             s.held_out.len(),
             s.spoken
         );
-        text += "| recipe | bits per sample | parameters | GMAC per second | steps | real-time factor | look-ahead |";
+        text += "| recipe | bits per sample | likelihood | parameters | GMAC per second | steps | real-time factor | look-ahead |";
         text += if s.scorer.is_some() { " score |\n" } else { "\n" };
-        text += "|---|---|---|---|---|---|---|";
+        text += "|---|---|---|---|---|---|---|---|";
         text += if s.scorer.is_some() { "---|\n" } else { "\n" };
         let mut rows: Vec<&Row> = self.rows.iter().collect();
         rows.sort_by(|a, b| a.bits.total_cmp(&b.bits));
@@ -143,10 +146,11 @@ impl Table {
             let streams = row.lookahead_frames.map_or_else(|| "no stream".into(), |n| format!("{n} frames"));
             let _ = write!(
                 text,
-                "| {} | {:.3} ± {:.3} | {} | {:.2} | {} | {:.3} | {streams} |",
+                "| {} | {:.3} ± {:.3} | {} | {} | {:.2} | {} | {:.3} | {streams} |",
                 row.name,
                 row.bits,
                 row.bits_ci95,
+                row.likelihood,
                 count(row.parameters),
                 row.gmac_per_second,
                 row.steps,

@@ -168,6 +168,13 @@ fn what_does_not_fit_is_one_line() {
     let (code, err) = distill(&[&teacher[..], &["--recipe", "mel.json", "--out", "run"]].concat());
     assert_eq!(code, 1);
     assert!(err.starts_with("melglow: recipe student has another mel convention than teacher tiny; "), "{err}");
+    for (recipe, problem) in [
+        ("arflow", "no gradient passes through the inverse of one of its steps"),
+        ("fvae", "its likelihood is a lower bound, and a divergence wants the student's own"),
+    ] {
+        let (code, err) = distill(&[&teacher[..], &["--recipe", recipe, "--out", "run"]].concat());
+        assert_eq!((code, err), (1, format!("melglow: recipe {recipe} cannot be a student: {problem}")));
+    }
     let (code, err) = distill(&[&["--teacher", "nobody"], &student[..]].concat());
     assert_eq!((code, err.starts_with("melglow: nobody: no such folder")), (1, true), "{err}");
     assert_eq!(distill(&teacher).0, 2, "no recipe");
