@@ -2,6 +2,7 @@
 
 use super::stream::Stage;
 use super::{Bijector, Cond};
+use crate::kernels::choice::Kernel;
 use crate::net::CondNet;
 use crate::net::wavenet::Projection;
 use candle_core::{Result, Tensor};
@@ -72,9 +73,9 @@ impl Bijector for Coupling {
         Tensor::cat(&[known, moved], 2)
     }
 
-    fn pack(&self) -> Result<Option<Stage>> {
+    fn pack(&self, kernel: Kernel) -> Result<Option<Stage>> {
         let stage =
             |net| Stage::Coupling { known: self.known, bound: self.bound.map(|b| b as f32), net: Box::new(net) };
-        Ok(self.net.pack(&self.cond)?.map(stage))
+        Ok(self.net.pack(&self.cond, kernel)?.map(stage))
     }
 }

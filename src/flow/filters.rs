@@ -2,10 +2,10 @@
 
 use super::config::WhiteningConfig;
 use super::filtering::Solver;
-use crate::kernels::matmul_rows;
+use crate::kernels::pointwise::silu;
 use crate::kernels::predict::{Predictor, synthesise};
-use crate::kernels::stream::Rows;
-use crate::kernels::wavenet::fill_rows;
+use crate::kernels::product::{Input, Panels, Start};
+use crate::kernels::rows::Rows;
 use crate::mel::filterbank::{band_centres, mel_filterbank};
 use crate::mel::{MelConfig, MelSpectrogram};
 use rayon::prelude::*;
@@ -111,8 +111,8 @@ pub struct Filters {
     pub bands: Bands,
     /// `[n_mels + 1, high bands]`.
     pub high: Vec<f32>,
-    /// Weights `[in, out]` and biases of the net.
-    pub layers: Vec<(Vec<f32>, Vec<f32>)>,
+    /// The net.
+    pub layers: Vec<Panels>,
     /// From spectra to filters.
     pub solver: Solver,
 }
@@ -124,7 +124,7 @@ impl Filters {
         mel: &MelConfig,
         bands: Bands,
         high: Vec<f32>,
-        layers: Vec<(Vec<f32>, Vec<f32>)>,
+        layers: Vec<Panels>,
         solver: Solver,
     ) -> Self {
         Self { config: config.clone(), hop: mel.hop_length, bands, high, layers, solver }
@@ -139,14 +139,12 @@ impl Filters {
     fn log_spectra<'a>(&self, frames: Range<usize>, end: usize, column: impl Fn(usize) -> &'a [f32]) -> Vec<f32> {
         let mut h: Vec<f32> = Vec::new();
         frames.clone().for_each(|f| h.extend(net_row(&self.config, f, end, &column)));
-        for (i, (weight, bias)) in self.layers.iter().enumerate() {
+        for (i, layer) in self.layers.iter().enumerate() {
             if i > 0 {
-                h.iter_mut().for_each(|v| *v /= 1.0 + (-*v).exp());
+                silu(&mut h);
             }
-            let (inputs, outputs) = (weight.len() / bias.len(), bias.len());
-            let mut next = vec![0.0; frames.len() * outputs];
-            fill_rows(&mut next, bias);
-            matmul_rows((frames.len(), inputs, outputs), &h, (weight, outputs), &mut next);
+            let mut next = vec![0.0; frames.len() * layer.columns()];
+            layer.product(frames.len(), &[Input::rows(&h, layer.depth())], Start::Bias, (&mut next, layer.columns()));
             h = next;
         }
         for (row, f) in h.chunks_exact_mut(self.bands.bins).zip(frames) {

@@ -2,6 +2,8 @@
 
 use super::stream::Stage;
 use super::{Bijector, Cond};
+use crate::kernels::choice::Kernel;
+use crate::kernels::product::{Matrix, Panels};
 use crate::net::wavenet::matmul;
 use candle_core::{Result, Tensor, Var};
 use candle_nn::{Init, VarBuilder};
@@ -63,8 +65,11 @@ impl Bijector for Mix {
         matmul(&z.contiguous()?, &self.solve()?.0.t()?)
     }
 
-    fn pack(&self) -> Result<Option<Stage>> {
-        Ok(Some(Stage::Mix { matrix: self.solve()?.0.t()?.flatten_all()?.to_vec1()? }))
+    fn pack(&self, kernel: Kernel) -> Result<Option<Stage>> {
+        let matrix: Vec<f32> = self.solve()?.0.t()?.flatten_all()?.to_vec1()?;
+        let channels = self.weight.dim(0)?;
+        let matrix = Panels::new(kernel, channels, &vec![0.0; channels], &[Matrix::new(&matrix, channels)]);
+        Ok(Some(Stage::Mix { matrix }))
     }
 
     /// Replaces the drawn matrix by a rotation: Gram–Schmidt on its rows, determinant made positive.

@@ -13,6 +13,7 @@ mod pointwise;
 pub(crate) mod stream;
 mod whiten;
 
+use crate::kernels::choice::Kernel;
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::net::{CondNet, SeparableNet, WaveNet};
 use crate::{Error, Result};
@@ -58,7 +59,7 @@ pub trait Bijector {
         self.forward(x, cond)
     }
     /// The inverse as a stage of a stream, or `None` if it has none.
-    fn pack(&self) -> candle_core::Result<Option<Stage>> {
+    fn pack(&self, _kernel: Kernel) -> candle_core::Result<Option<Stage>> {
         Ok(None)
     }
 }
@@ -347,19 +348,19 @@ impl Flow {
     ///
     /// # Errors
     /// If a matrix has no inverse.
-    pub(crate) fn pack(&self) -> Result<Option<(stream::Packed, Option<filters::Filters>)>> {
+    pub(crate) fn pack(&self, kernel: Kernel) -> Result<Option<(stream::Packed, Option<filters::Filters>)>> {
         let mut stages = Vec::new();
         for step in self.steps.iter().rev() {
             stages.push(match step {
                 Step::Early(done) => Stage::Early(*done),
-                Step::Map(map) => match map.pack()? {
+                Step::Map(map) => match map.pack(kernel)? {
                     Some(stage) => stage,
                     None => return Ok(None),
                 },
             });
         }
-        let Some(conditioning) = self.conditioning.pack()? else { return Ok(None) };
-        let filters = self.whitening.as_ref().map(Whiten::filters).transpose()?;
+        let Some(conditioning) = self.conditioning.pack(kernel)? else { return Ok(None) };
+        let filters = self.whitening.as_ref().map(|whitening| whitening.filters(kernel)).transpose()?;
         Ok(Some((stream::Packed { conditioning, stages, group: self.group, hop: self.hop }, filters)))
     }
 

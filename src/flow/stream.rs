@@ -4,9 +4,11 @@
 //! out doesn't depend on the pieces that go in, bit for bit.
 
 use super::conditioning;
-use crate::kernels::matmul_rows;
-use crate::kernels::stream::{Rows, State as NetState, Weights};
-use crate::kernels::wavenet::{fill_rows, interpolation};
+use crate::kernels::pointwise;
+use crate::kernels::product::{Input, Panels, Start};
+use crate::kernels::rows::Rows;
+use crate::kernels::stream::{State as NetState, Weights};
+use crate::kernels::wavenet::interpolation;
 
 /// A step's inverse on slices, ready to stream.
 pub enum Stage {
@@ -24,15 +26,13 @@ pub enum Stage {
     },
     /// `x · e^−g(features)`, `g` between frames.
     Gain {
-        /// `[features, channels]`.
-        weight: Vec<f32>,
-        /// `[channels]`.
-        bias: Vec<f32>,
+        /// From features to channels.
+        weights: Panels,
     },
-    /// `x · matrix`, row-major `[channels, channels]`.
+    /// `x · matrix`, `[channels, channels]`.
     Mix {
         /// The inverse, transposed.
-        matrix: Vec<f32>,
+        matrix: Panels,
     },
     /// `(x₁ − b) · e^−log_s` with `b` and `log_s` of `x₀` and the features.
     Coupling {
@@ -88,8 +88,11 @@ pub struct State {
     /// Latents of the steps under way, for the channels that come back late.
     latents: Rows,
     couplings: Vec<Coupling>,
-    /// Steps that have come out.
-    done: usize,
+    /// Threads that share the work of a large piece.
+    threads: usize,
+    /// The rows under way, and room for the next.
+    x: Vec<f32>,
+    spare: Vec<f32>,
 }
 
 /// A coupling at work: its net, and the rows that wait for the net's answer.
@@ -99,8 +102,8 @@ struct Coupling {
 }
 
 impl State {
-    /// Before the first frame.
-    pub fn new(packed: &Packed) -> Self {
+    /// Before the first frame. `threads` of rayon's share the work of a piece, where it is enough.
+    pub fn new(packed: &Packed, threads: usize) -> Self {
         let mut couplings = Vec::new();
         let mut channels = packed.group;
         channels -= packed.stages.iter().map(|s| if let Stage::Early(n) = s { *n } else { 0 }).sum::<usize>();
@@ -118,7 +121,9 @@ impl State {
             features: Rows::new(packed.conditioning.features()),
             latents: Rows::new(packed.group),
             couplings,
-            done: 0,
+            threads,
+            x: Vec::new(),
+            spare: Vec::new(),
         }
     }
 
@@ -143,48 +148,42 @@ impl State {
         let group = packed.group;
         let late: usize = packed.stages.iter().map(|s| if let Stage::Early(n) = s { *n } else { 0 }).sum();
         let (mut at, mut early, mut channels) = (from, late, group - late);
-        let mut x: Vec<f32> =
-            self.latents.get(from..known).chunks_exact(group).flat_map(|row| &row[late..]).copied().collect();
+        let (x, spare) = (&mut self.x, &mut self.spare);
+        x.clear();
+        self.latents.get(from..known).chunks_exact(group).for_each(|row| x.extend_from_slice(&row[late..]));
         let mut couplings = self.couplings.iter_mut();
         for stage in &packed.stages {
             match stage {
-                Stage::Affine { scale, shift } => {
-                    for row in x.chunks_exact_mut(channels) {
-                        row.iter_mut().zip(scale).zip(shift).for_each(|((x, scale), shift)| *x = *x * scale + shift);
-                    }
-                }
-                Stage::Sinh { scale } => x.iter_mut().for_each(|x| {
-                    let u = *x * scale;
-                    *x = (u.exp() - (-u).exp()) * (0.5 / scale);
-                }),
-                Stage::Gain { weight, bias } => gain(&mut x, at, &self.features, up, weight, bias),
+                Stage::Affine { scale, shift } => pointwise::affine(x, scale, shift),
+                Stage::Sinh { scale } => pointwise::sinh(x, *scale),
+                Stage::Gain { weights } => gain(x, at, &self.features, up, weights, spare),
                 Stage::Mix { matrix } => {
-                    let mut mixed = vec![0.0; x.len()];
-                    matmul_rows((x.len() / channels, channels, channels), &x, (matrix, channels), &mut mixed);
-                    x = mixed;
+                    spare.resize(x.len(), 0.0);
+                    let rows = Input::rows(x, channels);
+                    matrix.product(x.len() / channels, &[rows], Start::Bias, (spare, channels));
+                    std::mem::swap(x, spare);
                 }
                 Stage::Coupling { known, bound, net } => {
                     let coupling = couplings.next().expect("one state for each coupling");
-                    at = coupling.push(&mut x, *known, *bound, net, &self.features, last);
+                    at = coupling.push(x, (*known, *bound), net, &self.features, last, self.threads);
                 }
                 Stage::Early(done) => {
                     early -= done;
-                    let rows = x.len() / channels;
-                    let latents = self.latents.get(at..at + rows).chunks_exact(group);
-                    x = x
-                        .chunks_exact(channels)
-                        .zip(latents)
-                        .flat_map(|(x, z)| z[early..early + done].iter().chain(x))
-                        .copied()
-                        .collect();
+                    spare.clear();
+                    let latents = self.latents.get(at..at + x.len() / channels).chunks_exact(group);
+                    for (x, z) in x.chunks_exact(channels).zip(latents) {
+                        spare.extend_from_slice(&z[early..early + done]);
+                        spare.extend_from_slice(x);
+                    }
+                    std::mem::swap(x, spare);
                     channels += done;
                 }
             }
         }
-        out.extend_from_slice(&x);
-        self.done = at + x.len() / group;
-        self.latents.forget(self.done);
-        self.features.forget(self.done / up);
+        out.extend_from_slice(x);
+        let done = at + x.len() / group;
+        self.latents.forget(done);
+        self.features.forget(done / up);
     }
 }
 
@@ -193,55 +192,42 @@ impl Coupling {
     fn push(
         &mut self,
         x: &mut Vec<f32>,
-        known: usize,
-        bound: Option<f32>,
+        (known, bound): (usize, Option<f32>),
         net: &Weights,
         features: &Rows,
         last: bool,
+        threads: usize,
     ) -> usize {
         self.waiting.extend(x);
-        let channels = known + net.shape.outputs / 2;
-        let input: Vec<f32> = x.chunks_exact(channels).flat_map(|row| &row[..known]).copied().collect();
-        let mut params = Vec::new();
-        self.net.push(net, &input, features, last, &mut params);
+        let moved = net.shape.outputs / 2;
+        let params = self.net.push(net, (x, known + moved), features, last, threads);
         let at = self.waiting.start();
-        let rows = params.len() / net.shape.outputs;
+        let ready = at..at + params.len() / net.shape.outputs;
         x.clear();
-        x.extend_from_slice(self.waiting.get(at..at + rows));
-        self.waiting.forget(at + rows);
-        let moved = channels - known;
-        for (x, params) in x.chunks_exact_mut(channels).zip(params.chunks_exact(2 * moved)) {
-            let (b, log_s) = params.split_at(moved);
-            for ((x, b), log_s) in x[known..].iter_mut().zip(b).zip(log_s) {
-                let log_s = match bound {
-                    Some(bound) => (log_s / bound).tanh() * bound,
-                    None => *log_s,
-                };
-                *x = (*x - b) * (-log_s).exp();
-            }
-        }
+        x.extend_from_slice(self.waiting.get(ready.clone()));
+        self.waiting.forget(ready.end);
+        pointwise::uncouple(x, known, params, moved, bound);
         at
     }
 }
 
 /// Divides the rows of `x`, from step `at` on, by the gain that stands between the features.
-fn gain(x: &mut [f32], at: usize, features: &Rows, up: usize, weight: &[f32], bias: &[f32]) {
-    let channels = bias.len();
+fn gain(x: &mut [f32], at: usize, features: &Rows, up: usize, weights: &Panels, spare: &mut Vec<f32>) {
+    let channels = weights.columns();
     let steps = x.len() / channels;
     if steps == 0 {
         return;
     }
     let first = at / up;
     let rows = (at + steps - 1) / up + 2 - first;
-    let mut log_gain = vec![0.0; rows * channels];
-    fill_rows(&mut log_gain, bias);
-    let inputs = weight.len() / channels;
-    matmul_rows((rows, inputs, channels), features.get(first..first + rows), (weight, channels), &mut log_gain);
-    for (i, x) in x.chunks_exact_mut(channels).enumerate() {
-        let (row, part) = interpolation(at + i, up);
-        let (now, next) = log_gain[(row - first) * channels..].split_at(channels);
-        for ((x, now), next) in x.iter_mut().zip(now).zip(next) {
-            *x *= (-(now + part * (next - now))).exp();
-        }
+    spare.resize(rows * channels, 0.0);
+    let features = Input::rows(features.get(first..first + rows), weights.depth());
+    weights.product(rows, &[features], Start::Bias, (spare, channels));
+    let end = at + steps;
+    for (row, log_gain) in (first..).zip(spare.windows(2 * channels).step_by(channels)) {
+        let steps = at.max(row * up)..end.min((row + 1) * up);
+        let x = &mut x[(steps.start - at) * channels..(steps.end - at) * channels];
+        let (now, next) = log_gain.split_at(channels);
+        pointwise::ungain(x, now, next, steps.map(|t| interpolation(t, up).1));
     }
 }

@@ -1,5 +1,6 @@
 //! Linear prediction: a power spectrum's best predictor, and the filter pair it drives.
 
+use super::wide;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Mul};
 
@@ -68,7 +69,7 @@ pub fn levinson_backward(autocorrelation: &[f64], a: &[f64], d_a: &[f64], d_erro
     v[1..].iter_mut().zip(toeplitz_solve(autocorrelation, d_a)).for_each(|(v, u)| *v -= u);
     // Σ over all i, j with |i − j| = lag of v[i] · ã[j]
     let mut gradient = vec![0.0; full.len()];
-    run(|| {
+    wide(|| {
         for (lag, g) in gradient.iter_mut().enumerate() {
             let past = dot(&v[lag..], &full[..full.len() - lag]);
             *g = if lag == 0 { past } else { past + dot(&v[..v.len() - lag], &full[lag..]) };
@@ -112,7 +113,7 @@ impl Predictor {
 /// `e[n] = (x[n] + Σ a[k] x[n−k]) / gain` for the samples at `range` of `x`, whose past is what
 /// stands before them (zeros before the start).
 pub fn residual(predictor: &Predictor, x: &[f32], range: std::ops::Range<usize>, e: &mut [f32]) {
-    run(|| residual_body(predictor, x, range, e));
+    wide(|| residual_body(predictor, x, range, e));
 }
 
 /// The gradient of [`residual`] in the coefficients `a[1..=order]`, from that of `e`, in f64.
@@ -120,7 +121,7 @@ pub fn residual_backward(predictor: &Predictor, x: &[f32], range: std::ops::Rang
     let order = predictor.reversed.len();
     let scale = 1.0 / f64::from(predictor.gain);
     let mut reversed = vec![0.0; order];
-    run(|| {
+    wide(|| {
         for (n, &d) in range.zip(d_e) {
             let past = order.min(n);
             let d = f64::from(d) * scale;
@@ -135,7 +136,7 @@ pub fn residual_backward(predictor: &Predictor, x: &[f32], range: std::ops::Rang
 
 /// The inverse: `x[n] = gain · e[n] − Σ a[k] x[n−k]`, in place at `range` of `x`.
 pub fn synthesise(predictor: &Predictor, x: &mut [f32], range: std::ops::Range<usize>, e: &[f32]) {
-    run(|| synthesise_body(predictor, x, range, e));
+    wide(|| synthesise_body(predictor, x, range, e));
 }
 
 #[inline(always)]
@@ -158,23 +159,6 @@ fn synthesise_body(predictor: &Predictor, x: &mut [f32], range: std::ops::Range<
     for (n, e) in range.zip(e) {
         x[n] = predictor.gain * e - predict(predictor, x, n);
     }
-}
-
-/// Runs `body` compiled for AVX2 where there is AVX2; same bits either way.
-#[inline(always)]
-fn run(body: impl FnOnce()) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn avx2(body: impl FnOnce()) {
-            body();
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has AVX2, as just asked.
-            return unsafe { avx2(body) };
-        }
-    }
-    body();
 }
 
 #[cfg(test)]

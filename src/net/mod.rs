@@ -4,6 +4,7 @@ pub mod params;
 pub mod separable;
 pub mod wavenet;
 
+use crate::kernels::choice::Kernel;
 use crate::kernels::stream::Weights;
 use candle_core::{Result, Tensor};
 pub use params::Params;
@@ -17,7 +18,7 @@ pub trait CondNet {
     fn forward(&self, x: &Tensor, cond: &Tensor, cond_bias: &Tensor) -> Result<Tensor>;
     /// The weights for streaming, with those of the projection of the mel's features, or `None` if
     /// the net can't stream.
-    fn pack(&self, _projection: &Projection) -> Result<Option<Weights>> {
+    fn pack(&self, _projection: &Projection, _kernel: Kernel) -> Result<Option<Weights>> {
         Ok(None)
     }
     /// Columns of conditioning that it wants.

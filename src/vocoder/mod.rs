@@ -10,6 +10,7 @@ use crate::audio::Waveform;
 use crate::flow::Flow;
 use crate::flow::filters::Filters;
 use crate::flow::stream::{self as flow_stream, State};
+use crate::kernels::choice::Kernel;
 use crate::mel::MelSpectrogram;
 use crate::voice::{SynthesisConfig, Voice, VoiceConfig};
 use crate::{Error, Result};
@@ -88,7 +89,7 @@ impl Vocoder {
         let config = voice.config().clone();
         let refiner = Refiner::new(&config.mel)?;
         let macs_per_sample = flow.macs_per_sample().max(1.0);
-        let engine = match flow.pack()? {
+        let engine = match flow.pack(Kernel::chosen()?)? {
             Some((flow, filters)) => Engine::Stream(Packed { flow, filters }),
             None => Engine::Blocks(flow),
         };
@@ -175,7 +176,10 @@ impl Vocoder {
     ) -> Vec<f32> {
         let (hop, frames) = (self.config.mel.hop_length, mel.frames());
         let halo = packed.flow.reach_frames();
-        let workers = rayon::current_num_threads().min(frames / (4 * halo + FRAMES)).max(1);
+        let threads = rayon::current_num_threads();
+        let workers = threads.min(frames / (4 * halo + FRAMES)).max(1);
+        // where the sound is too short for a stretch each, they share the pieces
+        let threads = if workers == 1 { threads } else { 1 };
         let stretch = frames.div_ceil(workers);
         let columns = mel.transposed();
         let mut residual = vec![0.0; frames * hop];
@@ -190,7 +194,7 @@ impl Vocoder {
                         noise.fill(from * hop + step * packed.flow.group, rows);
                         rows.iter_mut().for_each(|z| *z *= sigma);
                     };
-                    let mut state = State::new(&packed.flow);
+                    let mut state = State::new(&packed.flow, threads);
                     // samples to drop in front, and where the next go
                     let (mut skip, mut at) = ((start - from) * hop, 0);
                     let mut piece = Vec::new();
