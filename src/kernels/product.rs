@@ -266,7 +266,14 @@ unsafe fn neon(job: &Job) {
 /// The processor must have the vector's feature, and the job be checked.
 #[inline(always)]
 unsafe fn run<V: Vector>(job: &Job) {
-    for panel in 0..job.panels.panels() {
+    let columns = if job.panels.gated { V::LANES } else { 2 * V::LANES };
+    let mut first = 0;
+    while job.count == 1 && (first + ABREAST) * columns <= job.panels.columns {
+        // SAFETY: the caller's promise; the panels are full.
+        unsafe { abreast::<V>(job, first) };
+        first += ABREAST;
+    }
+    for panel in first..job.panels.panels() {
         let mut row = 0;
         while row < job.count {
             // tiles of much the same height: a low one is slow
@@ -294,6 +301,58 @@ unsafe fn run<V: Vector>(job: &Job) {
     }
 }
 
+/// Panels that a single row goes through together: alone, its two sums would wait for each other.
+const ABREAST: usize = 6;
+
+/// The only row of a product, for some full panels from `first` on; the bits are [`tile`]'s.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn abreast<V: Vector>(job: &Job, first: usize) {
+    let (panels, width) = (job.panels, 2 * V::LANES);
+    let columns = if panels.gated { V::LANES } else { width };
+    let size = (panels.depth + 1) * width;
+    // SAFETY: `product` has checked that all these lie within their slices.
+    unsafe {
+        let mut weights = panels.values.as_ptr().add(panels.begin + first * size);
+        let out = job.out.add(first * columns);
+        let mut sums = [[V::splat(0.0); 2]; ABREAST];
+        for (p, sums) in sums.iter_mut().enumerate() {
+            *sums = pair(weights.add(p * size));
+            match job.start {
+                Start::Bias => {}
+                Start::Answer => *sums = pair(out.add(p * columns)),
+                Start::Rows(rows, _) => *sums = plus(*sums, pair(rows.as_ptr().add((first + p) * columns))),
+                Start::Between(rows, stride, up, from) => {
+                    let now = rows.as_ptr().add(from / up * stride + (first + p) * width);
+                    *sums = between(*sums, now, stride, part_of(from % up, up));
+                }
+            }
+        }
+        weights = weights.add(width);
+        for input in job.inputs {
+            for tap in 0..input.taps {
+                let row = input.rows.as_ptr().add(tap * input.dilation * input.stride);
+                for k in 0..input.width {
+                    let x = V::splat(*row.add(k));
+                    for (p, sums) in sums.iter_mut().enumerate() {
+                        let [a, b] = pair(weights.add(p * size));
+                        *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
+                    }
+                    weights = weights.add(width);
+                }
+            }
+        }
+        for (p, sums) in sums.into_iter().enumerate() {
+            finish(panels.gated, sums, out.add(p * columns));
+        }
+    }
+}
+
+/// Columns of the widest panel.
+const WIDEST: usize = 32;
+
 /// `R` rows of one panel's columns.
 ///
 /// # Safety
@@ -303,42 +362,71 @@ unsafe fn tile<V: Vector, const R: usize>(job: &Job, panel: usize, row: usize) {
     if R > V::ROWS {
         return;
     }
-    let (panels, width) = (job.panels, 2 * V::LANES);
-    let columns = if panels.gated { V::LANES } else { width };
+    let panels = job.panels;
+    let columns = if panels.gated { V::LANES } else { 2 * V::LANES };
     let first = panel * columns;
     let filled = columns.min(panels.columns - first);
     // SAFETY: `product` has checked that all these lie within their slices.
     unsafe {
-        let mut weights = panels.values.as_ptr().add(panels.begin + panel * (panels.depth + 1) * width);
-        let bias = [V::load(weights), V::load(weights.add(V::LANES))];
-        let mut sums = [bias; R];
-        let add = |sums: &mut [[V; 2]; R], rows: *const f32, stride: usize, bias: [V; 2]| {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let [a, b] = load_part::<V>(rows.add(r * stride), filled);
-                *sums = [a.add(bias[0]), b.add(bias[1])];
-            }
+        let out = job.out.add(row * job.stride + first);
+        let rows = match job.start {
+            Start::Bias | Start::Between(..) => None,
+            Start::Answer => Some((out.cast_const(), job.stride)),
+            Start::Rows(rows, stride) => Some((rows.as_ptr().add(row * stride + first), stride)),
         };
-        match job.start {
-            Start::Bias => {}
-            Start::Answer => {
-                add(&mut sums, job.out.add(row * job.stride + first), job.stride, [V::splat(0.0); 2]);
+        if filled == columns {
+            full::<V, R>(job, (panel, row), rows, (out, job.stride));
+            return;
+        }
+        // a panel that isn't full works on a copy that is
+        let mut copy = [[0.0; WIDEST]; R];
+        if let Some((rows, stride)) = rows {
+            for (r, copy) in copy.iter_mut().enumerate() {
+                std::ptr::copy_nonoverlapping(rows.add(r * stride), copy.as_mut_ptr(), filled);
             }
-            Start::Rows(rows, stride) => add(&mut sums, rows.as_ptr().add(row * stride + first), stride, bias),
-            Start::Between(rows, stride, up, from) => {
-                let (at, mut step) = ((from + row) / up, (from + row) % up);
-                let mut now = rows.as_ptr().add(at * stride + panel * width);
-                let share = 1.0 / up as f32;
-                for sums in &mut sums {
-                    let part = V::splat((step as f32 + 0.5) * share);
-                    for (i, sum) in sums.iter_mut().enumerate() {
-                        let now = now.add(i * V::LANES);
-                        let (next, now) = (V::load(now.add(stride)), V::load(now));
-                        *sum = next.sub(now).fma(part, sum.add(now));
-                    }
-                    step += 1;
-                    if step == up {
-                        (now, step) = (now.wrapping_add(stride), 0);
-                    }
+        }
+        let at = copy.as_mut_ptr().cast::<f32>();
+        full::<V, R>(job, (panel, row), rows.map(|_| (at.cast_const(), WIDEST)), (at, WIDEST));
+        for (r, copy) in copy.iter().enumerate() {
+            std::ptr::copy_nonoverlapping(copy.as_ptr(), out.add(r * job.stride), filled);
+        }
+    }
+}
+
+/// [`tile`] of a panel with as many columns as it holds: `rows` to start from and `out`, with their
+/// strides. In every branch the loops over the tile's rows are plain, so that the sums stay in
+/// registers.
+///
+/// # Safety
+/// As [`tile`]; `R` rows of the panel's width must be at both.
+#[inline(always)]
+unsafe fn full<V: Vector, const R: usize>(
+    job: &Job,
+    (panel, row): (usize, usize),
+    rows: Option<(*const f32, usize)>,
+    (out, out_stride): (*mut f32, usize),
+) {
+    let (panels, width) = (job.panels, 2 * V::LANES);
+    // SAFETY: the caller's promise, and what `product` has checked.
+    unsafe {
+        let mut weights = panels.values.as_ptr().add(panels.begin + panel * (panels.depth + 1) * width);
+        let mut sums = [pair(weights); R];
+        if matches!(job.start, Start::Answer) {
+            sums = [[V::splat(0.0); 2]; R];
+        }
+        if let Some((rows, stride)) = rows {
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = plus(*sum, pair(rows.add(r * stride)));
+            }
+        }
+        if let Start::Between(rows, stride, up, from) = job.start {
+            let (at, mut step) = ((from + row) / up, (from + row) % up);
+            let mut now = rows.as_ptr().add(at * stride + panel * width);
+            for sum in &mut sums {
+                *sum = between(*sum, now, stride, part_of(step, up));
+                step += 1;
+                if step == up {
+                    (now, step) = (now.wrapping_add(stride), 0);
                 }
             }
         }
@@ -353,15 +441,59 @@ unsafe fn tile<V: Vector, const R: usize>(job: &Job, panel: usize, row: usize) {
                 weights = weights.add(input.width * width);
             }
         }
-        let out = job.out.add(row * job.stride + first);
-        if panels.gated {
-            for (r, &[a, b]) in sums.iter().enumerate() {
-                store_part([gate(a, b), b], out.add(r * job.stride), filled);
-            }
+        for (r, sums) in sums.into_iter().enumerate() {
+            finish(panels.gated, sums, out.add(r * out_stride));
+        }
+    }
+}
+
+/// A line of a panel.
+///
+/// # Safety
+/// Two vectors must stand at `at`, and the processor must have the vector's feature.
+#[inline(always)]
+unsafe fn pair<V: Vector>(at: *const f32) -> [V; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { [V::load(at), V::load(at.add(V::LANES))] }
+}
+
+#[inline(always)]
+fn plus<V: Vector>(a: [V; 2], b: [V; 2]) -> [V; 2] {
+    [a[0].add(b[0]), a[1].add(b[1])]
+}
+
+/// How far a step stands from its row towards the next: half a step behind the first of `up`.
+#[inline(always)]
+fn part_of(step: usize, up: usize) -> f32 {
+    (step as f32 + 0.5) / up as f32
+}
+
+/// `sums` and what stands `part` of the way between a line and that `stride` further on.
+///
+/// # Safety
+/// As [`pair`], for both lines.
+#[inline(always)]
+unsafe fn between<V: Vector>(sums: [V; 2], now: *const f32, stride: usize, part: f32) -> [V; 2] {
+    // SAFETY: the caller's promise; the sums prove the feature.
+    unsafe {
+        let (now, next, part) = (pair::<V>(now), pair::<V>(now.add(stride)), V::splat(part));
+        std::array::from_fn(|i| next[i].sub(now[i]).fma(part, sums[i].add(now[i])))
+    }
+}
+
+/// Stores the sums, or what the gate makes of them.
+///
+/// # Safety
+/// Two vectors must fit at `out`, or one if `gated`.
+#[inline(always)]
+unsafe fn finish<V: Vector>(gated: bool, [a, b]: [V; 2], out: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if gated {
+            gate(a, b).store(out);
         } else {
-            for (r, &sums) in sums.iter().enumerate() {
-                store_part(sums, out.add(r * job.stride), filled);
-            }
+            a.store(out);
+            b.store(out.add(V::LANES));
         }
     }
 }
@@ -393,48 +525,6 @@ unsafe fn accumulate<V: Vector, const R: usize>(
     sums
 }
 
-/// The widest pair of vectors.
-const WIDEST: usize = 32;
-
-/// The first `count` values of a pair of vectors, or all of them.
-///
-/// # Safety
-/// So many values must stand at `at`, and the processor must have the vector's feature.
-#[inline(always)]
-unsafe fn load_part<V: Vector>(at: *const f32, count: usize) -> [V; 2] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if count == 2 * V::LANES {
-            return [V::load(at), V::load(at.add(V::LANES))];
-        }
-        let mut part = [0.0; WIDEST];
-        std::ptr::copy_nonoverlapping(at, part.as_mut_ptr(), count);
-        [V::load(part.as_ptr()), V::load(part.as_ptr().add(V::LANES))]
-    }
-}
-
-/// Writes the first `count` values of a pair of vectors, the first vector whole if they are its own.
-///
-/// # Safety
-/// So many values must fit at `at`.
-#[inline(always)]
-unsafe fn store_part<V: Vector>([a, b]: [V; 2], at: *mut f32, count: usize) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if count == 2 * V::LANES {
-            a.store(at);
-            b.store(at.add(V::LANES));
-        } else if count == V::LANES {
-            a.store(at);
-        } else {
-            let mut part = [0.0; WIDEST];
-            a.store(part.as_mut_ptr());
-            b.store(part.as_mut_ptr().add(V::LANES));
-            std::ptr::copy_nonoverlapping(part.as_ptr(), at, count);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -444,7 +534,7 @@ mod tests {
     }
 
     /// One convolution with a second input, for every start: (rows, taps, dilation, width, second, columns).
-    const SHAPES: [[usize; 6]; 7] = [
+    const SHAPES: [[usize; 6]; 8] = [
         [1, 1, 0, 1, 1, 1],
         [2, 3, 5, 3, 2, 7],
         [5, 3, 1, 8, 1, 16],
@@ -452,6 +542,7 @@ mod tests {
         [29, 3, 4, 17, 64, 64],
         [70, 1, 0, 64, 3, 130],
         [7, 3, 8, 100, 31, 12],
+        [4, 2, 1, 11, 5, 500],
     ];
 
     #[test]
@@ -481,29 +572,29 @@ mod tests {
                     panels.product(rows, &input, start, (&mut out, stride));
                     for (i, (out, before)) in out.iter().zip(&before).enumerate() {
                         let (t, j) = (i / stride, i % stride);
-                        let first = match start {
-                            _ if j >= columns => f64::from(*before) - sum(t, 0),
-                            Start::Bias => f64::from(bias[j]),
-                            Start::Answer => f64::from(*before),
-                            _ => f64::from(bias[j] + before),
+                        let expected = match start {
+                            _ if j >= columns => f64::from(*before),
+                            Start::Bias => f64::from(bias[j]) + sum(t, j),
+                            Start::Answer => f64::from(*before) + sum(t, j),
+                            _ => f64::from(bias[j] + before) + sum(t, j),
                         };
-                        let expected = first + sum(t, j % columns.max(1) * usize::from(j < columns));
                         let error = (f64::from(*out) - expected).abs();
                         // half a unit of f32 for each addition, of sums that stay below 60
                         assert!(error < 2e-4, "{}: row {t}, column {j} of {columns}: {error}", kernel.name());
                     }
                     // the bits don't depend on the company
-                    let (from, to) = (rows / 3, rows - rows / 5);
-                    let mut part = before[from * stride..].to_vec();
-                    let some =
-                        [Input { rows: &x[from * width..], ..input[0] }, Input::rows(&y[from * second..], second)];
-                    let start = match start {
-                        Start::Rows(rows, stride) => Start::Rows(&rows[from * stride..], stride),
-                        start => start,
-                    };
-                    panels.product(to - from, &some, start, (&mut part, stride));
-                    let wanted = &out[from * stride..to * stride];
-                    assert!(part[..wanted.len()] == *wanted, "{}: rows {from}..{to}", kernel.name());
+                    for (from, to) in [(rows / 3, rows - rows / 5), (rows / 2, rows / 2 + 1)] {
+                        let mut part = before[from * stride..].to_vec();
+                        let some =
+                            [Input { rows: &x[from * width..], ..input[0] }, Input::rows(&y[from * second..], second)];
+                        let start = match start {
+                            Start::Rows(rows, stride) => Start::Rows(&rows[from * stride..], stride),
+                            start => start,
+                        };
+                        panels.product(to - from, &some, start, (&mut part, stride));
+                        let wanted = &out[from * stride..to * stride];
+                        assert!(part[..wanted.len()] == *wanted, "{}: rows {from}..{to}", kernel.name());
+                    }
                 }
             }
         }
