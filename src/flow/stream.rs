@@ -65,6 +65,12 @@ impl Packed {
         self.stages.iter().map(|s| if let Stage::Coupling { net, .. } = s { net.shape.lookahead() } else { 0 }).sum()
     }
 
+    /// Whether threads share the work of so many frames well: then the layers of every net are large.
+    pub fn shares_well(&self, frames: usize) -> bool {
+        let steps = frames * self.hop / self.group;
+        self.stages.iter().all(|s| if let Stage::Coupling { net, .. } = s { net.shares_well(steps) } else { true })
+    }
+
     /// Frames after its own that a frame's sound depends on.
     pub fn lookahead_frames(&self) -> usize {
         self.conditioning.lookahead() + (self.lookahead_steps() * self.group).div_ceil(self.hop)

@@ -25,6 +25,8 @@ const BLOCK: usize = 192;
 
 /// Multiply-adds of a layer below which another thread costs more than it saves.
 const MIN_SHARED: usize = 8 << 20;
+/// Multiply-adds of a layer above which what threads cost doesn't show.
+const WELL_SHARED: usize = 8 * MIN_SHARED;
 
 /// A WaveNet's weights in panels, and those of its projection of the mel's features.
 pub struct Weights {
@@ -42,6 +44,13 @@ struct Layer {
     residual: Option<Panels>,
     /// To the output, as `residual`.
     answer: Panels,
+}
+
+impl Layer {
+    /// Multiply-adds of so many steps' convolution, by far the most of a layer.
+    fn macs(&self, steps: usize) -> usize {
+        steps * self.conv.depth() * self.conv.row_width()
+    }
 }
 
 impl Weights {
@@ -89,6 +98,11 @@ impl Weights {
         layers[0].answer.set_bias(&answer_bias);
         let rows = |cond| Panels::for_gated(kernel, c, shape.layers(), Matrix::new(cond, shape.cond_width()));
         Self { shape: shape.clone(), layers, cond: (shape.up > 1).then(|| rows(cond)) }
+    }
+
+    /// Whether threads share the work of so many steps at hardly any cost.
+    pub fn shares_well(&self, steps: usize) -> bool {
+        self.layers[self.layers.len() / 2].macs(steps) >= WELL_SHARED
     }
 }
 
@@ -198,7 +212,7 @@ impl State {
         if l == 0 {
             self.answer.grow(steps);
         }
-        let shared = threads > 1 && steps * (layer.conv.depth() * 2 * c) >= MIN_SHARED;
+        let shared = threads > 1 && layer.macs(steps) >= MIN_SHARED;
         let threads = if shared { threads } else { 1 };
         // as many blocks for each thread, of about a block's size
         let count = steps.div_ceil(BLOCK).next_multiple_of(threads);

@@ -135,11 +135,11 @@ pub struct Saved {
     gated: Vec<Vec<f32>>,
 }
 
-pub(crate) fn fill_rows(out: &mut [f32], row: &[f32]) {
+fn fill_rows(out: &mut [f32], row: &[f32]) {
     out.chunks_exact_mut(row.len()).for_each(|o| o.copy_from_slice(row));
 }
 
-pub(crate) fn add(out: &mut [f32], x: &[f32]) {
+fn add(out: &mut [f32], x: &[f32]) {
     out.iter_mut().zip(x).for_each(|(o, x)| *o += x);
 }
 
@@ -236,14 +236,7 @@ fn conditioned_bias(shape: &Shape, layer: usize, bias: &[f32], cond: &[f32], pre
 
 /// Fills `pre` `[steps, 2·channels]`, from step `first` on, with bias plus this layer's conditioning
 /// between rows; `cond` begins with row `cond.1`.
-pub(super) fn interpolated_bias(
-    shape: &Shape,
-    layer: usize,
-    bias: &[f32],
-    cond: (&[f32], usize),
-    first: usize,
-    pre: &mut [f32],
-) {
+fn interpolated_bias(shape: &Shape, layer: usize, bias: &[f32], cond: (&[f32], usize), first: usize, pre: &mut [f32]) {
     let (w, width) = (bias.len(), shape.cond_width());
     let row = |r: usize| &cond.0[(r - cond.1) * width + layer * w..][..w];
     for (i, pre) in pre.chunks_exact_mut(w).enumerate() {

@@ -164,8 +164,8 @@ impl Vocoder {
         Ok(Waveform { samples, sample_rate: config.mel.sample_rate })
     }
 
-    /// The flow's inverse of noise: a stretch of frames for each thread, with what lies within its
-    /// reach on either side.
+    /// The flow's inverse of noise. If the nets are small and the sound is long, each thread has a
+    /// stretch of frames, with what lies within its reach on either side.
     fn residual(
         &self,
         packed: &Packed,
@@ -177,8 +177,9 @@ impl Vocoder {
         let (hop, frames) = (self.config.mel.hop_length, mel.frames());
         let halo = packed.flow.reach_frames();
         let threads = rayon::current_num_threads();
-        let workers = threads.min(frames / (4 * halo + FRAMES)).max(1);
-        // where the sound is too short for a stretch each, they share the pieces
+        let stretches = if packed.flow.shares_well(FRAMES) { 1 } else { frames / (4 * halo + FRAMES) };
+        let workers = threads.min(stretches).max(1);
+        // without a stretch for each, they share the pieces
         let threads = if workers == 1 { threads } else { 1 };
         let stretch = frames.div_ceil(workers);
         let columns = mel.transposed();
