@@ -184,7 +184,9 @@ impl Whiten {
     /// As [`Whiten::forward`].
     pub fn inverse(&self, e: &[f32], mel: &MelSpectrogram) -> Result<Vec<f32>> {
         self.check_length(e.len(), mel)?;
-        Ok(self.filters(Kernel::chosen()?)?.inverse(e, mel))
+        let mut x = e.to_vec();
+        self.filters(Kernel::chosen()?)?.inverse(&mut x, mel);
+        Ok(x)
     }
 
     /// Multiply-adds per sample of filtering (the predictors' own cost is per frame and small).

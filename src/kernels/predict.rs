@@ -10,24 +10,28 @@ use std::ops::{Add, AddAssign, Mul};
 /// `e[n] = x[n] + Σ a[k] x[n−k]`. Makhoul 1975, "Linear prediction: a tutorial review".
 pub fn levinson(autocorrelation: &[f64]) -> (Vec<f64>, f64) {
     let order = autocorrelation.len() - 1;
-    let mut a = vec![0.0; order];
+    let (mut a, mut previous) = (vec![0.0; order], vec![0.0; order]);
     let mut error = autocorrelation[0];
-    let mut previous = vec![0.0; order];
-    for i in 0..order {
-        error = extend(autocorrelation, &mut a, &mut previous, i, error);
-    }
+    let lags = backwards(autocorrelation);
+    wide(|| {
+        for i in 0..order {
+            error = extend(&lags, &mut a, &mut previous, i, error);
+        }
+    });
     (a, error)
 }
 
-/// One step of the recursion: the predictor from `i` samples, `a[..i]`, becomes that from `i + 1`;
-/// its error's power.
+/// The lags `order … 1` of `r`, so that sums over them run forwards.
+fn backwards(r: &[f64]) -> Vec<f64> {
+    r[1..].iter().rev().copied().collect()
+}
+
+/// One step of the recursion, from the lags [`backwards`]: the predictor from `i` samples, `a[..i]`,
+/// becomes that from `i + 1`; its error's power.
 #[inline(always)]
-fn extend(autocorrelation: &[f64], a: &mut [f64], previous: &mut [f64], i: usize, error: f64) -> f64 {
-    let mut acc = autocorrelation[i + 1];
-    for (a, r) in a[..i].iter().zip(autocorrelation[1..=i].iter().rev()) {
-        acc += a * r;
-    }
-    let reflection = -acc / error;
+fn extend(lags: &[f64], a: &mut [f64], previous: &mut [f64], i: usize, error: f64) -> f64 {
+    let at = lags.len() - i;
+    let reflection = -(lags[at - 1] + dot(&a[..i], &lags[at..])) / error;
     previous[..i].copy_from_slice(&a[..i]);
     for (a, p) in a[..i].iter_mut().zip(previous[..i].iter().rev()) {
         *a += reflection * p;
@@ -43,18 +47,21 @@ pub fn toeplitz_solve(r: &[f64], q: &[f64]) -> Vec<f64> {
     let mut u = vec![0.0; n];
     let (mut a, mut previous) = (vec![0.0; n], vec![0.0; n]);
     let mut error = r[0];
-    for i in 0..n {
-        if i > 0 {
-            error = extend(r, &mut a, &mut previous, i - 1, error);
+    let lags = backwards(&r[..n]);
+    wide(|| {
+        for i in 0..n {
+            if i > 0 {
+                error = extend(&lags, &mut a, &mut previous, i - 1, error);
+            }
+            let met = dot(&u[..i], &lags[lags.len() - i..]);
+            // `R` takes the predictor turned around, [a[i] … a[1], 1], to [0 … 0, error]
+            let share = (q[i] - met) / error;
+            for (u, a) in u[..i].iter_mut().zip(a[..i].iter().rev()) {
+                *u += share * a;
+            }
+            u[i] = share;
         }
-        let met: f64 = u[..i].iter().zip(r[1..=i].iter().rev()).map(|(u, r)| u * r).sum();
-        // `R` takes the predictor turned around, [a[i] … a[1], 1], to [0 … 0, error]
-        let share = (q[i] - met) / error;
-        for (u, a) in u[..i].iter_mut().zip(a[..i].iter().rev()) {
-            *u += share * a;
-        }
-        u[i] = share;
-    }
+    });
     u
 }
 

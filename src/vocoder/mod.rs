@@ -149,8 +149,9 @@ impl Vocoder {
         let progress = |part| report(part * flow_share);
         let samples = match &self.engine {
             Engine::Stream(packed) => {
-                let residual = self.residual(packed, mel, sigma, &noise, &progress);
-                packed.filters.as_ref().map(|filters| filters.inverse(&residual, mel)).unwrap_or(residual)
+                let mut samples = self.residual(packed, mel, sigma, &noise, &progress);
+                packed.filters.iter().for_each(|filters| filters.inverse(&mut samples, mel));
+                samples
             }
             Engine::Blocks(flow) => {
                 let residual = self.residual_in_blocks(flow, mel, sigma, &noise, &progress)?;
