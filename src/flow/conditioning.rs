@@ -2,9 +2,10 @@
 
 use super::config::ConditioningConfig;
 use super::{Cond, Context};
-use crate::kernels::matmul_rows;
-use crate::kernels::stream::Rows;
-use crate::kernels::wavenet::{add, fill_rows};
+use crate::kernels::choice::Kernel;
+use crate::kernels::pointwise::silu;
+use crate::kernels::product::{Input, Matrix, Panels, Start};
+use crate::kernels::rows::Rows;
 use crate::net::wavenet::{linear, matmul};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -122,18 +123,26 @@ impl Conditioning {
     }
 
     /// The weights for streaming, if this kind can.
-    pub fn pack(&self) -> Result<Option<Packed>> {
-        let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
+    pub fn pack(&self, kernel: Kernel) -> Result<Option<Packed>> {
+        let pack = |weight: &Tensor, bias: &[f32]| -> Result<Panels> {
+            let values = weight.flatten_all()?.to_vec1::<f32>()?;
+            Ok(Panels::new(kernel, bias.len(), bias, &[Matrix::new(&values, bias.len())]))
+        };
         Ok(Some(match self {
             Self::Mel { .. } => return Ok(None),
-            Self::Upsample(net) => Packed::Upsample {
-                weight: flat(&net.weight)?,
-                bias: flat(&net.bias)?.iter().flat_map(|&b| std::iter::repeat_n(b, net.group)).collect(),
-                taps: net.weight.dim(0)?,
-                n_mels: net.n_mels,
-            },
+            Self::Upsample(net) => {
+                let (taps, _, columns) = net.weight.dims3()?;
+                let width = net.n_mels * net.group;
+                let bias: Vec<f32> = net.bias.to_vec1()?;
+                let bias: Vec<f32> = (0..columns).map(|i| bias[i % width / net.group]).collect();
+                // the last hop of the kernel meets the first of the frames on hand
+                let order: Vec<usize> = (0..taps).rev().collect();
+                let order = Tensor::new(order.iter().map(|&tap| tap as u32).collect::<Vec<_>>(), net.weight.device())?;
+                let weight = pack(&net.weight.index_select(&order, 0)?, &bias)?;
+                Packed::Upsample { weight, features: width, taps, n_mels: net.n_mels }
+            }
             Self::Frame(net) => Packed::Frame {
-                convs: net.convs.iter().map(|(w, b)| Ok((flat(w)?, flat(b)?))).collect::<Result<_>>()?,
+                convs: net.convs.iter().map(|(w, b)| pack(w, &b.to_vec1()?)).collect::<Result<_>>()?,
                 n_mels: net.convs[0].0.dim(1)?,
                 up: net.up,
                 lookahead: net.lookahead,
@@ -199,10 +208,10 @@ fn conv(x: &Tensor, (weight, bias): &(Tensor, Tensor)) -> Result<Tensor> {
 pub enum Packed {
     /// As [`Conditioning::Upsample`].
     Upsample {
-        /// `[taps, n_mels, columns]`.
-        weight: Vec<f32>,
-        /// Per feature.
-        bias: Vec<f32>,
+        /// From `taps` frames, the oldest first, to the features of a frame's steps.
+        weight: Panels,
+        /// Features of a step.
+        features: usize,
         /// Hops of the kernel.
         taps: usize,
         /// Bands.
@@ -210,8 +219,8 @@ pub enum Packed {
     },
     /// As [`Conditioning::Frame`].
     Frame {
-        /// Weights `[width, in, out]` and biases.
-        convs: Vec<(Vec<f32>, Vec<f32>)>,
+        /// Of the frames or rows that a convolution sees, the first first.
+        convs: Vec<Panels>,
         /// Bands.
         n_mels: usize,
         /// Steps per row.
@@ -225,8 +234,8 @@ impl Packed {
     /// Channels of a row.
     pub fn features(&self) -> usize {
         match self {
-            Self::Upsample { bias, .. } => bias.len(),
-            Self::Frame { convs, .. } => convs[0].1.len(),
+            Self::Upsample { features, .. } => *features,
+            Self::Frame { convs, .. } => convs[0].columns(),
         }
     }
 
@@ -270,7 +279,7 @@ impl State {
         let (inputs, residuals) = match packed {
             Packed::Upsample { n_mels, .. } => (vec![Rows::new(*n_mels)], Vec::new()),
             Packed::Frame { convs, n_mels, .. } => {
-                let rows = Rows::new(convs[0].1.len());
+                let rows = Rows::new(convs[0].columns());
                 let mut inputs = vec![rows.clone(); convs.len()];
                 inputs[0] = Rows::new(*n_mels);
                 (inputs, vec![rows; convs.len() - 1])
@@ -282,7 +291,7 @@ impl State {
     /// Takes the next mel frames and puts the rows that are ready behind `features`.
     pub fn push(&mut self, packed: &Packed, frames: &[f32], last: bool, features: &mut Rows) {
         match packed {
-            Packed::Upsample { weight, bias, taps, .. } => self.upsample(weight, bias, *taps, frames, features),
+            Packed::Upsample { weight, taps, .. } => self.upsample(weight, *taps, frames, features),
             Packed::Frame { convs, n_mels, lookahead, .. } => {
                 // log-mels lie between −11.5 and 2: bring them near unit scale
                 let scaled: Vec<f32> = frames.iter().map(|v| v * 0.25 + 1.25).collect();
@@ -305,56 +314,52 @@ impl State {
     }
 
     /// A tap per hop of the kernel; a row of the product holds the features of a frame's steps.
-    fn upsample(&mut self, weight: &[f32], bias: &[f32], taps: usize, frames: &[f32], features: &mut Rows) {
+    fn upsample(&mut self, weight: &Panels, taps: usize, frames: &[f32], features: &mut Rows) {
         let input = &mut self.inputs[0];
-        let n_mels = input.width();
         if input.end() == 0 {
             // nothing sounds before the first frame
             input.grow(taps - 1);
         }
         let first = input.end();
         input.extend(frames);
-        let (rows, columns) = (input.end() - first, weight.len() / (taps * n_mels));
-        let out = features.grow(rows * columns / bias.len());
-        fill_rows(out, bias);
-        for (tap, weight) in weight.chunks_exact(n_mels * columns).enumerate() {
-            let input = input.get(first - tap..first - tap + rows);
-            matmul_rows((rows, n_mels, columns), input, (weight, columns), out);
-        }
+        let rows = input.end() - first;
+        let out = features.grow(rows * weight.columns() / features.width());
+        convolve(weight, input.get(first + 1 - taps..first + rows), input.width(), rows, Start::Bias, out);
         input.forget(input.end() + 1 - taps);
     }
 
     /// Each convolution does the rows whose input is complete.
-    fn frame_net(&mut self, convs: &[(Vec<f32>, Vec<f32>)], features: &mut Rows) {
-        for (i, (weight, bias)) in convs.iter().enumerate() {
+    fn frame_net(&mut self, convs: &[Panels], features: &mut Rows) {
+        for (i, conv) in convs.iter().enumerate() {
             let input = &mut self.inputs[i];
-            let (inputs, outputs) = (input.width(), bias.len());
-            let width = weight.len() / (inputs * outputs);
-            let first = input.start();
-            let rows = (input.end() - first + 1).saturating_sub(width);
+            let (inputs, outputs) = (input.width(), conv.columns());
+            let (first, end) = (input.start(), input.end());
+            let rows = (end - first + 1).saturating_sub(conv.depth() / inputs);
             if rows == 0 {
                 return;
             }
             let mut h = vec![0.0; rows * outputs];
-            fill_rows(&mut h, bias);
-            for (tap, weight) in weight.chunks_exact(inputs * outputs).enumerate() {
-                let input = input.get(first + tap..first + tap + rows);
-                matmul_rows((rows, inputs, outputs), input, (weight, outputs), &mut h);
-            }
+            // the row in the middle of a residual convolution's three
+            let start = match i {
+                0 => Start::Bias,
+                _ => Start::Rows(self.residuals[i - 1].get(first + 1..first + 1 + rows), outputs),
+            };
+            convolve(conv, input.get(first..end), inputs, rows, start, &mut h);
             input.forget(first + rows);
             if i > 0 {
-                // the row in the middle of the convolution's three
-                let residual = &mut self.residuals[i - 1];
-                add(&mut h, residual.get(first + 1..first + 1 + rows));
-                residual.forget(first + rows);
+                self.residuals[i - 1].forget(first + rows);
             }
-            let active: Vec<f32> = h.iter().map(|v| v / (1.0 + (-v).exp())).collect();
             if i + 1 < convs.len() {
                 self.residuals[i].extend(&h);
-                self.inputs[i + 1].extend(&active);
-            } else {
-                features.extend(&active);
             }
+            silu(&mut h);
+            self.inputs.get_mut(i + 1).unwrap_or(features).extend(&h);
         }
     }
+}
+
+/// `count` rows of a convolution from rows of `width` values, as many taps as its matrices hold.
+fn convolve(weight: &Panels, rows: &[f32], width: usize, count: usize, start: Start, out: &mut [f32]) {
+    let input = Input { taps: weight.depth() / width, dilation: 1, ..Input::rows(rows, width) };
+    weight.product(count, &[input], start, (out, weight.columns()));
 }

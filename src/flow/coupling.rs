@@ -4,6 +4,7 @@ use super::scalar::{MapConfig, ScalarMap};
 use super::split::Parts;
 use super::stream::Stage;
 use super::{Bijector, Cond};
+use crate::kernels::choice::Kernel;
 use crate::net::CondNet;
 use crate::net::wavenet::Projection;
 use candle_core::{Result, Tensor};
@@ -73,8 +74,8 @@ impl Bijector for Coupling {
         self.parts.join(&known, &moved)
     }
 
-    fn pack(&self) -> Result<Option<Stage>> {
-        let (Some(map), Some(net)) = (self.map.pack()?, self.net.pack(&self.cond)?) else { return Ok(None) };
+    fn pack(&self, kernel: Kernel) -> Result<Option<Stage>> {
+        let (Some(map), Some(net)) = (self.map.pack()?, self.net.pack(&self.cond, kernel)?) else { return Ok(None) };
         Ok(Some(Stage::Coupling { parts: self.parts, map, net: Box::new(net) }))
     }
 }

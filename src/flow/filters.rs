@@ -2,10 +2,10 @@
 
 use super::config::WhiteningConfig;
 use super::filtering::Solver;
-use crate::kernels::matmul_rows;
+use crate::kernels::pointwise::silu;
 use crate::kernels::predict::{Predictor, synthesise};
-use crate::kernels::stream::Rows;
-use crate::kernels::wavenet::fill_rows;
+use crate::kernels::product::{Input, Panels, Start};
+use crate::kernels::rows::Rows;
 use crate::mel::filterbank::{band_centres, mel_filterbank};
 use crate::mel::{MelConfig, MelSpectrogram};
 use rayon::prelude::*;
@@ -18,6 +18,8 @@ const HIGH_BAND_HZ: f64 = 500.0;
 pub const QUANTISATION_POWER: f64 = 1.0 / 12.0 / (32_768.0 * 32_768.0);
 /// Frames of one parallel task.
 const FRAMES_PER_TASK: usize = 32;
+/// Frames whose filters are held at a time.
+const FRAMES_AT_ONCE: usize = 64 * FRAMES_PER_TASK;
 
 /// Where the bands of a mel lie among the bins, and above them.
 #[derive(Clone)]
@@ -111,8 +113,8 @@ pub struct Filters {
     pub bands: Bands,
     /// `[n_mels + 1, high bands]`.
     pub high: Vec<f32>,
-    /// Weights `[in, out]` and biases of the net.
-    pub layers: Vec<(Vec<f32>, Vec<f32>)>,
+    /// The net.
+    pub layers: Vec<Panels>,
     /// From spectra to filters.
     pub solver: Solver,
 }
@@ -124,7 +126,7 @@ impl Filters {
         mel: &MelConfig,
         bands: Bands,
         high: Vec<f32>,
-        layers: Vec<(Vec<f32>, Vec<f32>)>,
+        layers: Vec<Panels>,
         solver: Solver,
     ) -> Self {
         Self { config: config.clone(), hop: mel.hop_length, bands, high, layers, solver }
@@ -139,14 +141,12 @@ impl Filters {
     fn log_spectra<'a>(&self, frames: Range<usize>, end: usize, column: impl Fn(usize) -> &'a [f32]) -> Vec<f32> {
         let mut h: Vec<f32> = Vec::new();
         frames.clone().for_each(|f| h.extend(net_row(&self.config, f, end, &column)));
-        for (i, (weight, bias)) in self.layers.iter().enumerate() {
+        for (i, layer) in self.layers.iter().enumerate() {
             if i > 0 {
-                h.iter_mut().for_each(|v| *v /= 1.0 + (-*v).exp());
+                silu(&mut h);
             }
-            let (inputs, outputs) = (weight.len() / bias.len(), bias.len());
-            let mut next = vec![0.0; frames.len() * outputs];
-            fill_rows(&mut next, bias);
-            matmul_rows((frames.len(), inputs, outputs), &h, (weight, outputs), &mut next);
+            let mut next = vec![0.0; frames.len() * layer.columns()];
+            layer.product(frames.len(), &[Input::rows(&h, layer.depth())], Start::Bias, (&mut next, layer.columns()));
             h = next;
         }
         for (row, f) in h.chunks_exact_mut(self.bands.bins).zip(frames) {
@@ -164,17 +164,23 @@ impl Filters {
 
     /// The filters of a whole mel, `filters_per_hop` a frame.
     pub fn all(&self, mel: &MelSpectrogram) -> Vec<Predictor> {
-        let (columns, frames, bins) = (mel.transposed(), mel.frames(), self.bands.bins);
-        let column = |f: usize| &columns.values()[f * mel.n_mels()..][..mel.n_mels()];
-        (0..frames.div_ceil(FRAMES_PER_TASK))
+        self.some(mel.transposed().values(), 0..mel.frames())
+    }
+
+    /// The filters of some of the frames of a mel, whose columns lie one after the other.
+    fn some(&self, columns: &[f32], frames: Range<usize>) -> Vec<Predictor> {
+        let (n_mels, bins) = (self.bands.n_mels, self.bands.bins);
+        let count = columns.len() / n_mels;
+        let column = |f: usize| &columns[f * n_mels..][..n_mels];
+        (0..frames.len().div_ceil(FRAMES_PER_TASK))
             .into_par_iter()
             .flat_map_iter(|task| {
-                let first = task * FRAMES_PER_TASK;
-                let end = (first + FRAMES_PER_TASK).min(frames);
-                let spectra = self.log_spectra(first..(end + 1).min(frames), frames, column);
+                let first = frames.start + task * FRAMES_PER_TASK;
+                let end = (first + FRAMES_PER_TASK).min(frames.end);
+                let spectra = self.log_spectra(first..(end + 1).min(count), count, column);
                 let mut filters = Vec::with_capacity((end - first) * self.config.filters_per_hop);
                 for f in first..end {
-                    let spectrum = |f: usize| &spectra[(f.min(frames - 1) - first) * bins..][..bins];
+                    let spectrum = |f: usize| &spectra[(f.min(count - 1) - first) * bins..][..bins];
                     filters.extend(self.between(spectrum(f), spectrum(f + 1)));
                 }
                 filters
@@ -182,14 +188,21 @@ impl Filters {
             .collect()
     }
 
-    /// Residual of a whole mel (at most frames · hop) → samples.
-    pub fn inverse(&self, e: &[f32], mel: &MelSpectrogram) -> Vec<f32> {
-        let (predictors, share) = (self.all(mel), self.share());
-        let mut x = vec![0.0; e.len()];
-        for (i, (e, predictor)) in e.chunks(share).zip(&predictors).enumerate() {
-            synthesise(predictor, &mut x, i * share..i * share + e.len(), e);
+    /// Residual of a whole mel (at most frames · hop) → samples, in place.
+    pub fn inverse(&self, x: &mut [f32], mel: &MelSpectrogram) {
+        let (columns, share) = (mel.transposed(), self.share());
+        let mut e = Vec::with_capacity(share);
+        // the filters of all frames would take more room than the sound
+        for first in (0..x.len().div_ceil(self.hop)).step_by(FRAMES_AT_ONCE) {
+            let end = (first + FRAMES_AT_ONCE).min(mel.frames());
+            for (i, predictor) in self.some(columns.values(), first..end).iter().enumerate() {
+                let from = (first * self.hop + i * share).min(x.len());
+                let to = (from + share).min(x.len());
+                e.clear();
+                e.extend_from_slice(&x[from..to]);
+                synthesise(predictor, x, from..to, &e);
+            }
         }
-        x
     }
 }
 

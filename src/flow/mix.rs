@@ -2,6 +2,8 @@
 
 use super::stream::Stage;
 use super::{Bijector, Cond};
+use crate::kernels::choice::Kernel;
+use crate::kernels::product::{Matrix, Panels};
 use crate::net::wavenet::matmul;
 use candle_core::{Result, Tensor, Var};
 use candle_nn::{Init, VarBuilder};
@@ -136,8 +138,11 @@ impl Bijector for Mix {
         matmul(&z.contiguous()?, &((inverse * 2.0)? - correction)?.t()?)
     }
 
-    fn pack(&self) -> Result<Option<Stage>> {
-        Ok(Some(Stage::Mix { matrix: self.inverse_matrix()?.t()?.flatten_all()?.to_vec1()? }))
+    fn pack(&self, kernel: Kernel) -> Result<Option<Stage>> {
+        let matrix = self.inverse_matrix()?.t()?;
+        let (channels, values) = (matrix.dim(0)?, matrix.flatten_all()?.to_vec1::<f32>()?);
+        let matrix = Panels::new(kernel, channels, &vec![0.0; channels], &[Matrix::new(&values, channels)]);
+        Ok(Some(Stage::Mix { matrix }))
     }
 
     /// Replaces the drawn matrix by a rotation: Gram–Schmidt on its rows, determinant made positive.

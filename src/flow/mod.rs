@@ -22,6 +22,7 @@ mod split;
 pub(crate) mod stream;
 mod whiten;
 
+use crate::kernels::choice::Kernel;
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::net::{CondNet, LipschitzNet, SeparableNet, Transformer, WaveNet};
 use crate::{Error, Result};
@@ -77,7 +78,7 @@ pub trait Bijector {
         self.forward(x, cond)
     }
     /// The inverse as a stage of a stream, or `None` if it has none.
-    fn pack(&self) -> candle_core::Result<Option<Stage>> {
+    fn pack(&self, _kernel: Kernel) -> candle_core::Result<Option<Stage>> {
         Ok(None)
     }
     /// What the log_det makes of the flow's likelihood.
@@ -592,7 +593,7 @@ impl Flow {
     ///
     /// # Errors
     /// If a matrix has no inverse.
-    pub(crate) fn pack(&self) -> Result<Option<(stream::Packed, Option<filters::Filters>)>> {
+    pub(crate) fn pack(&self, kernel: Kernel) -> Result<Option<(stream::Packed, Option<filters::Filters>)>> {
         let mut stages = Vec::new();
         for (step, _) in self.steps.iter().rev() {
             let map: Option<&dyn Bijector> = match step {
@@ -607,14 +608,14 @@ impl Flow {
                 }
             };
             let Some(map) = map else { continue };
-            let Some(stage) = map.pack()? else { return Ok(None) };
+            let Some(stage) = map.pack(kernel)? else { return Ok(None) };
             stages.push(stage);
         }
         if self.latent.is_some() {
             return Ok(None);
         }
-        let Some(conditioning) = self.conditioning.pack()? else { return Ok(None) };
-        let filters = self.whitening.as_ref().map(Whiten::filters).transpose()?;
+        let Some(conditioning) = self.conditioning.pack(kernel)? else { return Ok(None) };
+        let filters = self.whitening.as_ref().map(|whitening| whitening.filters(kernel)).transpose()?;
         Ok(Some((stream::Packed { conditioning, stages, group: self.group, hop: self.hop }, filters)))
     }
 

@@ -2,6 +2,8 @@
 
 use super::stream::Stage;
 use super::{Bijector, Cond};
+use crate::kernels::choice::Kernel;
+use crate::kernels::product::{Matrix, Panels};
 use crate::net::wavenet::{linear, upsample};
 use candle_core::{D, Result, Tensor, Var};
 use candle_nn::{Init, VarBuilder};
@@ -36,7 +38,7 @@ impl Bijector for Actnorm {
         z.broadcast_mul(&self.log_scale.neg()?.exp()?)?.broadcast_sub(&self.shift)
     }
 
-    fn pack(&self) -> Result<Option<Stage>> {
+    fn pack(&self, _: Kernel) -> Result<Option<Stage>> {
         let scale = self.log_scale.neg()?.exp()?.to_vec1()?;
         Ok(Some(Stage::Affine { scale, shift: self.shift.neg()?.to_vec1()? }))
     }
@@ -77,7 +79,7 @@ impl Bijector for Scale {
         z.broadcast_mul(&self.log_scale.neg()?.exp()?)
     }
 
-    fn pack(&self) -> Result<Option<Stage>> {
+    fn pack(&self, _: Kernel) -> Result<Option<Stage>> {
         let scale: Vec<f32> = self.log_scale.neg()?.exp()?.to_vec1()?;
         Ok(Some(Stage::Affine { shift: vec![0.0; scale.len()], scale }))
     }
@@ -115,8 +117,10 @@ impl Bijector for Gain {
         z * self.log_gain(cond, z.dim(1)?)?.neg()?.exp()?
     }
 
-    fn pack(&self) -> Result<Option<Stage>> {
-        Ok(Some(Stage::Gain { weight: self.weight.flatten_all()?.to_vec1()?, bias: self.bias.to_vec1()? }))
+    fn pack(&self, kernel: Kernel) -> Result<Option<Stage>> {
+        let (weight, bias) = (self.weight.flatten_all()?.to_vec1()?, self.bias.to_vec1()?);
+        let matrix = Matrix::new(&weight, bias.len());
+        Ok(Some(Stage::Gain { weights: Panels::new(kernel, bias.len(), &bias, &[matrix]) }))
     }
 }
 
@@ -142,7 +146,7 @@ impl Bijector for Asinh {
         (u.exp()? - u.neg()?.exp()?)? * (0.5 / self.scale)
     }
 
-    fn pack(&self) -> Result<Option<Stage>> {
+    fn pack(&self, _: Kernel) -> Result<Option<Stage>> {
         Ok(Some(Stage::Sinh { scale: self.scale as f32 }))
     }
 }
@@ -169,7 +173,7 @@ impl Bijector for Swap {
         Self::exchange(z)
     }
 
-    fn pack(&self) -> Result<Option<Stage>> {
+    fn pack(&self, _: Kernel) -> Result<Option<Stage>> {
         Ok(Some(Stage::Swap))
     }
 }

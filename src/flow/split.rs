@@ -99,6 +99,11 @@ impl Parts {
         }
     }
 
+    /// Whether the known channels lie in front, one behind the other.
+    pub fn known_leads(&self) -> bool {
+        matches!(self, Self::Blocks { known_first: true, .. })
+    }
+
     /// The places of the known channels, in order.
     pub fn known_channels(&self) -> impl Iterator<Item = usize> + Clone {
         self.channels(true)

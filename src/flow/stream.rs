@@ -5,9 +5,11 @@
 
 use super::split::Parts;
 use super::{conditioning, scalar};
-use crate::kernels::matmul_rows;
-use crate::kernels::stream::{Rows, State as NetState, Weights};
-use crate::kernels::wavenet::{fill_rows, interpolation};
+use crate::kernels::pointwise;
+use crate::kernels::product::{Input, Panels, Start};
+use crate::kernels::rows::Rows;
+use crate::kernels::stream::{State as NetState, Weights};
+use crate::kernels::wavenet::interpolation;
 
 /// A step's inverse on slices, ready to stream.
 pub enum Stage {
@@ -25,15 +27,13 @@ pub enum Stage {
     },
     /// `x · e^−g(features)`, `g` between frames.
     Gain {
-        /// `[features, channels]`.
-        weight: Vec<f32>,
-        /// `[channels]`.
-        bias: Vec<f32>,
+        /// From features to channels.
+        weights: Panels,
     },
-    /// `x · matrix`, row-major `[channels, channels]`.
+    /// `x · matrix`, `[channels, channels]`.
     Mix {
         /// The inverse, transposed.
-        matrix: Vec<f32>,
+        matrix: Panels,
     },
     /// `f⁻¹(x₁; θ)` with `θ` of `x₀` and the features.
     Coupling {
@@ -88,6 +88,12 @@ impl Packed {
         self.rates().map(|(s, rate)| if let Stage::Coupling { net, .. } = s { steps(net) * rate } else { 0 }).sum()
     }
 
+    /// Whether threads share the work of so many frames well: then the layers of every net are large.
+    pub fn shares_well(&self, frames: usize) -> bool {
+        let steps = frames * self.hop / self.group;
+        self.stages.iter().all(|s| if let Stage::Coupling { net, .. } = s { net.shares_well(steps) } else { true })
+    }
+
     /// Frames after its own that a frame's sound depends on.
     pub fn lookahead_frames(&self) -> usize {
         self.conditioning.lookahead() + (self.groups(|net| net.shape.lookahead()) * self.group).div_ceil(self.hop)
@@ -110,19 +116,24 @@ pub struct State {
     /// Latents of the steps under way, for the channels that come back late.
     latents: Rows,
     couplings: Vec<Coupling>,
-    /// Steps that have come out.
-    done: usize,
+    /// Threads that share the work of a large piece.
+    threads: usize,
+    /// The rows under way, and room for the next.
+    x: Vec<f32>,
+    spare: Vec<f32>,
 }
 
 /// A coupling at work: its net, and the rows that wait for the net's answer.
 struct Coupling {
     net: NetState,
     waiting: Rows,
+    /// The known channels, where they don't lie in front.
+    input: Vec<f32>,
 }
 
 impl State {
-    /// Before the first frame.
-    pub fn new(packed: &Packed) -> Self {
+    /// Before the first frame. `threads` of rayon's share the work of a piece, where it is enough.
+    pub fn new(packed: &Packed, threads: usize) -> Self {
         let mut couplings = Vec::new();
         let (mut channels, first) = (packed.group - packed.late(), packed.rates().next());
         channels *= first.map_or(1, |(_, rate)| rate);
@@ -131,7 +142,8 @@ impl State {
                 Stage::Early(done) => channels += done,
                 Stage::Squeeze(by) => channels /= by,
                 Stage::Coupling { net, .. } => {
-                    couplings.push(Coupling { net: NetState::new(net), waiting: Rows::new(channels) });
+                    let (net, waiting) = (NetState::new(net), Rows::new(channels));
+                    couplings.push(Coupling { net, waiting, input: Vec::new() });
                 }
                 _ => {}
             }
@@ -141,7 +153,9 @@ impl State {
             features: Rows::new(packed.conditioning.features()),
             latents: Rows::new(packed.group),
             couplings,
-            done: 0,
+            threads,
+            x: Vec::new(),
+            spare: Vec::new(),
         }
     }
 
@@ -167,29 +181,24 @@ impl State {
         let late = packed.late();
         let first = packed.rates().next().map_or(1, |(_, rate)| rate);
         let (mut at, mut early, mut channels) = (from / first, late, (group - late) * first);
-        let mut x: Vec<f32> =
-            self.latents.get(from..known).chunks_exact(group).flat_map(|row| &row[late..]).copied().collect();
+        let (x, spare) = (&mut self.x, &mut self.spare);
+        x.clear();
+        self.latents.get(from..known).chunks_exact(group).for_each(|row| x.extend_from_slice(&row[late..]));
         let mut couplings = self.couplings.iter_mut();
         for (stage, rate) in packed.rates() {
             match stage {
-                Stage::Affine { scale, shift } => {
-                    for row in x.chunks_exact_mut(channels) {
-                        row.iter_mut().zip(scale).zip(shift).for_each(|((x, scale), shift)| *x = *x * scale + shift);
-                    }
-                }
-                Stage::Sinh { scale } => x.iter_mut().for_each(|x| {
-                    let u = *x * scale;
-                    *x = (u.exp() - (-u).exp()) * (0.5 / scale);
-                }),
-                Stage::Gain { weight, bias } => gain(&mut x, at, &self.features, up / rate, weight, bias),
+                Stage::Affine { scale, shift } => pointwise::affine(x, scale, shift),
+                Stage::Sinh { scale } => pointwise::sinh(x, *scale),
+                Stage::Gain { weights } => gain(x, at, &self.features, up / rate, weights, spare),
                 Stage::Mix { matrix } => {
-                    let mut mixed = vec![0.0; x.len()];
-                    matmul_rows((x.len() / channels, channels, channels), &x, (matrix, channels), &mut mixed);
-                    x = mixed;
+                    spare.resize(x.len(), 0.0);
+                    let rows = Input::rows(x, channels);
+                    matrix.product(x.len() / channels, &[rows], Start::Bias, (spare, channels));
+                    std::mem::swap(x, spare);
                 }
                 Stage::Coupling { parts, map, net } => {
                     let coupling = couplings.next().expect("one state for each coupling");
-                    at = coupling.push(&mut x, parts, map, net, &self.features, last);
+                    at = coupling.push(x, (parts, map), net, &self.features, last, self.threads);
                 }
                 Stage::Swap => x.chunks_exact_mut(channels).for_each(|row| row.rotate_left(channels / 2)),
                 Stage::Squeeze(by) => {
@@ -200,23 +209,21 @@ impl State {
                     // of each group that the step holds, these channels
                     let columns = done / rate;
                     early -= columns;
-                    let rows = x.len() / channels;
-                    let latents = self.latents.get(at * rate..(at + rows) * rate).chunks_exact(group);
-                    let latents: Vec<f32> = latents.flat_map(|z| &z[early..early + columns]).copied().collect();
-                    x = x
-                        .chunks_exact(channels)
-                        .zip(latents.chunks_exact(*done))
-                        .flat_map(|(x, z)| z.iter().chain(x))
-                        .copied()
-                        .collect();
+                    spare.clear();
+                    let latents = self.latents.get(at * rate..(at + x.len() / channels) * rate);
+                    for (x, z) in x.chunks_exact(channels).zip(latents.chunks_exact(group * rate)) {
+                        z.chunks_exact(group).for_each(|z| spare.extend_from_slice(&z[early..early + columns]));
+                        spare.extend_from_slice(x);
+                    }
+                    std::mem::swap(x, spare);
                     channels += done;
                 }
             }
         }
-        out.extend_from_slice(&x);
-        self.done = at + x.len() / group;
-        self.latents.forget(self.done);
-        self.features.forget(self.done / up);
+        out.extend_from_slice(x);
+        let done = at + x.len() / group;
+        self.latents.forget(done);
+        self.features.forget(done / up);
     }
 }
 
@@ -225,26 +232,39 @@ impl Coupling {
     fn push(
         &mut self,
         x: &mut Vec<f32>,
-        parts: &Parts,
-        map: &scalar::Packed,
+        (parts, map): (&Parts, &scalar::Packed),
         net: &Weights,
         features: &Rows,
         last: bool,
+        threads: usize,
     ) -> usize {
         self.waiting.extend(x);
-        let (moved, channels) = (parts.moved(), parts.known() + parts.moved());
-        let known = parts.known_channels();
-        let input: Vec<f32> = x.chunks_exact(channels).flat_map(|row| known.clone().map(|c| row[c])).collect();
-        let mut params = Vec::new();
-        self.net.push(net, &input, features, last, &mut params);
+        let (known, moved) = (parts.known(), parts.moved());
+        let channels = known + moved;
+        let rows = if parts.known_leads() {
+            (x.as_slice(), channels)
+        } else {
+            let places = parts.known_channels();
+            self.input.clear();
+            self.input.extend(x.chunks_exact(channels).flat_map(|row| places.clone().map(|c| row[c])));
+            (self.input.as_slice(), known)
+        };
+        let params = self.net.push(net, rows, features, last, threads);
         let at = self.waiting.start();
-        let rows = params.len() / net.shape.outputs;
+        let ready = at..at + params.len() / net.shape.outputs;
         x.clear();
-        x.extend_from_slice(self.waiting.get(at..at + rows));
-        self.waiting.forget(at + rows);
-        for (x, params) in x.chunks_exact_mut(channels).zip(params.chunks_exact(net.shape.outputs)) {
-            for (i, c) in parts.moved_channels().enumerate() {
-                x[c] = map.inverse(x[c], i, moved, params);
+        x.extend_from_slice(self.waiting.get(ready.clone()));
+        self.waiting.forget(ready.end);
+        match map {
+            scalar::Packed::Affine { bound } if parts.known_leads() => {
+                pointwise::uncouple(x, known, params, moved, *bound);
+            }
+            _ => {
+                for (x, params) in x.chunks_exact_mut(channels).zip(params.chunks_exact(net.shape.outputs)) {
+                    for (i, c) in parts.moved_channels().enumerate() {
+                        x[c] = map.inverse(x[c], i, moved, params);
+                    }
+                }
             }
         }
         at
@@ -252,23 +272,22 @@ impl Coupling {
 }
 
 /// Divides the rows of `x`, from step `at` on, by the gain that stands between the features.
-fn gain(x: &mut [f32], at: usize, features: &Rows, up: usize, weight: &[f32], bias: &[f32]) {
-    let channels = bias.len();
+fn gain(x: &mut [f32], at: usize, features: &Rows, up: usize, weights: &Panels, spare: &mut Vec<f32>) {
+    let channels = weights.columns();
     let steps = x.len() / channels;
     if steps == 0 {
         return;
     }
     let first = at / up;
     let rows = (at + steps - 1) / up + 2 - first;
-    let mut log_gain = vec![0.0; rows * channels];
-    fill_rows(&mut log_gain, bias);
-    let inputs = weight.len() / channels;
-    matmul_rows((rows, inputs, channels), features.get(first..first + rows), (weight, channels), &mut log_gain);
-    for (i, x) in x.chunks_exact_mut(channels).enumerate() {
-        let (row, part) = interpolation(at + i, up);
-        let (now, next) = log_gain[(row - first) * channels..].split_at(channels);
-        for ((x, now), next) in x.iter_mut().zip(now).zip(next) {
-            *x *= (-(now + part * (next - now))).exp();
-        }
+    spare.resize(rows * channels, 0.0);
+    let features = Input::rows(features.get(first..first + rows), weights.depth());
+    weights.product(rows, &[features], Start::Bias, (spare, channels));
+    let end = at + steps;
+    for (row, log_gain) in (first..).zip(spare.windows(2 * channels).step_by(channels)) {
+        let steps = at.max(row * up)..end.min((row + 1) * up);
+        let x = &mut x[(steps.start - at) * channels..(steps.end - at) * channels];
+        let (now, next) = log_gain.split_at(channels);
+        pointwise::ungain(x, now, next, steps.map(|t| interpolation(t, up).1));
     }
 }

@@ -8,7 +8,9 @@
 use super::config::WhiteningConfig;
 use super::filtering::{Filtering, Segment, Solver};
 use super::filters::{Bands, Filters, QUANTISATION_POWER, net_row};
+use crate::kernels::choice::Kernel;
 use crate::kernels::predict::residual;
+use crate::kernels::product::{Matrix, Panels};
 use crate::mel::stft::{Scratch, Stft};
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::net::params::{named_rng, uniform};
@@ -64,9 +66,13 @@ impl Whiten {
     }
 
     /// What makes the filters, as fitted so far.
-    pub fn filters(&self) -> Result<Filters> {
+    pub fn filters(&self, kernel: Kernel) -> Result<Filters> {
         let flat = |t: &Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.to_vec1()?) };
-        let layers = self.layers.iter().map(|(w, b)| Ok((flat(w)?, flat(b)?))).collect::<Result<_>>()?;
+        let pack = |(weight, bias): &(Tensor, Tensor)| -> Result<Panels> {
+            let (weight, bias) = (flat(weight)?, flat(bias)?);
+            Ok(Panels::new(kernel, bias.len(), &bias, &[Matrix::new(&weight, bias.len())]))
+        };
+        let layers = self.layers.iter().map(pack).collect::<Result<_>>()?;
         Ok(Filters::new(&self.config, &self.mel, self.bands.clone(), flat(&self.high)?, layers, self.solver.clone()))
     }
 
@@ -170,7 +176,7 @@ impl Whiten {
     /// If there are more samples than `frames · hop`, or the mel has the wrong number of bands.
     pub fn forward(&self, samples: &[f32], mel: &MelSpectrogram) -> Result<(Vec<f32>, Vec<f32>)> {
         self.check_length(samples.len(), mel)?;
-        let filters = self.filters()?;
+        let filters = self.filters(Kernel::chosen()?)?;
         let (predictors, share) = (filters.all(mel), filters.share());
         let mut e = vec![0.0; samples.len()];
         let mut log_det = vec![0.0; samples.len()];
@@ -189,7 +195,9 @@ impl Whiten {
     /// As [`Whiten::forward`].
     pub fn inverse(&self, e: &[f32], mel: &MelSpectrogram) -> Result<Vec<f32>> {
         self.check_length(e.len(), mel)?;
-        Ok(self.filters()?.inverse(e, mel))
+        let mut x = e.to_vec();
+        self.filters(Kernel::chosen()?)?.inverse(&mut x, mel);
+        Ok(x)
     }
 
     /// Multiply-adds per sample of filtering (the predictors' own cost is per frame and small).

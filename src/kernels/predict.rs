@@ -1,5 +1,6 @@
 //! Linear prediction: a power spectrum's best predictor, and the filter pair it drives.
 
+use super::wide;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Mul};
 
@@ -9,24 +10,28 @@ use std::ops::{Add, AddAssign, Mul};
 /// `e[n] = x[n] + Σ a[k] x[n−k]`. Makhoul 1975, "Linear prediction: a tutorial review".
 pub fn levinson(autocorrelation: &[f64]) -> (Vec<f64>, f64) {
     let order = autocorrelation.len() - 1;
-    let mut a = vec![0.0; order];
+    let (mut a, mut previous) = (vec![0.0; order], vec![0.0; order]);
     let mut error = autocorrelation[0];
-    let mut previous = vec![0.0; order];
-    for i in 0..order {
-        error = extend(autocorrelation, &mut a, &mut previous, i, error);
-    }
+    let lags = backwards(autocorrelation);
+    wide(|| {
+        for i in 0..order {
+            error = extend(&lags, &mut a, &mut previous, i, error);
+        }
+    });
     (a, error)
 }
 
-/// One step of the recursion: the predictor from `i` samples, `a[..i]`, becomes that from `i + 1`;
-/// its error's power.
+/// The lags `order … 1` of `r`, so that sums over them run forwards.
+fn backwards(r: &[f64]) -> Vec<f64> {
+    r[1..].iter().rev().copied().collect()
+}
+
+/// One step of the recursion, from the lags [`backwards`]: the predictor from `i` samples, `a[..i]`,
+/// becomes that from `i + 1`; its error's power.
 #[inline(always)]
-fn extend(autocorrelation: &[f64], a: &mut [f64], previous: &mut [f64], i: usize, error: f64) -> f64 {
-    let mut acc = autocorrelation[i + 1];
-    for (a, r) in a[..i].iter().zip(autocorrelation[1..=i].iter().rev()) {
-        acc += a * r;
-    }
-    let reflection = -acc / error;
+fn extend(lags: &[f64], a: &mut [f64], previous: &mut [f64], i: usize, error: f64) -> f64 {
+    let at = lags.len() - i;
+    let reflection = -(lags[at - 1] + dot(&a[..i], &lags[at..])) / error;
     previous[..i].copy_from_slice(&a[..i]);
     for (a, p) in a[..i].iter_mut().zip(previous[..i].iter().rev()) {
         *a += reflection * p;
@@ -42,18 +47,21 @@ pub fn toeplitz_solve(r: &[f64], q: &[f64]) -> Vec<f64> {
     let mut u = vec![0.0; n];
     let (mut a, mut previous) = (vec![0.0; n], vec![0.0; n]);
     let mut error = r[0];
-    for i in 0..n {
-        if i > 0 {
-            error = extend(r, &mut a, &mut previous, i - 1, error);
+    let lags = backwards(&r[..n]);
+    wide(|| {
+        for i in 0..n {
+            if i > 0 {
+                error = extend(&lags, &mut a, &mut previous, i - 1, error);
+            }
+            let met = dot(&u[..i], &lags[lags.len() - i..]);
+            // `R` takes the predictor turned around, [a[i] … a[1], 1], to [0 … 0, error]
+            let share = (q[i] - met) / error;
+            for (u, a) in u[..i].iter_mut().zip(a[..i].iter().rev()) {
+                *u += share * a;
+            }
+            u[i] = share;
         }
-        let met: f64 = u[..i].iter().zip(r[1..=i].iter().rev()).map(|(u, r)| u * r).sum();
-        // `R` takes the predictor turned around, [a[i] … a[1], 1], to [0 … 0, error]
-        let share = (q[i] - met) / error;
-        for (u, a) in u[..i].iter_mut().zip(a[..i].iter().rev()) {
-            *u += share * a;
-        }
-        u[i] = share;
-    }
+    });
     u
 }
 
@@ -68,7 +76,7 @@ pub fn levinson_backward(autocorrelation: &[f64], a: &[f64], d_a: &[f64], d_erro
     v[1..].iter_mut().zip(toeplitz_solve(autocorrelation, d_a)).for_each(|(v, u)| *v -= u);
     // Σ over all i, j with |i − j| = lag of v[i] · ã[j]
     let mut gradient = vec![0.0; full.len()];
-    run(|| {
+    wide(|| {
         for (lag, g) in gradient.iter_mut().enumerate() {
             let past = dot(&v[lag..], &full[..full.len() - lag]);
             *g = if lag == 0 { past } else { past + dot(&v[..v.len() - lag], &full[lag..]) };
@@ -112,7 +120,7 @@ impl Predictor {
 /// `e[n] = (x[n] + Σ a[k] x[n−k]) / gain` for the samples at `range` of `x`, whose past is what
 /// stands before them (zeros before the start).
 pub fn residual(predictor: &Predictor, x: &[f32], range: std::ops::Range<usize>, e: &mut [f32]) {
-    run(|| residual_body(predictor, x, range, e));
+    wide(|| residual_body(predictor, x, range, e));
 }
 
 /// The gradient of [`residual`] in the coefficients `a[1..=order]`, from that of `e`, in f64.
@@ -120,7 +128,7 @@ pub fn residual_backward(predictor: &Predictor, x: &[f32], range: std::ops::Rang
     let order = predictor.reversed.len();
     let scale = 1.0 / f64::from(predictor.gain);
     let mut reversed = vec![0.0; order];
-    run(|| {
+    wide(|| {
         for (n, &d) in range.zip(d_e) {
             let past = order.min(n);
             let d = f64::from(d) * scale;
@@ -137,7 +145,7 @@ pub fn residual_backward(predictor: &Predictor, x: &[f32], range: std::ops::Rang
 pub fn residual_backward_sound(predictor: &Predictor, d_x: &mut [f32], range: std::ops::Range<usize>, d_e: &[f32]) {
     let order = predictor.reversed.len();
     let scale = 1.0 / predictor.gain;
-    run(|| {
+    wide(|| {
         for (n, &d) in range.zip(d_e) {
             let past = order.min(n);
             d_x[n] += d * scale;
@@ -150,7 +158,7 @@ pub fn residual_backward_sound(predictor: &Predictor, d_x: &mut [f32], range: st
 
 /// The inverse: `x[n] = gain · e[n] − Σ a[k] x[n−k]`, in place at `range` of `x`.
 pub fn synthesise(predictor: &Predictor, x: &mut [f32], range: std::ops::Range<usize>, e: &[f32]) {
-    run(|| synthesise_body(predictor, x, range, e));
+    wide(|| synthesise_body(predictor, x, range, e));
 }
 
 #[inline(always)]
@@ -173,23 +181,6 @@ fn synthesise_body(predictor: &Predictor, x: &mut [f32], range: std::ops::Range<
     for (n, e) in range.zip(e) {
         x[n] = predictor.gain * e - predict(predictor, x, n);
     }
-}
-
-/// Runs `body` compiled for AVX2 where there is AVX2; same bits either way.
-#[inline(always)]
-fn run(body: impl FnOnce()) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn avx2(body: impl FnOnce()) {
-            body();
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has AVX2, as just asked.
-            return unsafe { avx2(body) };
-        }
-    }
-    body();
 }
 
 #[cfg(test)]

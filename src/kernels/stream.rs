@@ -1,228 +1,395 @@
 //! Conditioners that remember: a sequence in pieces, each product done once.
 //!
-//! What comes out doesn't depend on the pieces, bit for bit: rows go through `matmul_rows` alone.
+//! What comes out doesn't depend on the pieces, bit for bit: see [`super::product`].
+//!
+//! The net is a WaveNet ([`super::wavenet`]) in fewer multiplications. Its first and last layers
+//! are matrices next to matrices, so they are multiplied into them when the weights are packed:
+//!
+//! ```text
+//!   [x 1] ──┬─▶ conv₀ · start ─▶ gate ─┬─▶ residual₀, start ─▶ h₁ ──┬─▶ conv₁ ─▶ gate ─▶ …
+//!           │                          │                           │
+//!           └──────────────────────────┴─▶ answer₀                 └─▶ answer₁ ─▶ …  sum: the output
+//! ```
+//!
+//! `answer` is a layer's share of the output: its skip, or without skips its residual, times `end`.
+//! The channel of ones carries `start`'s bias, so that the zeros beyond the ends stay zeros.
 
-use super::wavenet::{Shape, add, fill_rows, interpolated_bias};
-use super::{gate, matmul_rows};
-use std::ops::Range;
+use super::choice::Kernel;
+use super::product::{Input, Matrix, Panels, Start};
+use super::rows::Rows;
+use super::wavenet::Shape;
 
-/// The rows of a sequence that are still needed, by their place in the whole sequence.
-#[derive(Clone, Debug)]
-pub struct Rows {
-    values: Vec<f32>,
-    width: usize,
-    /// Place of the first row in `values`.
-    base: usize,
-    /// Place of the first row that is still needed.
-    first: usize,
-}
+/// Steps that go through a layer at a time: few enough that what passes between its products stays
+/// in the cache, and a multiple of every tile's height.
+const BLOCK: usize = 192;
 
-impl Rows {
-    /// No rows yet, of `width` values each.
-    pub fn new(width: usize) -> Self {
-        Self { values: Vec::new(), width, base: 0, first: 0 }
-    }
+/// Multiply-adds of a layer below which another thread costs more than it saves.
+const MIN_SHARED: usize = 8 << 20;
+/// Multiply-adds of a layer above which what threads cost doesn't show.
+const WELL_SHARED: usize = 8 * MIN_SHARED;
 
-    /// Values of a row.
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
-    /// Place of the first row that is still needed.
-    pub fn start(&self) -> usize {
-        self.first
-    }
-
-    /// One past the place of the last row.
-    pub fn end(&self) -> usize {
-        self.base + self.values.len() / self.width
-    }
-
-    /// Puts whole rows at the end.
-    pub fn extend(&mut self, rows: &[f32]) {
-        debug_assert!(rows.len().is_multiple_of(self.width));
-        self.values.extend_from_slice(rows);
-    }
-
-    /// Makes `count` rows of zeros at the end and gives them.
-    pub fn grow(&mut self, count: usize) -> &mut [f32] {
-        let from = self.values.len();
-        self.values.resize(from + count * self.width, 0.0);
-        &mut self.values[from..]
-    }
-
-    /// Rows by their places.
-    ///
-    /// # Panics
-    /// If one isn't there.
-    pub fn get(&self, places: Range<usize>) -> &[f32] {
-        &self.values[(places.start - self.base) * self.width..(places.end - self.base) * self.width]
-    }
-
-    /// Rows by their places, to be changed.
-    ///
-    /// # Panics
-    /// If one isn't there.
-    pub fn get_mut(&mut self, places: Range<usize>) -> &mut [f32] {
-        &mut self.values[(places.start - self.base) * self.width..(places.end - self.base) * self.width]
-    }
-
-    /// Forgets the rows before a place.
-    pub fn forget(&mut self, before: usize) {
-        self.first = before.clamp(self.first, self.end());
-        // moved together only when more is dead than alive: each row is moved once or less on average
-        let dead = (self.first - self.base) * self.width;
-        if 2 * dead > self.values.len() {
-            self.values.drain(..dead);
-            self.base = self.first;
-        }
-    }
-}
-
-/// A WaveNet's weights, and those of its projection of the mel's features.
+/// A WaveNet's weights in panels, and those of its projection of the mel's features.
 pub struct Weights {
     /// The net's shape.
     pub shape: Shape,
-    /// Flat, in the order of [`Shape::param_count`], the conditioning's bias in the convolutions'.
-    pub params: Vec<f32>,
-    /// `[features, cond_width]`.
-    pub cond: Vec<f32>,
+    layers: Vec<Layer>,
+    /// All layers' conditioning from a row of features, where rows are interpolated.
+    cond: Option<Panels>,
+}
+
+struct Layer {
+    /// Dilated convolution, and the conditioning where features come by step; gated.
+    conv: Panels,
+    /// To the next layer's input; the first layer's takes the net's input along.
+    residual: Option<Panels>,
+    /// To the output, as `residual`.
+    answer: Panels,
+}
+
+impl Layer {
+    /// Multiply-adds of so many steps' convolution, by far the most of a layer.
+    fn macs(&self, steps: usize) -> usize {
+        steps * self.conv.depth() * self.conv.row_width()
+    }
+}
+
+impl Weights {
+    /// Packs flat parameters in the order of [`Shape::param_count`], the conditioning's bias in the
+    /// convolutions', and the projection of features, `[features, cond_width]`.
+    pub fn new(kernel: Kernel, shape: &Shape, params: &[f32], cond: &[f32]) -> Self {
+        let (c, outputs) = (shape.channels, shape.outputs);
+        let (end, end_bias) = (&params[shape.end().0], &params[shape.end().1]);
+        // weight and bias lie one after the other: the bias is the row of the ones
+        let start = &params[shape.start().0.start..shape.start().1.end];
+        let mut answer_bias: Vec<f64> = end_bias.iter().map(|&b| f64::from(b)).collect();
+        let mut layers = Vec::new();
+        for (l, last) in (0..shape.layers()).map(|l| (l, l + 1 == shape.layers())) {
+            let p = shape.layer(l);
+            let (conv, out, out_bias) = (&params[p.conv], &params[p.out], &params[p.out_bias]);
+            let width = shape.out_width(l);
+            let fused = (l == 0).then(|| {
+                let taps = conv.chunks_exact(c * 2 * c);
+                taps.flat_map(|tap| chained(start, c, c, tap, 2 * c)).collect::<Vec<_>>()
+            });
+            let mut above = vec![Matrix::new(fused.as_deref().unwrap_or(conv), 2 * c)];
+            if shape.up == 1 {
+                let rows = cond.len() / shape.cond_width();
+                above.push(Matrix { values: &cond[l * 2 * c..], stride: shape.cond_width(), rows });
+            }
+            let conv = Panels::gated(kernel, c, &params[p.conv_bias], &above);
+
+            let residual = (!last).then(|| {
+                let mut above = vec![Matrix { values: out, stride: width, rows: c }];
+                above.extend((l == 0).then(|| Matrix::new(start, c)));
+                Panels::new(kernel, c, &out_bias[..c], &above)
+            });
+
+            // without skips, the last residual is the sum of the input and all layers' residuals
+            let share = chained(&out[width - c..], width, c, end, outputs);
+            let through = chained(start, c, c, end, outputs);
+            let mut above = vec![Matrix::new(&share, outputs)];
+            above.extend((l == 0 && !shape.skip).then(|| Matrix::new(&through, outputs)));
+            let answer = Panels::new(kernel, outputs, &vec![0.0; outputs], &above);
+            let bias = chained(&out_bias[width - c..], c, c, end, outputs);
+            answer_bias.iter_mut().zip(bias).for_each(|(sum, b)| *sum += f64::from(b));
+            layers.push(Layer { conv, residual, answer });
+        }
+        let answer_bias: Vec<f32> = answer_bias.into_iter().map(|b| b as f32).collect();
+        layers[0].answer.set_bias(&answer_bias);
+        let rows = |cond| Panels::for_gated(kernel, c, shape.layers(), Matrix::new(cond, shape.cond_width()));
+        Self { shape: shape.clone(), layers, cond: (shape.up > 1).then(|| rows(cond)) }
+    }
+
+    /// Whether threads share the work of so many steps at hardly any cost.
+    pub fn shares_well(&self, steps: usize) -> bool {
+        self.layers[self.layers.len() / 2].macs(steps) >= WELL_SHARED
+    }
+}
+
+/// `a · b`, `a` with rows of `inner` values `stride` apart, in f64 and rounded once.
+fn chained(a: &[f32], stride: usize, inner: usize, b: &[f32], columns: usize) -> Vec<f32> {
+    let mut product = Vec::with_capacity(a.len().div_ceil(stride) * columns);
+    let mut sums = vec![0.0_f64; columns];
+    for row in a.chunks(stride) {
+        sums.fill(0.0);
+        for (a, b) in row[..inner].iter().zip(b.chunks_exact(columns)) {
+            sums.iter_mut().zip(b).for_each(|(sum, b)| *sum += f64::from(*a) * f64::from(*b));
+        }
+        product.extend(sums.iter().map(|&sum| sum as f32));
+    }
+    product
 }
 
 /// What a WaveNet remembers of one sequence.
 pub struct State {
     /// Projected conditioning by frame; not kept where features come by step.
     cond: Rows,
-    /// Input of each layer, and after the last (without skips) what `end` reads.
+    /// Input of each layer behind the zeros before the first step: step `t` stands as many places on
+    /// as the layer looks back. The first layer's is the net's input and a one.
     hidden: Vec<Rows>,
     /// Steps that each layer has done.
     done: Vec<usize>,
-    /// Sums of skip connections on their way to the last layer.
-    skip: Rows,
-    pre: Vec<f32>,
+    /// The layers' shares of the output so far.
+    answer: Rows,
     act: Vec<f32>,
-    out: Vec<f32>,
 }
 
 impl State {
     /// Before the first step.
     pub fn new(weights: &Weights) -> Self {
-        let Shape { channels, .. } = weights.shape;
-        let layers = weights.shape.layers();
+        let shape = &weights.shape;
+        let hidden = |(l, dilation): (usize, &usize)| {
+            let mut rows = Rows::new(if l == 0 { shape.inputs + 1 } else { shape.channels });
+            rows.grow(shape.sides(*dilation).0);
+            rows
+        };
         Self {
-            cond: Rows::new(weights.shape.cond_width()),
-            hidden: vec![Rows::new(channels); layers + 1],
-            done: vec![0; layers],
-            skip: Rows::new(channels),
-            pre: Vec::new(),
+            cond: Rows::new(weights.cond.as_ref().map_or(1, Panels::columns)),
+            hidden: shape.dilations.iter().enumerate().map(hidden).collect(),
+            done: vec![0; shape.layers()],
+            answer: Rows::new(shape.outputs),
             act: Vec::new(),
-            out: Vec::new(),
         }
     }
 
-    /// Takes the next rows of input, and `features` as far as they are known (of the steps up to
-    /// the end of the input, at least); appends what is ready to `out`, `[steps, outputs]`.
+    /// Takes the next rows of input, the first values of rows of `x` that are `stride` long, and
+    /// `features` as far as they are known (of the steps up to the end of the input, at least);
+    /// gives the rows of output that are new, `[steps, outputs]`. `threads` share the work where it
+    /// is enough.
     ///
     /// After `last` nothing may follow, and everything is ready.
-    pub fn push(&mut self, weights: &Weights, x: &[f32], features: &Rows, last: bool, out: &mut Vec<f32>) {
+    pub fn push(
+        &mut self,
+        weights: &Weights,
+        (x, stride): (&[f32], usize),
+        features: &Rows,
+        last: bool,
+        threads: usize,
+    ) -> &[f32] {
         let shape = &weights.shape;
-        let (c, layers) = (shape.channels, shape.layers());
-        let (weight, bias) = shape.start();
-        let steps = x.len() / shape.inputs;
-        let h = self.hidden[0].grow(steps);
-        fill_rows(h, &weights.params[bias]);
-        matmul_rows((steps, shape.inputs, c), x, (&weights.params[weight], c), h);
-        if shape.up > 1 {
-            self.project(weights, features);
+        let inputs = shape.inputs;
+        let rows = self.hidden[0].grow(x.len() / stride);
+        for (row, x) in rows.chunks_exact_mut(inputs + 1).zip(x.chunks_exact(stride)) {
+            row[..inputs].copy_from_slice(&x[..inputs]);
+            row[inputs] = 1.0;
         }
-        for layer in 0..layers {
-            self.layer(weights, layer, features, last);
+        let given = self.hidden[0].end() - shape.sides(shape.dilations[0]).0;
+        if let Some(cond) = &weights.cond {
+            let wanted = self.cond.end()..(given.div_ceil(shape.up) + 1).min(features.end());
+            let (count, width) = (wanted.len(), cond.columns());
+            let rows = self.cond.grow(count);
+            let features = Input::rows(features.get(wanted), features.width());
+            cond.product(count, &[features], Start::Bias, (rows, width));
         }
-
-        let last = if shape.skip { &mut self.skip } else { &mut self.hidden[layers] };
-        let ready = last.start()..self.done[layers - 1];
-        let (weight, bias) = shape.end();
-        let at = out.len();
-        out.resize(at + ready.len() * shape.outputs, 0.0);
-        fill_rows(&mut out[at..], &weights.params[bias]);
-        let weight = (&weights.params[weight], shape.outputs);
-        matmul_rows((ready.len(), c, shape.outputs), last.get(ready.clone()), weight, &mut out[at..]);
-        last.forget(ready.end);
-    }
-
-    /// Projects the rows of features that steps on hand stand between.
-    fn project(&mut self, weights: &Weights, features: &Rows) {
-        let (up, width) = (weights.shape.up, weights.shape.cond_width());
-        let inputs = weights.cond.len() / width;
-        let wanted = self.cond.end()..(self.hidden[0].end().div_ceil(up) + 1).min(features.end());
-        if !wanted.is_empty() {
-            let rows = self.cond.grow(wanted.len());
-            matmul_rows((wanted.len(), inputs, width), features.get(wanted), (&weights.cond, width), rows);
+        let ready = self.done[shape.layers() - 1];
+        for layer in 0..shape.layers() {
+            self.layer(weights, layer, features, last, threads);
         }
-        self.cond.forget(self.done[weights.shape.layers() - 1] / up);
+        let end = self.done[shape.layers() - 1];
+        self.cond.forget(end / shape.up);
+        self.answer.forget(ready);
+        self.answer.get(ready..end)
     }
 
     /// Carries one layer as far as its input allows.
-    fn layer(&mut self, weights: &Weights, layer: usize, features: &Rows, last: bool) {
-        let (shape, p) = (&weights.shape, weights.shape.layer(layer));
-        let (c, dilation) = (shape.channels, shape.dilations[layer]);
+    fn layer(&mut self, weights: &Weights, l: usize, features: &Rows, last: bool, threads: usize) {
+        let (shape, layer) = (&weights.shape, &weights.layers[l]);
+        let (c, dilation) = (shape.channels, shape.dilations[l]);
         let (before, after) = shape.sides(dilation);
-        let known = self.hidden[layer].end();
-        let from = self.done[layer];
-        let to = if last { known } else { known.saturating_sub(after).max(from) };
+        let (inputs, next) = self.hidden.split_at_mut(l + 1);
+        let h = &mut inputs[l];
+        if last {
+            h.grow(after);
+        }
+        let from = self.done[l];
+        let to = h.end().saturating_sub(before + after).max(from);
         let steps = to - from;
         if steps == 0 {
             return;
         }
-
-        let w = 2 * c;
-        self.pre.resize(steps * w, 0.0);
-        let bias = &weights.params[p.conv_bias];
-        if shape.up > 1 {
-            let rows = self.cond.start()..self.cond.end();
-            interpolated_bias(shape, layer, bias, (self.cond.get(rows), self.cond.start()), from, &mut self.pre);
-        } else {
-            let width = shape.cond_width();
-            let inputs = weights.cond.len() / width;
-            fill_rows(&mut self.pre, bias);
-            let cond = (&weights.cond[layer * w..], width);
-            matmul_rows((steps, inputs, w), features.get(from..to), cond, &mut self.pre);
-        }
-        let conv = &weights.params[p.conv];
-        for tap in 0..shape.kernel {
-            // output step `t` reads input step `t + tap · dilation − before`, where there is one
-            let shift = tap * dilation;
-            let (first, end) = (from.max(before.saturating_sub(shift)), to.min((known + before).saturating_sub(shift)));
-            if first < end {
-                let input = self.hidden[layer].get(first + shift - before..end + shift - before);
-                let pre = &mut self.pre[(first - from) * w..];
-                matmul_rows((end - first, c, w), input, (&conv[tap * c * w..], w), pre);
-            }
-        }
         self.act.resize(steps * c, 0.0);
-        gate::forward(&mut self.pre, &mut self.act, c);
-        let width = shape.out_width(layer);
-        self.out.resize(steps * width, 0.0);
-        fill_rows(&mut self.out, &weights.params[p.out_bias]);
-        matmul_rows((steps, c, width), &self.act, (&weights.params[p.out], width), &mut self.out);
+        let next: &mut [f32] = if layer.residual.is_some() { next[0].grow(steps) } else { &mut [] };
+        if l == 0 {
+            self.answer.grow(steps);
+        }
+        let shared = threads > 1 && layer.macs(steps) >= MIN_SHARED;
+        let threads = if shared { threads } else { 1 };
+        // as many blocks for each thread, of about a block's size
+        let count = steps.div_ceil(BLOCK).next_multiple_of(threads);
+        let block = steps.div_ceil(count).next_multiple_of(12);
+        let work = Work { weights, l, h, cond: &self.cond, features, block };
+        let next = next.chunks_mut(block * c).map(Some).chain(std::iter::repeat_with(|| None));
+        let blocks = (from..to)
+            .step_by(block)
+            .zip(self.act.chunks_mut(block * c))
+            .zip(next)
+            .zip(self.answer.get_mut(from..to).chunks_mut(block * shape.outputs));
+        if threads == 1 {
+            blocks.for_each(|(((from, act), next), answer)| work.run(from, act, next, answer));
+        } else {
+            rayon::scope(|scope| {
+                for (((from, act), next), answer) in blocks {
+                    let work = &work;
+                    scope.spawn(move |_| work.run(from, act, next, answer));
+                }
+            });
+        }
+        h.forget(to);
+        self.done[l] = to;
+    }
+}
 
-        let (inputs, next) = self.hidden.split_at_mut(layer + 1);
-        let h = &mut inputs[layer];
-        if !shape.skip || width == 2 * c {
-            next[0].extend(h.get(from..to));
-            let next = next[0].get_mut(from..to);
-            for (next, out) in next.chunks_exact_mut(c).zip(self.out.chunks_exact(width)) {
-                add(next, &out[..c]);
+/// A layer's work, for any of its blocks.
+struct Work<'a> {
+    weights: &'a Weights,
+    l: usize,
+    h: &'a Rows,
+    cond: &'a Rows,
+    features: &'a Rows,
+    block: usize,
+}
+
+impl Work<'_> {
+    /// One block: steps from `from` for as long as `act` is.
+    fn run(&self, from: usize, act: &mut [f32], next: Option<&mut [f32]>, answer: &mut [f32]) {
+        let (shape, layer) = (&self.weights.shape, &self.weights.layers[self.l]);
+        let (c, dilation) = (shape.channels, shape.dilations[self.l]);
+        let (before, after) = shape.sides(dilation);
+        let steps = act.len() / c;
+        debug_assert!(steps <= self.block);
+        let (x, width) = (self.h.get(from..from + steps + before + after), self.h.width());
+        let conv = Input { taps: shape.kernel, dilation, ..Input::rows(x, width) };
+        if let Some(cond) = &self.weights.cond {
+            let first = self.cond.start();
+            let rows = &self.cond.get(first..self.cond.end())[self.l * layer.conv.row_width()..];
+            let start = Start::Between(rows, cond.columns(), shape.up, from - first * shape.up);
+            layer.conv.product(steps, &[conv], start, (act, c));
+        } else {
+            let features = Input::rows(self.features.get(from..from + steps), self.features.width());
+            layer.conv.product(steps, &[conv, features], Start::Bias, (act, c));
+        }
+
+        // the step's own row
+        let own = &x[before * width..];
+        let act = Input::rows(act, c);
+        if let (Some(residual), Some(next)) = (&layer.residual, next) {
+            if self.l == 0 {
+                residual.product(steps, &[act, Input::rows(own, width)], Start::Bias, (next, c));
+            } else {
+                residual.product(steps, &[act], Start::Rows(own, width), (next, c));
             }
         }
-        if shape.skip {
-            let new = to - self.skip.end().min(to);
-            self.skip.grow(new);
-            for (skip, out) in self.skip.get_mut(from..to).chunks_exact_mut(c).zip(self.out.chunks_exact(width)) {
-                add(skip, &out[width - c..]);
+        let own = [act, Input::rows(own, width)];
+        let (inputs, start) = match self.l {
+            0 if shape.skip => (&own[..1], Start::Bias),
+            0 => (&own[..], Start::Bias),
+            _ => (&own[..1], Start::Answer),
+        };
+        layer.answer.product(steps, inputs, start, (answer, shape.outputs));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::wavenet;
+
+    fn values(count: usize, seed: usize, most: f32) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 * most - most).collect()
+    }
+
+    /// (inputs, channels, outputs, kernel, dilations, up)
+    type Case = (usize, usize, usize, usize, &'static [usize], usize);
+    const SHAPES: [Case; 5] = [
+        (1, 1, 2, 3, &[1], 1),
+        (3, 10, 4, 3, &[1, 2, 4], 1),
+        (4, 6, 8, 5, &[3, 1], 16),
+        (8, 64, 16, 3, &[1, 2, 4, 8, 16], 16),
+        (2, 19, 6, 1, &[1, 1], 4),
+    ];
+
+    fn shapes() -> impl Iterator<Item = Shape> {
+        SHAPES.into_iter().flat_map(|(inputs, channels, outputs, kernel, dilations, up)| {
+            [(false, false), (false, true), (true, false), (true, true)].map(|(causal, skip)| {
+                let dilations = dilations.to_vec();
+                Shape { inputs, channels, outputs, kernel, causal, dilations, skip, up }
+            })
+        })
+    }
+
+    /// The output for pieces of so many rows of features; rows of `x` have a value too many.
+    fn streamed(
+        weights: &Weights,
+        x: &[f32],
+        steps: usize,
+        features: &[f32],
+        piece: usize,
+        threads: usize,
+    ) -> Vec<f32> {
+        let (up, width) = (weights.shape.up, x.len() / steps);
+        let mut rows = Rows::new(3);
+        let (mut state, mut out, mut given) = (State::new(weights), Vec::new(), 0);
+        for features in features.chunks(3 * piece) {
+            rows.extend(features);
+            // steps stand between rows
+            let known = if up == 1 { rows.end() } else { (rows.end() - 1) * up }.min(steps);
+            out.extend_from_slice(state.push(
+                weights,
+                (&x[given * width..known * width], width),
+                &rows,
+                false,
+                threads,
+            ));
+            given = known;
+        }
+        out.extend_from_slice(state.push(weights, (&[], width), &rows, true, threads));
+        out
+    }
+
+    #[test]
+    fn packed_is_the_net_for_any_pieces() {
+        for shape in shapes() {
+            let steps = 4 * shape.up + 23 * usize::from(shape.up == 1);
+            let params = values(shape.param_count(), 1, 1.2 / (shape.channels as f32).sqrt());
+            let cond = values(3 * shape.cond_width(), 2, 0.5);
+            let rows = shape.cond_rows(steps);
+            let (x, features) = (values(steps * (shape.inputs + 1), 3, 1.0), values(rows * 3, 4, 1.0));
+            let known: Vec<f32> =
+                x.chunks_exact(shape.inputs + 1).flat_map(|row| &row[..shape.inputs]).copied().collect();
+            let projected = chained(&features, 3, 3, &cond, shape.cond_width());
+            let (expected, _) = wavenet::forward(&shape, &params, &known, &projected, false);
+            let loudest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+            assert!(loudest > 0.1);
+            for kernel in Kernel::ALL {
+                if !kernel.runs_here() {
+                    eprintln!("SKIPPED: no {} on this processor", kernel.name());
+                    continue;
+                }
+                let weights = Weights::new(kernel, &shape, &params, &cond);
+                let whole = streamed(&weights, &x, steps, &features, rows, 1);
+                let worst = whole.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(
+                    whole.len() == expected.len() && worst < 1e-5 * loudest,
+                    "{}: {shape:?}: {worst}",
+                    kernel.name()
+                );
+                for piece in [1, 2, 7] {
+                    let pieces = streamed(&weights, &x, steps, &features, piece, 1);
+                    assert!(pieces == whole, "{}: {shape:?}, {piece} at a time", kernel.name());
+                }
             }
         }
-        h.forget(to.saturating_sub(before));
-        self.done[layer] = to;
+    }
+
+    #[test]
+    fn threads_share_a_large_piece() {
+        let (inputs, channels, outputs, kernel, dilations) = (4, 64, 8, 3, vec![1, 2]);
+        let shape = Shape { inputs, channels, outputs, kernel, causal: false, dilations, skip: true, up: 1 };
+        let steps = MIN_SHARED / (3 * 64 * 128) + 100;
+        let params = values(shape.param_count(), 1, 0.1);
+        let weights = Weights::new(Kernel::chosen().unwrap(), &shape, &params, &values(3 * shape.cond_width(), 2, 0.5));
+        let (x, features) = (values(steps * 5, 3, 1.0), values(steps * 3, 4, 1.0));
+        let alone = streamed(&weights, &x, steps, &features, steps, 1);
+        assert!(streamed(&weights, &x, steps, &features, steps, 3) == alone);
     }
 }

@@ -135,11 +135,11 @@ pub struct Saved {
     gated: Vec<Vec<f32>>,
 }
 
-pub(crate) fn fill_rows(out: &mut [f32], row: &[f32]) {
+fn fill_rows(out: &mut [f32], row: &[f32]) {
     out.chunks_exact_mut(row.len()).for_each(|o| o.copy_from_slice(row));
 }
 
-pub(crate) fn add(out: &mut [f32], x: &[f32]) {
+pub(super) fn add(out: &mut [f32], x: &[f32]) {
     out.iter_mut().zip(x).for_each(|(o, x)| *o += x);
 }
 

@@ -8,6 +8,7 @@ pub mod separable;
 pub mod transformer;
 pub mod wavenet;
 
+use crate::kernels::choice::Kernel;
 use crate::kernels::recall::Recall;
 use crate::kernels::stream::Weights;
 use candle_core::{Result, Tensor};
@@ -24,7 +25,7 @@ pub trait CondNet {
     fn forward(&self, x: &Tensor, cond: &Tensor, cond_bias: &Tensor) -> Result<Tensor>;
     /// The weights for streaming, with those of the projection of the mel's features, or `None` if
     /// the net can't stream.
-    fn pack(&self, _projection: &Projection) -> Result<Option<Weights>> {
+    fn pack(&self, _projection: &Projection, _kernel: Kernel) -> Result<Option<Weights>> {
         Ok(None)
     }
     /// The net at work row by row, for conditioning `cond` `[rows, cond_width]` of the whole sequence

@@ -1,6 +1,7 @@
 //! A WaveNet conditioner: the graph that defines it, and the fused CPU body that runs it.
 
 use super::CondNet;
+use crate::kernels::choice::Kernel;
 use crate::kernels::recall::{Recall, WaveNetRecall};
 use crate::kernels::stream::Weights;
 use crate::kernels::wavenet::{self as kernel, Shape};
@@ -250,12 +251,10 @@ impl CondNet for WaveNet {
         x.contiguous()?.apply_op3(&cond.contiguous()?, &self.flat_params(cond_bias)?, op)
     }
 
-    fn pack(&self, projection: &Projection) -> Result<Option<Weights>> {
-        Ok(Some(Weights {
-            shape: self.shape.clone(),
-            params: self.flat_params(projection.bias())?.to_vec1()?,
-            cond: projection.0.weight()?.flatten_all()?.to_vec1()?,
-        }))
+    fn pack(&self, projection: &Projection, kernel: Kernel) -> Result<Option<Weights>> {
+        let params: Vec<f32> = self.flat_params(projection.bias())?.to_vec1()?;
+        let cond: Vec<f32> = projection.0.weight()?.flatten_all()?.to_vec1()?;
+        Ok(Some(Weights::new(kernel, &self.shape, &params, &cond)))
     }
 
     fn recall(&self, cond: &Tensor, cond_bias: &Tensor) -> Result<Box<dyn Recall>> {

@@ -11,6 +11,7 @@ use crate::audio::Waveform;
 use crate::flow::Flow;
 use crate::flow::filters::Filters;
 use crate::flow::stream::{self as flow_stream, State};
+use crate::kernels::choice::Kernel;
 use crate::mel::MelSpectrogram;
 use crate::voice::{Lookahead, SynthesisConfig, Voice, VoiceConfig};
 use crate::{Error, Result};
@@ -91,7 +92,7 @@ impl Vocoder {
         let config = voice.config().clone();
         let refiner = Refiner::new(&config.mel)?;
         let macs_per_sample = flow.macs_per_sample().max(1.0);
-        let engine = match flow.pack()? {
+        let engine = match flow.pack(Kernel::chosen()?)? {
             Some((flow, filters)) => Engine::Stream(Packed { flow, filters }),
             None => Engine::Blocks(flow),
         };
@@ -151,8 +152,9 @@ impl Vocoder {
         let progress = |part| report(part * flow_share);
         let samples = match &self.engine {
             Engine::Stream(packed) => {
-                let residual = self.residual(packed, mel, sigma, &noise, &progress);
-                packed.filters.as_ref().map(|filters| filters.inverse(&residual, mel)).unwrap_or(residual)
+                let mut samples = self.residual(packed, mel, sigma, &noise, &progress);
+                packed.filters.iter().for_each(|filters| filters.inverse(&mut samples, mel));
+                samples
             }
             Engine::Blocks(flow) => {
                 let residual = self.residual_in_blocks(flow, mel, sigma, &noise, &progress)?;
@@ -170,8 +172,8 @@ impl Vocoder {
         Ok(Waveform { samples, sample_rate: config.mel.sample_rate })
     }
 
-    /// The flow's inverse of noise: a stretch of frames for each thread, with what lies within its
-    /// reach on either side.
+    /// The flow's inverse of noise. If the nets are small and the sound is long, each thread has a
+    /// stretch of frames, with what lies within its reach on either side.
     fn residual(
         &self,
         packed: &Packed,
@@ -182,7 +184,11 @@ impl Vocoder {
     ) -> Vec<f32> {
         let (hop, frames) = (self.config.mel.hop_length, mel.frames());
         let halo = packed.flow.reach_frames();
-        let workers = rayon::current_num_threads().min(frames / (4 * halo + FRAMES)).max(1);
+        let threads = rayon::current_num_threads();
+        let stretches = if packed.flow.shares_well(FRAMES) { 1 } else { frames / (4 * halo + FRAMES) };
+        let workers = threads.min(stretches).max(1);
+        // without a stretch for each, they share the pieces
+        let threads = if workers == 1 { threads } else { 1 };
         let stretch = frames.div_ceil(workers);
         let columns = mel.transposed();
         let mut residual = vec![0.0; frames * hop];
@@ -197,7 +203,7 @@ impl Vocoder {
                         noise.fill(from * hop + step * packed.flow.group, rows);
                         rows.iter_mut().for_each(|z| *z *= sigma);
                     };
-                    let mut state = State::new(&packed.flow);
+                    let mut state = State::new(&packed.flow, threads);
                     // samples to drop in front, and where the next go
                     let (mut skip, mut at) = ((start - from) * hop, 0);
                     let mut piece = Vec::new();

@@ -14,7 +14,7 @@
 //! ```
 
 use super::refine::{Buffers, MIN_WEIGHT, MOMENTUM, Refiner};
-use crate::kernels::stream::Rows;
+use crate::kernels::rows::Rows;
 use crate::mel::MelSpectrogram;
 
 /// Frames between two reports of progress.

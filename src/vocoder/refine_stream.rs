@@ -2,7 +2,7 @@
 //! allow, so that what comes out is what [`Refiner::refine`] makes of the whole sound, bit for bit.
 
 use super::refine::{Buffers, MIN_WEIGHT, MOMENTUM, Refiner};
-use crate::kernels::stream::Rows;
+use crate::kernels::rows::Rows;
 
 /// A sound's length while nobody knows it.
 const ENDLESS: usize = isize::MAX as usize / 4;

@@ -95,7 +95,7 @@ impl Vocoder {
             packed,
             noise: Noise::new(options.seed),
             sigma: options.sigma.unwrap_or(synthesis.sigma),
-            flow: State::new(&packed.flow),
+            flow: State::new(&packed.flow, rayon::current_num_threads()),
             synthesis: filters.map(Synthesis::new),
             refine,
             residual: Vec::new(),

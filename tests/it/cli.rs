@@ -2,6 +2,7 @@
 
 use super::{Place, npy, tiny_mel};
 use assert_cmd::Command;
+use melglow::kernels::choice::Kernel;
 use std::fs;
 use std::path::Path;
 
@@ -10,7 +11,11 @@ pub(super) type Outcome = (i32, Vec<u8>, String);
 
 pub(super) fn run(place: &Place, args: &[&str], input: &[u8]) -> Outcome {
     let mut command: Command = assert_cmd::cargo::cargo_bin_cmd!("melglow");
-    let output = command.current_dir(place.path("")).args(args).write_stdin(input).output().unwrap();
+    outcome(command.current_dir(place.path("")).args(args).write_stdin(input))
+}
+
+fn outcome(command: &mut Command) -> Outcome {
+    let output = command.output().unwrap();
     let code = output.status.code().expect("no signal");
     (code, output.stdout, String::from_utf8(output.stderr).unwrap())
 }
@@ -80,6 +85,37 @@ fn same_seed_same_bytes_for_any_threads() {
     assert!(one != wav(&["--refine", "0"]));
     assert_eq!(wav(&["--bits", "24"]).len(), 44 + 3 * 700 * 256);
     assert_eq!(wav(&["--bits", "32f"]).len(), 58 + 4 * 700 * 256);
+}
+
+#[test]
+fn kernels_by_name() {
+    let place = Place::new();
+    place.mel("a.npy", 20);
+    let speak = |kernel: &str| {
+        let mut command: Command = assert_cmd::cargo::cargo_bin_cmd!("melglow");
+        let args = ["synth", "a.npy", "-o", "a.wav", "--voice", "voice", "--refine", "0", "--bits", "32f"];
+        outcome(command.current_dir(place.path("")).args(args).env("MELGLOW_KERNEL", kernel))
+    };
+    let mut heard: Vec<Vec<f32>> = Vec::new();
+    for kernel in Kernel::ALL {
+        let (code, _, err) = speak(kernel.name());
+        assert_eq!(code, i32::from(!kernel.runs_here()), "{err}");
+        if !kernel.runs_here() {
+            assert!(err.contains("which this processor hasn't") && err.lines().count() == 1, "{err}");
+            continue;
+        }
+        let wav = fs::read(place.path("a.wav")).unwrap();
+        heard.push(wav[58..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect());
+        fs::remove_file(place.path("a.wav")).unwrap();
+    }
+    let loudest = heard[0].iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    for other in &heard {
+        let worst = other.iter().zip(&heard[0]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(loudest > 1e-3 && worst < 1e-4 * loudest, "{worst} of {loudest}");
+    }
+    let (code, _, err) = speak("sse9");
+    assert_eq!((code, err.lines().count(), place.path("a.wav").exists()), (1, 1, false), "{err}");
+    assert!(err.starts_with("melglow: MELGLOW_KERNEL is \"sse9\", which nobody knows; here there are scalar"), "{err}");
 }
 
 #[test]

@@ -1,0 +1,91 @@
+//! Which kernels run here.
+
+use crate::{Error, Result};
+
+/// A set of kernels, by the vector instructions they are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// Four values a vector, by whatever the compiler makes of that: any processor.
+    Scalar,
+    /// x86-64 with AVX2 and FMA, eight values.
+    Avx2,
+    /// x86-64 with AVX-512F, sixteen values.
+    Avx512,
+    /// 64-bit Arm, four values.
+    Neon,
+}
+
+impl Kernel {
+    /// Every set, fastest last on the processors that have it.
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512];
+
+    /// The name that `MELGLOW_KERNEL` knows it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Neon => "neon",
+        }
+    }
+
+    /// Whether this processor has its instructions.
+    pub fn runs_here(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => is_x86_feature_detected!("avx512f"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[allow(unreachable_patterns, reason = "which sets are left depends on the target")]
+            _ => false,
+        }
+    }
+
+    /// The sets that run here, the fastest last.
+    pub fn available() -> impl DoubleEndedIterator<Item = Self> {
+        Self::ALL.into_iter().filter(|kernel| kernel.runs_here())
+    }
+
+    /// The set that the environment variable `MELGLOW_KERNEL` names, or else the fastest.
+    ///
+    /// # Errors
+    /// If the name is unknown or the set doesn't run here.
+    pub fn chosen() -> Result<Self> {
+        match std::env::var("MELGLOW_KERNEL") {
+            Ok(name) => Self::named(&name),
+            Err(std::env::VarError::NotPresent) => Ok(Self::available().next_back().unwrap_or(Self::Scalar)),
+            Err(error) => Err(Error::invalid(format!("MELGLOW_KERNEL: {error}"))),
+        }
+    }
+
+    fn named(name: &str) -> Result<Self> {
+        if let Some(kernel) = Self::available().find(|kernel| kernel.name() == name) {
+            return Ok(kernel);
+        }
+        let here: Vec<_> = Self::available().map(Self::name).collect();
+        let known = Self::ALL.iter().any(|kernel| kernel.name() == name);
+        let problem = if known { "this processor hasn't" } else { "nobody knows" };
+        Err(Error::invalid(format!("MELGLOW_KERNEL is {name:?}, which {problem}; here there are {}", here.join(", "))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        assert_eq!(Kernel::named("scalar").unwrap(), Kernel::Scalar);
+        let error = Kernel::named("sse9").unwrap_err().to_string();
+        assert!(error.starts_with("MELGLOW_KERNEL is \"sse9\", which nobody knows; here there are scalar"), "{error}");
+        for kernel in Kernel::ALL {
+            match Kernel::named(kernel.name()) {
+                Ok(named) => assert!(named == kernel && kernel.runs_here()),
+                Err(error) => assert!(!kernel.runs_here() && error.to_string().contains("this processor hasn't")),
+            }
+        }
+    }
+}

@@ -1,0 +1,658 @@
+//! Rows times weights that were laid out once: every product of the flow's inverse.
+//!
+//! With `L` lanes in a vector, a panel holds `2 L` columns, and all that a tile of rows needs, in the
+//! order in which it is needed:
+//!
+//! ```text
+//!           2 L columns                      tile: up to ROWS × 2 L sums in registers
+//!         ┌─────────────┐
+//!  bias   │ b b b … b b │ ───────────────▶   start: the bias, with or without rows to add to
+//!         ├─────────────┤
+//!  tap 0  │ w w w … w w │ × row t            for each line of the panel: two vectors of weights,
+//!    ⋮    │      ⋮      │                    one input of each row in all lanes, one multiply-add
+//!  tap 1  │      ⋮      │ × row t + d        per row and vector
+//!    ⋮    │      ⋮      │
+//!  mel    │      ⋮      │ × features         the sums are stored once, or gated: in a gated panel
+//!         └─────────────┘                    the first L columns are tanh's, the last L σ's, and
+//!            next panel                      the tile leaves tanh · σ
+//! ```
+//!
+//! Inputs are time-major rows where they lie: a dilated tap is a row further on, nothing is copied.
+//! Each sum is taken in the order of its panel, whatever the rows that go along: the bits of a row
+//! depend on its inputs alone.
+
+use super::choice::Kernel;
+#[cfg(target_arch = "aarch64")]
+use super::vector::Neon;
+#[cfg(target_arch = "x86_64")]
+use super::vector::{Avx2, Avx512};
+use super::vector::{Portable, Vector, gate};
+
+/// Floats in a line of the cache, where panels begin.
+const LINE: usize = 16;
+
+/// A matrix to lay out: `rows × columns` from `values`, rows `stride` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    pub values: &'a [f32],
+    pub stride: usize,
+    pub rows: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows one after the other.
+    pub fn new(values: &'a [f32], columns: usize) -> Self {
+        Self { values, stride: columns, rows: values.len() / columns }
+    }
+}
+
+/// Matrices one above the other, and a bias, in panels.
+#[derive(Debug)]
+pub struct Panels {
+    kernel: Kernel,
+    /// Panels one after the other, from a line of the cache on.
+    values: Vec<f32>,
+    begin: usize,
+    /// Lines of a panel, without the bias.
+    depth: usize,
+    /// Values in a row of the answer.
+    columns: usize,
+    gated: bool,
+}
+
+/// Input of a product: rows that are read as they lie.
+#[derive(Clone, Copy)]
+pub(crate) struct Input<'a> {
+    pub rows: &'a [f32],
+    /// Values from one row to the next.
+    pub stride: usize,
+    /// Values of a row that are read.
+    pub width: usize,
+    /// How often rows are read, `dilation` rows further each time.
+    pub taps: usize,
+    pub dilation: usize,
+}
+
+impl<'a> Input<'a> {
+    /// Rows one after the other, read once.
+    pub fn rows(rows: &'a [f32], width: usize) -> Self {
+        Self { rows, stride: width, width, taps: 1, dilation: 0 }
+    }
+}
+
+/// What the products are added to, beside the bias.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a> {
+    /// Nothing.
+    Bias,
+    /// What stands in the answer's rows, and no bias.
+    Answer,
+    /// Rows and their stride.
+    Rows(&'a [f32], usize),
+    /// Between rows in the panels' own order of columns, [`Panels::row_width`] of them and more:
+    /// rows, stride, steps per row, and the first step, counted from the first row.
+    Between(&'a [f32], usize, usize, usize),
+}
+
+impl Panels {
+    /// The columns of matrices, one above the other, and a bias.
+    pub(crate) fn new(kernel: Kernel, columns: usize, bias: &[f32], matrices: &[Matrix]) -> Self {
+        let lanes = lanes(kernel);
+        let order = (0..columns.div_ceil(2 * lanes) * 2 * lanes).map(|i| (i < columns).then_some(i));
+        Self::pack(kernel, (columns, false), &order.collect::<Vec<_>>(), bias, matrices)
+    }
+
+    /// Matrices of `2 · channels` columns whose answer is `tanh(first half) · σ(second half)`.
+    pub(crate) fn gated(kernel: Kernel, channels: usize, bias: &[f32], matrices: &[Matrix]) -> Self {
+        Self::pack(kernel, (channels, true), &gated_order(kernel, channels), bias, matrices)
+    }
+
+    /// A matrix that makes rows for [`Start::Between`] of `count` gated panels of so many channels.
+    pub(crate) fn for_gated(kernel: Kernel, channels: usize, count: usize, matrix: Matrix) -> Self {
+        let one = gated_order(kernel, channels);
+        let order: Vec<_> =
+            (0..count).flat_map(|i| one.iter().map(move |from| from.map(|from| i * 2 * channels + from))).collect();
+        Self::pack(kernel, (order.len(), false), &order, &vec![0.0; count * 2 * channels], &[matrix])
+    }
+
+    fn pack(
+        kernel: Kernel,
+        (columns, gated): (usize, bool),
+        order: &[Option<usize>],
+        bias: &[f32],
+        matrices: &[Matrix],
+    ) -> Self {
+        let depth = matrices.iter().map(|m| m.rows).sum();
+        let width = 2 * lanes(kernel);
+        let mut values: Vec<f32> = Vec::with_capacity(order.len() * (depth + 1) + LINE);
+        let begin = values.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        values.resize(begin, 0.0);
+        for columns in order.chunks_exact(width) {
+            let lines = matrices.iter().flat_map(|m| m.values.chunks(m.stride).take(m.rows));
+            for line in std::iter::once(bias).chain(lines) {
+                values.extend(columns.iter().map(|from| from.map_or(0.0, |from| line[from])));
+            }
+        }
+        Self { kernel, values, begin, depth, columns, gated }
+    }
+
+    /// Replaces the bias of panels that aren't gated.
+    pub(crate) fn set_bias(&mut self, bias: &[f32]) {
+        assert!(!self.gated && bias.len() == self.columns);
+        let (width, size) = (2 * lanes(self.kernel), (self.depth + 1) * 2 * lanes(self.kernel));
+        for (bias, panel) in bias.chunks(width).zip(self.values[self.begin..].chunks_mut(size)) {
+            panel[..bias.len()].copy_from_slice(bias);
+        }
+    }
+
+    /// Values in a row of the answer.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Rows of the matrices.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// The kernels that these panels are for.
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
+    fn panels(&self) -> usize {
+        (self.values.len() - self.begin) / (self.depth + 1) / (2 * lanes(self.kernel))
+    }
+
+    /// Columns of all panels, those that fill the last one up among them.
+    pub fn row_width(&self) -> usize {
+        self.panels() * 2 * lanes(self.kernel)
+    }
+
+    /// The answer's first `count` rows, `stride` apart in `out`.
+    ///
+    /// # Panics
+    /// If inputs, start or answer have too few values.
+    pub(crate) fn product(&self, count: usize, inputs: &[Input], start: Start, out: (&mut [f32], usize)) {
+        if count == 0 {
+            return;
+        }
+        let reach = |rows: usize, stride: usize, width: usize| (rows - 1) * stride + width;
+        assert!(inputs.iter().map(|i| i.width * i.taps).sum::<usize>() == self.depth);
+        for i in inputs {
+            assert!(i.rows.len() >= reach(count + (i.taps - 1) * i.dilation, i.stride, i.width));
+        }
+        match start {
+            Start::Bias | Start::Answer => {}
+            Start::Rows(rows, stride) => assert!(rows.len() >= reach(count, stride, self.columns)),
+            Start::Between(rows, stride, up, first) => {
+                assert!(rows.len() >= reach((first + count - 1) / up + 2, stride, self.row_width()));
+            }
+        }
+        // gated panels start between rows or with the bias: their columns and the answer's differ
+        assert!(!self.gated || matches!(start, Start::Bias | Start::Between(..)));
+        assert!(out.0.len() >= reach(count, out.1, self.columns));
+        let job = Job { panels: self, count, inputs, start, out: out.0.as_mut_ptr(), stride: out.1 };
+        // SAFETY: the assertions keep every address within its slice, and panels exist only for
+        // kernels that run here.
+        unsafe {
+            match self.kernel {
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Avx2 => avx2(&job),
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Avx512 => avx512(&job),
+                #[cfg(target_arch = "aarch64")]
+                Kernel::Neon => neon(&job),
+                _ => run::<Portable>(&job),
+            }
+        }
+    }
+}
+
+/// Values in a vector of a set of kernels that runs here.
+///
+/// # Panics
+/// If it doesn't.
+fn lanes(kernel: Kernel) -> usize {
+    assert!(kernel.runs_here());
+    match kernel {
+        Kernel::Scalar | Kernel::Neon => 4,
+        Kernel::Avx2 => 8,
+        Kernel::Avx512 => 16,
+    }
+}
+
+/// Source columns of gated panels.
+fn gated_order(kernel: Kernel, channels: usize) -> Vec<Option<usize>> {
+    let lanes = lanes(kernel);
+    let half = |panel: usize, from: usize| {
+        (panel * lanes..(panel + 1) * lanes).map(move |i| (i < channels).then_some(from + i))
+    };
+    (0..channels.div_ceil(lanes)).flat_map(|panel| half(panel, 0).chain(half(panel, channels))).collect()
+}
+
+/// A checked product.
+struct Job<'a> {
+    panels: &'a Panels,
+    count: usize,
+    inputs: &'a [Input<'a>],
+    start: Start<'a>,
+    out: *mut f32,
+    stride: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(job: &Job) {
+    // SAFETY: the caller's promise.
+    unsafe { run::<Avx2>(job) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512(job: &Job) {
+    // SAFETY: the caller's promise.
+    unsafe { run::<Avx512>(job) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon(job: &Job) {
+    // SAFETY: the caller's promise.
+    unsafe { run::<Neon>(job) }
+}
+
+/// # Safety
+/// The processor must have the vector's feature, and the job be checked.
+#[inline(always)]
+unsafe fn run<V: Vector>(job: &Job) {
+    let columns = if job.panels.gated { V::LANES } else { 2 * V::LANES };
+    let mut first = 0;
+    while job.count == 1 && (first + ABREAST) * columns <= job.panels.columns {
+        // SAFETY: the caller's promise; the panels are full.
+        unsafe { abreast::<V>(job, first) };
+        first += ABREAST;
+    }
+    for panel in first..job.panels.panels() {
+        let mut row = 0;
+        while row < job.count {
+            // tiles of much the same height: a low one is slow
+            let left = job.count - row;
+            let rows = left.div_ceil(left.div_ceil(V::ROWS));
+            // SAFETY: the caller's promise; the rows are the job's.
+            unsafe {
+                match rows {
+                    1 => tile::<V, 1>(job, panel, row),
+                    2 => tile::<V, 2>(job, panel, row),
+                    3 => tile::<V, 3>(job, panel, row),
+                    4 => tile::<V, 4>(job, panel, row),
+                    5 => tile::<V, 5>(job, panel, row),
+                    6 => tile::<V, 6>(job, panel, row),
+                    7 => tile::<V, 7>(job, panel, row),
+                    8 => tile::<V, 8>(job, panel, row),
+                    9 => tile::<V, 9>(job, panel, row),
+                    10 => tile::<V, 10>(job, panel, row),
+                    11 => tile::<V, 11>(job, panel, row),
+                    _ => tile::<V, 12>(job, panel, row),
+                }
+            }
+            row += rows;
+        }
+    }
+}
+
+/// Panels that a single row goes through together: alone, its two sums would wait for each other.
+const ABREAST: usize = 6;
+
+/// The only row of a product, for some full panels from `first` on; the bits are [`tile`]'s.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn abreast<V: Vector>(job: &Job, first: usize) {
+    let (panels, width) = (job.panels, 2 * V::LANES);
+    let columns = if panels.gated { V::LANES } else { width };
+    let size = (panels.depth + 1) * width;
+    // SAFETY: `product` has checked that all these lie within their slices.
+    unsafe {
+        let mut weights = panels.values.as_ptr().add(panels.begin + first * size);
+        let out = job.out.add(first * columns);
+        let mut sums = [[V::splat(0.0); 2]; ABREAST];
+        for (p, sums) in sums.iter_mut().enumerate() {
+            *sums = pair(weights.add(p * size));
+            match job.start {
+                Start::Bias => {}
+                Start::Answer => *sums = pair(out.add(p * columns)),
+                Start::Rows(rows, _) => *sums = plus(*sums, pair(rows.as_ptr().add((first + p) * columns))),
+                Start::Between(rows, stride, up, from) => {
+                    let now = rows.as_ptr().add(from / up * stride + (first + p) * width);
+                    *sums = between(*sums, now, stride, part_of(from % up, up));
+                }
+            }
+        }
+        weights = weights.add(width);
+        for input in job.inputs {
+            for tap in 0..input.taps {
+                let row = input.rows.as_ptr().add(tap * input.dilation * input.stride);
+                for k in 0..input.width {
+                    let x = V::splat(*row.add(k));
+                    for (p, sums) in sums.iter_mut().enumerate() {
+                        let [a, b] = pair(weights.add(p * size));
+                        *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
+                    }
+                    weights = weights.add(width);
+                }
+            }
+        }
+        for (p, sums) in sums.into_iter().enumerate() {
+            finish(panels.gated, sums, out.add(p * columns));
+        }
+    }
+}
+
+/// Columns of the widest panel.
+const WIDEST: usize = 32;
+
+/// `R` rows of one panel's columns.
+///
+/// # Safety
+/// As [`run`]; the rows must be the job's.
+#[inline(always)]
+unsafe fn tile<V: Vector, const R: usize>(job: &Job, panel: usize, row: usize) {
+    if R > V::ROWS {
+        return;
+    }
+    let panels = job.panels;
+    let columns = if panels.gated { V::LANES } else { 2 * V::LANES };
+    let first = panel * columns;
+    let filled = columns.min(panels.columns - first);
+    // SAFETY: `product` has checked that all these lie within their slices.
+    unsafe {
+        let out = job.out.add(row * job.stride + first);
+        let rows = match job.start {
+            Start::Bias | Start::Between(..) => None,
+            Start::Answer => Some((out.cast_const(), job.stride)),
+            Start::Rows(rows, stride) => Some((rows.as_ptr().add(row * stride + first), stride)),
+        };
+        if filled == columns {
+            full::<V, R>(job, (panel, row), rows, (out, job.stride));
+            return;
+        }
+        // a panel that isn't full works on a copy that is
+        let mut copy = [[0.0; WIDEST]; R];
+        if let Some((rows, stride)) = rows {
+            for (r, copy) in copy.iter_mut().enumerate() {
+                std::ptr::copy_nonoverlapping(rows.add(r * stride), copy.as_mut_ptr(), filled);
+            }
+        }
+        let at = copy.as_mut_ptr().cast::<f32>();
+        full::<V, R>(job, (panel, row), rows.map(|_| (at.cast_const(), WIDEST)), (at, WIDEST));
+        for (r, copy) in copy.iter().enumerate() {
+            std::ptr::copy_nonoverlapping(copy.as_ptr(), out.add(r * job.stride), filled);
+        }
+    }
+}
+
+/// [`tile`] of a panel with as many columns as it holds: `rows` to start from and `out`, with their
+/// strides. In every branch the loops over the tile's rows are plain, so that the sums stay in
+/// registers.
+///
+/// # Safety
+/// As [`tile`]; `R` rows of the panel's width must be at both.
+#[inline(always)]
+unsafe fn full<V: Vector, const R: usize>(
+    job: &Job,
+    (panel, row): (usize, usize),
+    rows: Option<(*const f32, usize)>,
+    (out, out_stride): (*mut f32, usize),
+) {
+    let (panels, width) = (job.panels, 2 * V::LANES);
+    // SAFETY: the caller's promise, and what `product` has checked.
+    unsafe {
+        let mut weights = panels.values.as_ptr().add(panels.begin + panel * (panels.depth + 1) * width);
+        let mut sums = [pair(weights); R];
+        if matches!(job.start, Start::Answer) {
+            sums = [[V::splat(0.0); 2]; R];
+        }
+        if let Some((rows, stride)) = rows {
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = plus(*sum, pair(rows.add(r * stride)));
+            }
+        }
+        if let Start::Between(rows, stride, up, from) = job.start {
+            let (at, mut step) = ((from + row) / up, (from + row) % up);
+            let mut now = rows.as_ptr().add(at * stride + panel * width);
+            for sum in &mut sums {
+                *sum = between(*sum, now, stride, part_of(step, up));
+                step += 1;
+                if step == up {
+                    (now, step) = (now.wrapping_add(stride), 0);
+                }
+            }
+        }
+        weights = weights.add(width);
+        for input in job.inputs {
+            let mut rows = input.rows.as_ptr().add(row * input.stride);
+            for tap in 0..input.taps {
+                if tap > 0 {
+                    rows = rows.add(input.dilation * input.stride);
+                }
+                sums = accumulate(sums, rows, input.stride, input.width, weights);
+                weights = weights.add(input.width * width);
+            }
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            finish(panels.gated, sums, out.add(r * out_stride));
+        }
+    }
+}
+
+/// A line of a panel.
+///
+/// # Safety
+/// Two vectors must stand at `at`, and the processor must have the vector's feature.
+#[inline(always)]
+unsafe fn pair<V: Vector>(at: *const f32) -> [V; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { [V::load(at), V::load(at.add(V::LANES))] }
+}
+
+#[inline(always)]
+fn plus<V: Vector>(a: [V; 2], b: [V; 2]) -> [V; 2] {
+    [a[0].add(b[0]), a[1].add(b[1])]
+}
+
+/// How far a step stands from its row towards the next: half a step behind the first of `up`.
+#[inline(always)]
+fn part_of(step: usize, up: usize) -> f32 {
+    (step as f32 + 0.5) / up as f32
+}
+
+/// `sums` and what stands `part` of the way between a line and that `stride` further on.
+///
+/// # Safety
+/// As [`pair`], for both lines.
+#[inline(always)]
+unsafe fn between<V: Vector>(sums: [V; 2], now: *const f32, stride: usize, part: f32) -> [V; 2] {
+    // SAFETY: the caller's promise; the sums prove the feature.
+    unsafe {
+        let (now, next, part) = (pair::<V>(now), pair::<V>(now.add(stride)), V::splat(part));
+        std::array::from_fn(|i| next[i].sub(now[i]).fma(part, sums[i].add(now[i])))
+    }
+}
+
+/// Stores the sums, or what the gate makes of them.
+///
+/// # Safety
+/// Two vectors must fit at `out`, or one if `gated`.
+#[inline(always)]
+unsafe fn finish<V: Vector>(gated: bool, [a, b]: [V; 2], out: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if gated {
+            gate(a, b).store(out);
+        } else {
+            a.store(out);
+            b.store(out.add(V::LANES));
+        }
+    }
+}
+
+/// `sums[r] + Σ_k rows[r][k] · weights[k]`; by value, so that the sums stay in registers.
+///
+/// # Safety
+/// The processor must have the vector's feature; `R` rows of `depth` values, `stride` apart, and as
+/// many pairs of vectors of weights must be there.
+#[inline(always)]
+unsafe fn accumulate<V: Vector, const R: usize>(
+    mut sums: [[V; 2]; R],
+    rows: *const f32,
+    stride: usize,
+    depth: usize,
+    weights: *const f32,
+) -> [[V; 2]; R] {
+    for k in 0..depth {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let weights = weights.add(k * 2 * V::LANES);
+            let (a, b) = (V::load(weights), V::load(weights.add(V::LANES)));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let x = V::splat(*rows.add(r * stride + k));
+                *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
+            }
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
+    }
+
+    /// One convolution with a second input, for every start: (rows, taps, dilation, width, second, columns).
+    const SHAPES: [[usize; 6]; 8] = [
+        [1, 1, 0, 1, 1, 1],
+        [2, 3, 5, 3, 2, 7],
+        [5, 3, 1, 8, 1, 16],
+        [13, 5, 2, 10, 9, 33],
+        [29, 3, 4, 17, 64, 64],
+        [70, 1, 0, 64, 3, 130],
+        [7, 3, 8, 100, 31, 12],
+        [4, 2, 1, 11, 5, 500],
+    ];
+
+    #[test]
+    fn panels_compute_what_they_stand_for() {
+        for kernel in Kernel::ALL {
+            if !kernel.runs_here() {
+                eprintln!("SKIPPED: no {} on this processor", kernel.name());
+                continue;
+            }
+            for [rows, taps, dilation, width, second, columns] in SHAPES {
+                let (x, y) = (values((rows + (taps - 1) * dilation) * width, 1), values(rows * second, 2));
+                let (conv, more) = (values(taps * width * columns, 3), values(second * columns, 4));
+                let bias = values(columns, 5);
+                let matrices = [Matrix::new(&conv, columns), Matrix::new(&more, columns)];
+                let panels = Panels::new(kernel, columns, &bias, &matrices);
+                let input = [Input { taps, dilation, ..Input::rows(&x, width) }, Input::rows(&y, second)];
+                let sum = |t: usize, j: usize| {
+                    let tap = |k: usize| x[(t + k * dilation) * width..][..width].iter();
+                    let conv = (0..taps).flat_map(tap).enumerate().map(|(i, x)| x * conv[i * columns + j]);
+                    let more = (0..second).map(|i| y[t * second + i] * more[i * columns + j]);
+                    conv.chain(more).map(f64::from).sum::<f64>()
+                };
+                let stride = columns + 3;
+                let before = values(rows * stride, 6);
+                for start in [Start::Bias, Start::Answer, Start::Rows(&before, stride)] {
+                    let mut out = before.clone();
+                    panels.product(rows, &input, start, (&mut out, stride));
+                    for (i, (out, before)) in out.iter().zip(&before).enumerate() {
+                        let (t, j) = (i / stride, i % stride);
+                        let expected = match start {
+                            _ if j >= columns => f64::from(*before),
+                            Start::Bias => f64::from(bias[j]) + sum(t, j),
+                            Start::Answer => f64::from(*before) + sum(t, j),
+                            _ => f64::from(bias[j] + before) + sum(t, j),
+                        };
+                        let error = (f64::from(*out) - expected).abs();
+                        // half a unit of f32 for each addition, of sums that stay below 60
+                        assert!(error < 2e-4, "{}: row {t}, column {j} of {columns}: {error}", kernel.name());
+                    }
+                    // the bits don't depend on the company
+                    for (from, to) in [(rows / 3, rows - rows / 5), (rows / 2, rows / 2 + 1)] {
+                        let mut part = before[from * stride..].to_vec();
+                        let some =
+                            [Input { rows: &x[from * width..], ..input[0] }, Input::rows(&y[from * second..], second)];
+                        let start = match start {
+                            Start::Rows(rows, stride) => Start::Rows(&rows[from * stride..], stride),
+                            start => start,
+                        };
+                        panels.product(to - from, &some, start, (&mut part, stride));
+                        let wanted = &out[from * stride..to * stride];
+                        assert!(part[..wanted.len()] == *wanted, "{}: rows {from}..{to}", kernel.name());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gated_panels_stand_between_rows() {
+        for kernel in Kernel::available() {
+            for (channels, up, first, rows) in [(1, 4, 3, 9), (8, 2, 0, 6), (10, 16, 5, 40), (37, 32, 31, 13)] {
+                let width = 2 * channels;
+                let (x, weight, bias) = (values(rows * 5, 1), values(5 * width, 2), values(width, 3));
+                let features = values(((first + rows) / up + 2) * 3, 4);
+                let project = values(3 * 2 * width, 5);
+                let cond = Panels::for_gated(kernel, channels, 2, Matrix::new(&project, 2 * width));
+                let count = features.len() / 3;
+                let mut between = vec![0.0; count * cond.columns()];
+                cond.product(count, &[Input::rows(&features, 3)], Start::Bias, (&mut between, cond.columns()));
+
+                let panels = Panels::gated(kernel, channels, &bias, &[Matrix::new(&weight, width)]);
+                assert_eq!(panels.row_width() * 2, cond.columns());
+                let mut out = vec![0.0; rows * channels];
+                // the second of the two layers
+                let start = Start::Between(&between[panels.row_width()..], cond.columns(), up, first);
+                panels.product(rows, &[Input::rows(&x, 5)], start, (&mut out, channels));
+                for t in 0..rows {
+                    let pre = |j: usize| {
+                        let row = |r: usize| -> f64 {
+                            let term = |i: usize| features[r * 3 + i] * project[i * 2 * width + width + j];
+                            (0..3).map(|i| f64::from(term(i))).sum()
+                        };
+                        let at = (first + t) as f64 + 0.5;
+                        let (r, part) = ((first + t) / up, at / up as f64 - ((first + t) / up) as f64);
+                        let own: f64 = (0..5).map(|i| f64::from(x[t * 5 + i] * weight[i * width + j])).sum();
+                        f64::from(bias[j]) + own + row(r) * (1.0 - part) + row(r + 1) * part
+                    };
+                    for j in 0..channels {
+                        let expected = pre(j).tanh() / (1.0 + (-pre(channels + j)).exp());
+                        let error = (f64::from(out[t * channels + j]) - expected).abs();
+                        assert!(error < 2e-6, "{}: step {t}, channel {j} of {channels}: {error}", kernel.name());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_gate_is_close_to_f64() {
+        for kernel in Kernel::available() {
+            let xs: Vec<f32> = (-4000..=4000).map(|i| i as f32 * 0.025).collect();
+            let pairs: Vec<f32> = xs.iter().flat_map(|&x| [x, 1.0, 1.0, x, x, x]).collect();
+            let identity = Panels::gated(kernel, 1, &[0.0; 2], &[Matrix::new(&[1.0, 0.0, 0.0, 1.0], 2)]);
+            let mut out = vec![0.0; pairs.len() / 2];
+            identity.product(out.len(), &[Input::rows(&pairs, 2)], Start::Bias, (&mut out, 1));
+            for (pair, out) in pairs.chunks_exact(2).zip(out) {
+                let (a, b) = (f64::from(pair[0]), f64::from(pair[1]));
+                let error = (f64::from(out) - a.tanh() / (1.0 + (-b).exp())).abs();
+                assert!(error < 3e-7, "{}: {pair:?}: {error}", kernel.name());
+            }
+        }
+    }
+}

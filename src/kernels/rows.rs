@@ -1,0 +1,76 @@
+//! The rows of a sequence that are still needed.
+
+use std::ops::Range;
+
+/// The rows of a sequence that are still needed, by their place in the whole sequence.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    values: Vec<f32>,
+    width: usize,
+    /// Place of the first row in `values`.
+    base: usize,
+    /// Place of the first row that is still needed.
+    first: usize,
+}
+
+impl Rows {
+    /// No rows yet, of `width` values each.
+    pub fn new(width: usize) -> Self {
+        Self { values: Vec::new(), width, base: 0, first: 0 }
+    }
+
+    /// Values of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Place of the first row that is still needed.
+    pub fn start(&self) -> usize {
+        self.first
+    }
+
+    /// One past the place of the last row.
+    pub fn end(&self) -> usize {
+        self.base + self.values.len() / self.width
+    }
+
+    /// Puts whole rows at the end.
+    pub fn extend(&mut self, rows: &[f32]) {
+        debug_assert!(rows.len().is_multiple_of(self.width));
+        self.values.extend_from_slice(rows);
+    }
+
+    /// Makes `count` rows of zeros at the end and gives them.
+    pub fn grow(&mut self, count: usize) -> &mut [f32] {
+        let from = self.values.len();
+        self.values.resize(from + count * self.width, 0.0);
+        &mut self.values[from..]
+    }
+
+    /// Rows by their places.
+    ///
+    /// # Panics
+    /// If one isn't there.
+    pub fn get(&self, places: Range<usize>) -> &[f32] {
+        &self.values[(places.start - self.base) * self.width..(places.end - self.base) * self.width]
+    }
+
+    /// Rows by their places, to be changed.
+    ///
+    /// # Panics
+    /// If one isn't there.
+    pub fn get_mut(&mut self, places: Range<usize>) -> &mut [f32] {
+        &mut self.values[(places.start - self.base) * self.width..(places.end - self.base) * self.width]
+    }
+
+    /// Forgets the rows before a place.
+    pub fn forget(&mut self, before: usize) {
+        self.first = before.clamp(self.first, self.end());
+        // moved together only when more is dead than alive: each row is moved once or less on average
+        let dead = (self.first - self.base) * self.width;
+        if 2 * dead > self.values.len() {
+            self.values.drain(..dead);
+            self.base = self.first;
+        }
+    }
+}
