@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Time of a fade, seconds: pausing, going on, leaving.
-const FADE: f32 = 0.01;
+const FADE: f32 = 0.005;
 /// Periods in a device's buffer, as cpal asks for them.
 const PERIODS: u32 = 2;
 /// How long the feeding thread sleeps while the ring is full.
@@ -218,9 +218,12 @@ struct Tap {
 impl Tap {
     fn fill<T: SizedSample + FromSample<f32>>(&mut self, out: &mut [T], info: &OutputCallbackInfo) {
         let shared = &*self.shared;
-        shared.calls.fetch_add(1, Ordering::Relaxed);
         let leaving = shared.leaving.load(Ordering::Relaxed);
         let target = if leaving || shared.paused.load(Ordering::Relaxed) { 0.0 } else { 1.0 };
+        // there is nothing to fade out where pausing came before the first sound
+        if shared.calls.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.gain = target;
+        }
         // read before the ring: what was fed before it was set is then in the ring
         let ended = shared.ended.load(Ordering::Acquire);
         let (mut peak, mut played, mut missing) = (0.0_f32, 0, 0);

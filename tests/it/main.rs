@@ -11,6 +11,8 @@ mod mels_cli;
 mod play;
 mod plot;
 mod stream;
+#[cfg(all(feature = "play", target_os = "linux"))]
+mod terminal;
 mod train;
 mod voice;
 
