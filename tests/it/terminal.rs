@@ -29,23 +29,32 @@ struct Terminal {
     reader: std::thread::JoinHandle<()>,
 }
 
+/// A new terminal: our end of it, and the program's.
+fn open(size: Option<&Winsize>) -> (File, OwnedFd) {
+    let pty = openpty(size, None).unwrap();
+    // copies are closed in the programs of other tests, which would keep the terminal open
+    (pty.master.try_clone().unwrap().into(), pty.slave.try_clone().unwrap())
+}
+
 /// What is left when the program has ended.
 struct Ended {
     code: Option<i32>,
+    /// How long that took.
+    took: Duration,
     shown: String,
 }
 
 impl Terminal {
     fn run(mut command: Command, columns: u16) -> Self {
         let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        let pty = openpty(&size, None).unwrap();
-        let before = tcgetattr(&pty.slave).unwrap();
-        let end = || Stdio::from(pty.slave.try_clone().unwrap());
+        let (master, slave) = open(Some(&size));
+        let before = tcgetattr(&slave).unwrap();
+        let end = || Stdio::from(slave.try_clone().unwrap());
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         // the command holds the terminal, too
         drop(command);
         let shown: Arc<Mutex<Vec<u8>>> = Arc::default();
-        let (mut screen, seen) = (File::from(pty.master.try_clone().unwrap()), shown.clone());
+        let (mut screen, seen) = (master.try_clone().unwrap(), shown.clone());
         let reader = std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             // an error is the other end's way to be gone
@@ -53,7 +62,7 @@ impl Terminal {
                 seen.lock().unwrap().extend(&bytes[..count]);
             }
         });
-        Self { child, keyboard: File::from(pty.master), slave: pty.slave, before, shown, reader }
+        Self { child, keyboard: master, slave, before, shown, reader }
     }
 
     fn shown(&self) -> String {
@@ -95,6 +104,7 @@ impl Terminal {
             }
             std::thread::sleep(Duration::from_millis(1));
         };
+        let took = start.elapsed();
         assert!(tcgetattr(&self.slave).unwrap() == self.before, "the terminal is not as before");
         drop(self.slave);
         self.reader.join().unwrap();
@@ -103,7 +113,7 @@ impl Terminal {
         for (at, _) in shown.match_indices('\n') {
             assert!(shown[..at].ends_with('\r'), "{shown:?}");
         }
-        Ended { code, shown }
+        Ended { code, took, shown }
     }
 }
 
@@ -215,10 +225,9 @@ fn q_leaves_at_once() {
         let mut terminal = Terminal::run(play(&place, &folder, args), 80);
         terminal.until_position(3);
         assert!(terminal.raw());
-        let pressed = Instant::now();
         terminal.press(key);
         let ended = terminal.end();
-        assert!(pressed.elapsed() < Duration::from_secs(1), "{:?}", pressed.elapsed());
+        assert!(ended.took < Duration::from_secs(2), "{:?}", ended.took);
         let words = ended.last_words();
         let (played, rest) = words.split_once('\n').unwrap();
         assert!(played.starts_with("melglow: 0.") || played.starts_with("melglow: 1."), "{words}");
@@ -237,36 +246,38 @@ fn ctrl_c_fades_out_within_50_ms() {
     let folder = card(&place, CARD);
     place.mel("a.npy", 1000);
     let sound = expected(1000);
-    for by_key in [true, false] {
+    // seconds of sound that the card is given after the asking
+    let late = |by_key: bool| {
         let _ = fs::remove_file(folder.join("sound"));
         let mut terminal = Terminal::run(play(&place, &folder, &["a.npy"]), 80);
         terminal.until_position(5);
         let before = given(&folder).len();
-        let asked = Instant::now();
         if by_key {
             terminal.press("\x03");
         } else {
             kill(Pid::from_raw(terminal.child.id() as i32), Signal::SIGTERM).unwrap();
         }
         let ended = terminal.end();
-        let gone = asked.elapsed();
         assert_eq!(ended.code, Some(130), "{}", ended.shown);
-        assert!(ended.last_words().ends_with(": no underrun\r\n") && gone < Duration::from_secs(1), "{gone:?}");
+        assert!(ended.last_words().ends_with(": no underrun\r\n"), "{}", ended.shown);
+        assert!(ended.took < Duration::from_secs(2), "{:?}", ended.took);
         let heard = given(&folder);
         let whole = same(&heard, &sound);
         let last = heard.iter().rposition(|s| *s != 0.0).unwrap() + 1;
-        assert!(whole >= before && last < RATE * 4, "{whole} of {before}, {last}");
         // a fade and no cut: 5 ms in which it grows weaker
         let fade = RATE / 200;
-        assert!((1..=fade + 1).contains(&(last - whole)), "{}", last - whole);
-        let gain = |i: usize| heard[i].abs() / sound[i].abs();
+        assert!(whole >= before && (1..=fade + 1).contains(&(last - whole)), "{whole} of {before}, {last}");
         let halfway = whole + fade / 2;
-        assert!(gain(halfway) > 0.3 && gain(halfway) < 0.7, "{}", gain(halfway));
-        // what the card held when it was asked is heard first, 40 ms at most; then what it was given
-        // until the fade began, which a busy machine makes later
-        let late = (last - before) as f64 / RATE as f64;
-        eprintln!("the sound ends {:.1} ms after what was given when Ctrl-C came", 1000.0 * late);
-        assert!(late < 0.1, "{late}");
+        let gain = heard[halfway] / sound[halfway];
+        assert!(gain > 0.3 && gain < 0.7, "{gain}");
+        (last - before) as f64 / RATE as f64
+    };
+    for by_key in [true, false] {
+        // The card holds 40 ms, in two pieces. Asked when it holds all, the next piece begins with
+        // the fade; asked when it holds one, another may be under way. A busy machine does worse,
+        // but not always.
+        let tries: Vec<f64> = (0..5).map(|_| late(by_key)).take_while(|late| *late > 0.03).collect();
+        assert!(tries.len() < 5, "by key: {by_key}, seconds too late: {tries:?}");
     }
 }
 
@@ -308,10 +319,9 @@ fn without_a_terminal_to_show_it_there_is_no_line_and_keys_are_left_alone() {
     let place = Place::new();
     let folder = card(&place, CARD);
     place.mel("a.npy", 50);
-    let pty = openpty(None, None).unwrap();
-    let mut keyboard = File::from(pty.master);
+    let (mut keyboard, slave) = open(None);
     keyboard.write_all(b"q").unwrap();
-    let output = play(&place, &folder, &["a.npy"]).stdin(pty.slave).output().unwrap();
+    let output = play(&place, &folder, &["a.npy"]).stdin(slave).output().unwrap();
     assert_eq!(stderr(&output), "melglow: 0.58 s played at 22050 Hz, 1 channel, f32: no underrun\n");
 }
 
