@@ -304,6 +304,23 @@ fn pausing_before_the_first_sound_holds_it() {
 }
 
 #[test]
+fn a_program_that_was_held_for_long_goes_on() {
+    let place = Place::new();
+    let folder = card(&place, CARD);
+    place.mel("a.npy", 100);
+    let terminal = Terminal::run(play(&place, &folder, &["a.npy"]), 80);
+    terminal.until_position(3);
+    let pid = Pid::from_raw(terminal.child.id() as i32);
+    kill(pid, Signal::SIGSTOP).unwrap();
+    // longer than a device may be silent
+    std::thread::sleep(Duration::from_millis(3300));
+    kill(pid, Signal::SIGCONT).unwrap();
+    let ended = terminal.end();
+    assert_eq!(ended.code, Some(0), "{}", ended.shown);
+    assert_eq!(same(&given(&folder), &expected(100)), expected(100).len());
+}
+
+#[test]
 fn a_device_that_goes_leaves_the_terminal_as_it_was() {
     let place = Place::new();
     let folder = card(&place, &format!("{CARD} lose_after 5000"));
