@@ -4,8 +4,8 @@
 use crate::{Error, Result};
 use cpal::traits::{DeviceTrait, HostTrait, StreamTrait};
 use cpal::{
-    BufferSize, Device, ErrorKind, FromSample, OutputCallbackInfo, SampleFormat, SizedSample, StreamConfig,
-    SupportedBufferSize, SupportedStreamConfigRange,
+    BufferSize, Device, ErrorKind, OutputCallbackInfo, SampleFormat, SizedSample, StreamConfig, SupportedBufferSize,
+    SupportedStreamConfigRange,
 };
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Time of a fade, seconds: pausing, going on, leaving.
-const FADE: f32 = 0.01;
+const FADE: f32 = 0.005;
 /// Periods in a device's buffer, as cpal asks for them.
 const PERIODS: u32 = 2;
 /// How long the feeding thread sleeps while the ring is full.
@@ -136,7 +136,7 @@ impl Card {
         Ok((Player { stream, shared: shared.clone() }, Feed { producer, shared }))
     }
 
-    fn build<T: SizedSample + FromSample<f32>>(&self, mut tap: Tap) -> Result<cpal::Stream, cpal::Error> {
+    fn build<T: Quantised>(&self, mut tap: Tap) -> Result<cpal::Stream, cpal::Error> {
         let shared = tap.shared.clone();
         let heard = move |error: cpal::Error| match error.kind() {
             ErrorKind::Xrun => drop(shared.device_underruns.fetch_add(1, Ordering::Relaxed)),
@@ -204,6 +204,38 @@ struct Shared {
     lost: OnceLock<String>,
 }
 
+/// A sample as a device takes it.
+trait Quantised: SizedSample {
+    /// The nearest to a value within ±1: integers are those of [`wav`](super::wav).
+    fn nearest(value: f32) -> Self;
+}
+
+impl Quantised for f32 {
+    fn nearest(value: f32) -> Self {
+        value
+    }
+}
+
+impl Quantised for i32 {
+    fn nearest(value: f32) -> Self {
+        // the conversion saturates
+        (f64::from(value) * 2_147_483_648.0).round() as i32
+    }
+}
+
+impl Quantised for i16 {
+    fn nearest(value: f32) -> Self {
+        (value * 32_768.0).round() as i16
+    }
+}
+
+impl Quantised for u16 {
+    fn nearest(value: f32) -> Self {
+        // silence stands in the middle
+        (i16::nearest(value) as u16) ^ 0x8000
+    }
+}
+
 /// The callback's end.
 struct Tap {
     consumer: Consumer<f32>,
@@ -216,11 +248,14 @@ struct Tap {
 }
 
 impl Tap {
-    fn fill<T: SizedSample + FromSample<f32>>(&mut self, out: &mut [T], info: &OutputCallbackInfo) {
+    fn fill<T: Quantised>(&mut self, out: &mut [T], info: &OutputCallbackInfo) {
         let shared = &*self.shared;
-        shared.calls.fetch_add(1, Ordering::Relaxed);
         let leaving = shared.leaving.load(Ordering::Relaxed);
         let target = if leaving || shared.paused.load(Ordering::Relaxed) { 0.0 } else { 1.0 };
+        // there is nothing to fade out where pausing came before the first sound
+        if shared.calls.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.gain = target;
+        }
         // read before the ring: what was fed before it was set is then in the ring
         let ended = shared.ended.load(Ordering::Acquire);
         let (mut peak, mut played, mut missing) = (0.0_f32, 0, 0);
@@ -248,7 +283,7 @@ impl Tap {
                 }
                 self.starving = true;
             }
-            frame.fill(T::from_sample(value.clamp(-1.0, 1.0)));
+            frame.fill(T::nearest(value.clamp(-1.0, 1.0)));
         }
         shared.peak.fetch_max(peak.to_bits(), Ordering::Relaxed);
         shared.played.fetch_add(played, Ordering::Relaxed);
@@ -370,7 +405,7 @@ mod tests {
         (tap, feed)
     }
 
-    fn fill<T: SizedSample + FromSample<f32>>(tap: &mut Tap, frames: usize) -> Vec<T> {
+    fn fill<T: Quantised>(tap: &mut Tap, frames: usize) -> Vec<T> {
         let mut out = vec![T::EQUILIBRIUM; frames * tap.channels];
         let at = OutputStreamTimestamp { callback: StreamInstant::ZERO, playback: StreamInstant::ZERO };
         tap.fill(&mut out, &OutputCallbackInfo::new(at));
@@ -379,13 +414,13 @@ mod tests {
 
     #[test]
     fn every_format_on_every_channel() {
-        let samples = [0.0, 0.5, -0.5, 1.5, -1.5];
+        let samples = [0.0, 0.5, -0.5, 1.5, -1.5, 0.7 / 32_768.0, -0.5 / 32_768.0];
         let (mut a, _feed) = tap(2, &samples);
         assert_eq!(fill::<f32>(&mut a, 5), [0.0, 0.0, 0.5, 0.5, -0.5, -0.5, 1.0, 1.0, -1.0, -1.0]);
         let (mut a, _feed) = tap(1, &samples);
-        assert_eq!(fill::<i16>(&mut a, 5), [0, 16_384, -16_384, 32_767, -32_768]);
+        assert_eq!(fill::<i16>(&mut a, 7), [0, 16_384, -16_384, 32_767, -32_768, 1, -1]);
         let (mut a, _feed) = tap(1, &samples);
-        assert_eq!(fill::<u16>(&mut a, 5), [32_768, 49_152, 16_384, 65_535, 0]);
+        assert_eq!(fill::<u16>(&mut a, 7), [32_768, 49_152, 16_384, 65_535, 0, 32_769, 32_767]);
         let (mut a, _feed) = tap(3, &samples[..2]);
         assert_eq!(fill::<i32>(&mut a, 2), [0, 0, 0, 1 << 30, 1 << 30, 1 << 30]);
     }

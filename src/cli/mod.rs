@@ -7,11 +7,15 @@ pub mod distill;
 pub mod eval;
 pub mod import;
 pub mod inspect;
+#[cfg(feature = "play")]
+mod live_input;
 pub mod mel;
 pub mod play;
 #[cfg(feature = "play")]
 mod player;
 pub mod plot;
+#[cfg(feature = "play")]
+mod screen;
 mod source;
 pub mod synth;
 mod synth_stream;
@@ -51,8 +55,8 @@ enum Command {
 
 /// Runs the command that the process's arguments ask for.
 ///
-/// Exit code 1 for an error (one line on standard error), 2 for wrong usage, and 0 when whoever
-/// reads our output has had enough.
+/// Exit code 1 for an error (one line on standard error), 2 for wrong usage, 130 for Ctrl-C where
+/// it is waited for, and 0 when whoever reads our output has had enough.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Mel(args) => mel::run(args),
@@ -71,6 +75,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if matches!(error.downcast_ref(), Some(crate::Error::Interrupted)) => ExitCode::from(130),
         Err(error) => {
             say(&one_line(&error));
             ExitCode::FAILURE

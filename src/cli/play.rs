@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 /// Speak mel spectrograms through the sound card, while they are made
 ///
-/// Several mels follow one another without a gap. Space pauses, q leaves, Ctrl-C fades out.
+/// Several mels follow one another without a gap. On a terminal space pauses and q leaves; Ctrl-C
+/// fades out (exit code 130). While the mel comes from standard input only Ctrl-C is heard.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -29,7 +30,7 @@ pub struct PlayArgs {
     /// Loudness, 0 to 4; 1 leaves the samples as they are
     #[arg(long, default_value_t = 1.0)]
     pub volume: f32,
-    /// Length of the device's own buffer, milliseconds, 5 to 2000
+    /// Length of the device's own buffer, milliseconds, 5 to 2000: it is still heard after a key
     #[arg(long, value_name = "MS", default_value_t = 40, value_parser = clap::value_parser!(u32).range(5..=2000))]
     pub latency_ms: u32,
     /// Samples per second to ask of the device [default: the voice's, if the device takes them]

@@ -2,24 +2,24 @@
 //! the keys and the clock.
 
 use super::conventions::MelReader;
+use super::live_input::LiveInput;
 use super::play::PlayArgs;
+use super::screen::{Key, Screen, say_beside_line};
 use super::source::sources;
-use super::synth_stream::{Frames, Spoken, report_muted, speak};
-use super::{say, use_threads, voice, watched};
+use super::synth_stream::{Frames, Spoken, muted_message, speak, speak_whole};
+use super::{say, use_threads, voice};
 use crate::atomic;
 use crate::audio::playback::{Card, Feed, Player, devices};
 use crate::audio::resample::ResampleStream;
 use crate::audio::wav::{self, WavFormat};
 use crate::vocoder::{SynthOptions, Vocoder};
 use crate::{Error, Result};
-use anyhow::bail;
-use crossterm::event::{Event, KeyCode, KeyModifiers};
-use crossterm::{event, terminal};
-use std::io::{self, IsTerminal, Write};
+use anyhow::{Context, bail};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 /// Least sound to have ready before the first of it plays, seconds.
@@ -30,10 +30,13 @@ const MEASURE: f64 = 0.1;
 const RELIED_ON: f64 = 0.85;
 /// Room in the ring beyond what is ready at the start, seconds.
 const ROOM: f64 = 0.5;
-/// How often the watching thread looks.
-const TICK: Duration = Duration::from_millis(10);
-/// A device that asks for nothing for so long has gone.
-const STALL: Duration = Duration::from_secs(3);
+/// How often the watching thread looks: part of the time that Ctrl-C takes.
+const TICK: Duration = Duration::from_millis(5);
+/// A device that asks for nothing for so many ticks has gone: about three seconds, not counting
+/// time for which the whole program stood still.
+const STALL: u32 = 600;
+/// Samples that go to the device together where all are made already.
+const PIECE: usize = 4096;
 
 /// Runs the command.
 pub(super) fn run(args: PlayArgs) -> anyhow::Result<()> {
@@ -61,21 +64,17 @@ pub(super) fn run(args: PlayArgs) -> anyhow::Result<()> {
         refine: args.refine,
         refine_lookahead: args.refine_lookahead,
     };
+    options.validate()?;
     let vocoder = Vocoder::new(&voice)?;
-    vocoder.stream(&options)?;
+    let cannot_stream = vocoder.stream(&options).err();
     let mel = &vocoder.config().mel;
     let reader = MelReader::new(&args.mel, voice.config())?;
-    let mut sound = Vec::new();
-    for source in sources(&args.mels)? {
-        sound.push((source.name(), Frames::open(&source, &reader)?));
-    }
-    let samples = sound.iter().map(|(_, frames)| frames.samples(mel.hop_length)).sum::<Option<usize>>();
-    let seconds = samples.map(|samples| samples as f64 / f64::from(mel.sample_rate));
-
     let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    ctrlc::set_handler(move || asked.store(true, Ordering::Relaxed))
-        .map_err(|e| Error::invalid(format!("cannot watch for Ctrl-C: {e}")))?;
+    let mut sounds = Vec::new();
+    for source in sources(&args.mels)? {
+        let input = || Box::new(LiveInput::new(io::stdin(), stop.clone())) as _;
+        sounds.push((source.name(), Sound::Frames(Frames::open(&source, &reader, input)?)));
+    }
     let card = Card::choose(args.device.as_deref(), args.rate.unwrap_or(mel.sample_rate), args.latency_ms);
     let (card, mut trouble) = match card {
         Ok(card) => (Some(card), None),
@@ -83,6 +82,26 @@ pub(super) fn run(args: PlayArgs) -> anyhow::Result<()> {
         Err(error) if args.save.is_some() => (None, Some(error)),
         Err(error) => return Err(error.into()),
     };
+    if let Some(cause) = cannot_stream {
+        if card.is_some() {
+            say(&format!("{cause}: playing begins when all is made"));
+        }
+        // nothing is open yet that Ctrl-C could leave behind
+        for (name, sound) in &mut sounds {
+            let Sound::Frames(frames) = sound else { continue };
+            *sound = Sound::Made(speak_whole(&vocoder, &options, frames).with_context(|| name.display().to_string())?);
+        }
+    }
+    let samples = sounds.iter().map(|(_, sound)| sound.samples(mel.hop_length)).sum::<Option<usize>>();
+    let seconds = samples.map(|samples| samples as f64 / f64::from(mel.sample_rate));
+
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let (asked, by_signal) = (stop.clone(), interrupted.clone());
+    ctrlc::set_handler(move || {
+        by_signal.store(true, Ordering::Relaxed);
+        asked.store(true, Ordering::Relaxed);
+    })
+    .map_err(|e| Error::invalid(format!("cannot watch for Ctrl-C: {e}")))?;
     let (orders, desk) = channel();
     let maker = Maker {
         vocoder: &vocoder,
@@ -96,23 +115,52 @@ pub(super) fn run(args: PlayArgs) -> anyhow::Result<()> {
         heard: card.is_some(),
     };
     let (made, watched) = std::thread::scope(|scope| {
-        let making = scope.spawn(move || maker.run(sound));
-        let watch = Watch { stop: &stop, seconds, keys: Keys::watch(&args.mels) };
-        let watched = card.map(|card| watch.run(&card, &desk, args.volume));
+        let making = scope.spawn(move || maker.run(sounds));
+        let watched = card.map(|card| {
+            let screen = Screen::open(!args.mels.iter().any(|mel| mel.as_os_str() == "-"));
+            let (stop, interrupted) = (&*stop, &*interrupted);
+            let measured = args.prebuffer.is_none() && seconds.is_some();
+            Watch { stop, interrupted, seconds, measured, screen, paused: false }.run(&card, &desk, args.volume)
+        });
         (making.join(), watched)
     });
     let made = made.map_err(|_| Error::invalid("the thread that makes the sound failed"))?;
     if let Some(Err(error)) = watched {
         trouble = trouble.or(Some(error));
     }
-    match (made, trouble) {
-        (Err(Error::Interrupted), None) => match args.save {
-            Some(path) => bail!("left early: {} is not written", path.display()),
-            None => Ok(()),
-        },
-        (Err(error), _) => Err(error.into()),
-        (Ok(()), Some(error)) => Err(error.into()),
-        (Ok(()), None) => Ok(()),
+    let unsaved = match made {
+        Ok(()) => None,
+        Err(Error::Interrupted) => args.save.map(|path| format!("left early: {} is not written", path.display())),
+        Err(error) => return Err(error.into()),
+    };
+    let problems: Vec<String> = trouble.map(|error| error.to_string()).into_iter().chain(unsaved).collect();
+    match (interrupted.load(Ordering::Relaxed), problems.join("; ")) {
+        (true, problems) => {
+            if !problems.is_empty() {
+                say(&problems);
+            }
+            Err(Error::Interrupted.into())
+        }
+        (false, problems) if problems.is_empty() => Ok(()),
+        (false, problems) => bail!(problems),
+    }
+}
+
+/// What is to be played.
+enum Sound {
+    /// Spoken while it plays.
+    Frames(Frames),
+    /// Spoken before.
+    Made(Vec<f32>),
+}
+
+impl Sound {
+    /// Samples in all, where that is known, at `hop` samples a frame.
+    fn samples(&self, hop: usize) -> Option<usize> {
+        match self {
+            Self::Frames(frames) => frames.samples(hop),
+            Self::Made(samples) => Some(samples.len()),
+        }
     }
 }
 
@@ -152,15 +200,15 @@ enum Sink {
 
 impl Maker<'_> {
     /// Speaks all mels, and saves them.
-    fn run(mut self, mut sound: Vec<(PathBuf, Frames)>) -> Result<()> {
+    fn run(mut self, mut sounds: Vec<(PathBuf, Sound)>) -> Result<()> {
         let rate = self.vocoder.config().mel.sample_rate;
-        let Some(path) = self.save else { return self.speak(&mut sound, &mut io::sink()).map(|_| ()) };
+        let Some(path) = self.save else { return self.speak(&mut sounds, &mut io::sink()).map(|_| ()) };
         let mut failure = None;
         let written = atomic::write_with_head(
             path,
             |out| {
                 out.write_all(&wav::header(None, rate, WavFormat::Int16)?)?;
-                self.speak(&mut sound, out).map_err(|error| {
+                self.speak(&mut sounds, out).map_err(|error| {
                     failure = Some(error);
                     io::Error::other("stopped")
                 })
@@ -173,21 +221,34 @@ impl Maker<'_> {
         }
     }
 
-    fn speak(&mut self, sound: &mut [(PathBuf, Frames)], out: &mut dyn Write) -> Result<u64> {
+    fn speak(&mut self, sounds: &mut [(PathBuf, Sound)], out: &mut dyn Write) -> Result<u64> {
         let (vocoder, options) = (self.vocoder, self.options.clone());
         let mut resampler = ResampleStream::new(vocoder.config().mel.sample_rate, self.rate)?;
         let (mut samples, mut saturated) = (0, 0);
         let mut resampled = Vec::new();
-        for (name, frames) in sound {
-            let Spoken { samples: count, muted, cut } = speak(vocoder, &options, frames, |samples| -> Result<bool> {
+        for (name, sound) in sounds {
+            let mut sink = |samples: &[f32]| -> Result<bool> {
                 saturated += wav::write_samples(&mut *out, samples, WavFormat::Int16)
                     .map_err(Error::io("write", self.save.unwrap_or(Path::new("-"))))?;
                 resampled.clear();
                 resampler.push(samples, &mut resampled)?;
                 Ok(self.play(&resampled))
-            })?;
+            };
+            let Spoken { samples: count, muted, cut } = match sound {
+                Sound::Frames(frames) => speak(vocoder, &options, frames, sink)?,
+                Sound::Made(made) => {
+                    for piece in made.chunks(PIECE) {
+                        if !sink(piece)? {
+                            break;
+                        }
+                    }
+                    Spoken { samples: made.len() as u64, ..Spoken::default() }
+                }
+            };
             samples += count;
-            report_muted(name, muted);
+            if let Some(message) = muted_message(name, muted) {
+                say_beside_line(&message);
+            }
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
@@ -198,7 +259,7 @@ impl Maker<'_> {
         }
         self.end(&mut resampler)?;
         if let (Some(path), 1..) = (self.save, saturated) {
-            say(&format!("{}: {saturated} samples saturated", path.display()));
+            say_beside_line(&format!("{}: {saturated} samples saturated", path.display()));
         }
         Ok(samples)
     }
@@ -279,8 +340,13 @@ fn wanted(have: f64, measured: f64, speed: f64, total: Option<f64>, asked: Optio
 /// The watching thread.
 struct Watch<'a> {
     stop: &'a AtomicBool,
+    /// The stop is Ctrl-C's.
+    interrupted: &'a AtomicBool,
     seconds: Option<f64>,
-    keys: Keys,
+    /// When to begin is by the voice's measured speed.
+    measured: bool,
+    screen: Screen,
+    paused: bool,
 }
 
 impl Watch<'_> {
@@ -288,8 +354,8 @@ impl Watch<'_> {
         let started = Instant::now();
         let mut waiting_said = false;
         let player = loop {
-            match desk.recv_timeout(TICK) {
-                Ok(order) => match Self::open(card, volume, &order) {
+            match desk.try_recv() {
+                Ok(order) => match self.open(card, volume, &order) {
                     Ok((player, feed)) => {
                         let _ = order.reply.send(Some(feed));
                         break player;
@@ -300,142 +366,86 @@ impl Watch<'_> {
                     }
                 },
                 // the maker has ended before there was any sound; it tells why
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
-                Err(RecvTimeoutError::Timeout) => self.keys(None),
+                Err(TryRecvError::Disconnected) => return Ok(()),
+                Err(TryRecvError::Empty) => self.keys(None),
             }
-            if !waiting_said && started.elapsed() > Duration::from_secs(2) && self.seconds.is_some() {
-                say("the voice is slower than real time here: playing begins when enough is ready");
+            self.screen.draw(0.0, self.seconds, || 0.0, self.paused);
+            if !waiting_said && self.measured && started.elapsed() > Duration::from_secs(2) {
+                say_beside_line("the voice is slower than real time here: playing begins when enough is ready");
                 waiting_said = true;
             }
         };
-        self.follow(&player, card)
+        let played = self.follow(&player, card);
+        // the terminal as it was, before the last words
+        drop(self);
+        say(&played?);
+        Ok(())
     }
 
-    fn open(card: &Card, volume: f32, order: &Order) -> Result<(Player, Feed)> {
+    fn open(&self, card: &Card, volume: f32, order: &Order) -> Result<(Player, Feed)> {
         let (player, mut feed) = card.open(order.capacity, volume)?;
         feed.offer(&order.ready);
         if order.ended {
             feed.end();
         }
+        player.pause(self.paused);
         player.start()?;
         Ok((player, feed))
     }
 
-    /// Until the last sample is heard.
-    fn follow(&mut self, player: &Player, card: &Card) -> Result<()> {
-        let meter = watched();
-        let (mut calls, mut moved) = (0, Instant::now());
-        let (mut leaving, mut level) = (false, 0.0_f32);
-        let position = |player: &Player| player.played() as f64 / f64::from(card.sample_rate());
+    /// Until the last sample is heard; gives what there is to say about it.
+    fn follow(&mut self, player: &Player, card: &Card) -> Result<String> {
+        let (mut calls, mut idle, mut leaving) = (0, 0, false);
+        let position = || player.played() as f64 / f64::from(card.sample_rate());
         let tail = loop {
             if let Some(tail) = player.drained() {
                 break tail;
             }
-            if player.calls() != calls {
-                (calls, moved) = (player.calls(), Instant::now());
-            }
-            let stalled = moved.elapsed() > STALL;
+            idle = if player.calls() == calls { idle + 1 } else { 0 };
+            calls = player.calls();
+            let stalled = idle > STALL;
             if let Some(cause) = player.lost().or(stalled.then_some("it takes no more sound")) {
-                clear(meter);
                 let cause = cause.lines().next().unwrap_or_default().trim_end_matches('.');
-                return Err(Error::invalid(format!(
-                    "the sound device is lost after {:.2} s: {cause}",
-                    position(player)
-                )));
+                return Err(Error::invalid(format!("the sound device is lost after {:.2} s: {cause}", position())));
             }
-            self.keys(Some(player));
             if self.stop.load(Ordering::Relaxed) && !leaving {
                 player.leave();
                 leaving = true;
             }
-            if meter {
-                level = player.peak().max(0.9 * level);
-                self.meter(position(player), level);
-            }
-            std::thread::sleep(TICK);
+            self.screen.draw(position(), self.seconds, || player.peak(), self.paused);
+            self.keys(Some(player));
         };
         // what the device holds is still to be heard
         std::thread::sleep(tail + Duration::from_millis(if leaving { 10 } else { 100 }));
-        clear(meter);
         let (count, missing) = player.underruns();
         let gaps = match count {
             0 => "no underrun".to_string(),
             1 => format!("1 underrun ({missing} samples)"),
             count => format!("{count} underruns ({missing} samples)"),
         };
-        say(&format!(
+        Ok(format!(
             "{:.2} s played at {} Hz, {} channel{}, {}: {gaps}",
-            position(player),
+            position(),
             card.sample_rate(),
             card.channels(),
             if card.channels() == 1 { "" } else { "s" },
             card.format(),
-        ));
-        Ok(())
+        ))
     }
 
+    /// Waits a tick, or for a key and does what it asks.
     fn keys(&mut self, player: Option<&Player>) {
-        match self.keys.pressed() {
+        match self.screen.key(TICK) {
             Some(Key::Leave) => self.stop.store(true, Ordering::Relaxed),
+            Some(Key::Interrupt) => {
+                self.interrupted.store(true, Ordering::Relaxed);
+                self.stop.store(true, Ordering::Relaxed);
+            }
             Some(Key::Pause) => {
-                self.keys.paused = !self.keys.paused;
-                player.iter().for_each(|player| player.pause(self.keys.paused));
+                self.paused = !self.paused;
+                player.iter().for_each(|player| player.pause(self.paused));
             }
             None => {}
-        }
-    }
-
-    fn meter(&self, position: f64, level: f32) {
-        let clock = |s: f64| format!("{}:{:04.1}", (s / 60.0) as u64, s % 60.0);
-        // 60 dB over 30 signs
-        let signs = ((20.0 * level.max(1e-6).log10() + 60.0) / 2.0).clamp(0.0, 30.0) as usize;
-        let total = self.seconds.map(|s| format!(" / {}", clock(s))).unwrap_or_default();
-        let state = if self.keys.paused { "  paused" } else { "" };
-        let _ = write!(io::stderr(), "\r{}{total}  [{:<30}]{state}\x1b[K", clock(position), "|".repeat(signs));
-    }
-}
-
-fn clear(meter: bool) {
-    if meter {
-        let _ = write!(io::stderr(), "\r\x1b[K");
-    }
-}
-
-enum Key {
-    Pause,
-    Leave,
-}
-
-/// Keys, where a person has them; the terminal is as before when this is gone.
-struct Keys {
-    on: bool,
-    paused: bool,
-}
-
-impl Keys {
-    fn watch(mels: &[PathBuf]) -> Self {
-        let person = io::stdin().is_terminal() && watched() && !mels.iter().any(|mel| mel.as_os_str() == "-");
-        Self { on: person && terminal::enable_raw_mode().is_ok(), paused: false }
-    }
-
-    fn pressed(&self) -> Option<Key> {
-        if !self.on || !event::poll(Duration::ZERO).ok()? {
-            return None;
-        }
-        let Event::Key(key) = event::read().ok()? else { return None };
-        match key.code {
-            KeyCode::Char(' ') => Some(Key::Pause),
-            KeyCode::Char('q') | KeyCode::Esc => Some(Key::Leave),
-            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Key::Leave),
-            _ => None,
-        }
-    }
-}
-
-impl Drop for Keys {
-    fn drop(&mut self) {
-        if self.on {
-            let _ = terminal::disable_raw_mode();
         }
     }
 }

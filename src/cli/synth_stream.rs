@@ -6,10 +6,12 @@ use super::source::{Source, is_stdio};
 use super::synth::Job;
 use crate::atomic;
 use crate::audio::wav::{self, WavFormat};
+#[cfg(feature = "play")]
+use crate::mel::MelSpectrogram;
 use crate::mel::file::live::FrameReader;
 use crate::vocoder::{SynthOptions, Vocoder};
 use anyhow::{Context, Result};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -27,15 +29,15 @@ pub(super) enum Frames {
         samples: Range<usize>,
     },
     /// As they come.
-    Live(Box<FrameReader<io::Stdin>>),
+    Live(Box<FrameReader<Box<dyn Read + Send>>>),
 }
 
 impl Frames {
-    /// Opens a mel file, or standard input for `-`; warns of a file whose mel doesn't suit the voice.
-    pub fn open(mel: &Source, reader: &MelReader) -> Result<Self> {
+    /// Opens a mel file, or `input` for `-`; warns of a file whose mel doesn't suit the voice.
+    pub fn open(mel: &Source, reader: &MelReader, input: impl FnOnce() -> Box<dyn Read + Send>) -> Result<Self> {
         if is_stdio(&mel.path) {
             reader.must_be_the_voices_own()?;
-            let frames = FrameReader::open(io::stdin(), Path::new("standard input"), reader.layout)?;
+            let frames = FrameReader::open(input(), Path::new("standard input"), reader.layout)?;
             return Ok(Self::Live(Box::new(frames)));
         }
         let (decoded, warning) = reader.decode(mel.read(reader.layout)?, &mel.name())?;
@@ -127,12 +129,30 @@ pub(super) fn speak<E: From<crate::Error>>(
     Ok(spoken)
 }
 
-/// Says which frames were muted, if any.
-pub(super) fn report_muted(name: &Path, muted: usize) {
-    if muted > 0 {
-        let (frames, were) = if muted == 1 { ("frame", "was") } else { ("frames", "were") };
-        say(&format!("{}: {muted} {frames} with values that are not finite {were} muted", name.display()));
+/// Speaks all frames together, as a voice does that cannot stream.
+#[cfg(feature = "play")]
+pub(super) fn speak_whole(vocoder: &Vocoder, options: &SynthOptions, frames: &mut Frames) -> crate::Result<Vec<f32>> {
+    let n_mels = vocoder.config().mel.n_mels;
+    let mut rows = Vec::new();
+    while let Some(piece) = frames.next(n_mels)? {
+        rows.extend(piece);
     }
+    let count = rows.len() / n_mels;
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let mel = MelSpectrogram::new(rows, count)?.transposed();
+    let mut samples = vocoder.vocode(&mel, options, None)?.samples;
+    let wanted = frames.wanted();
+    samples.truncate(wanted.end);
+    samples.drain(..wanted.start.min(samples.len()));
+    Ok(samples)
+}
+
+/// What there is to say of muted frames, if there were any.
+pub(super) fn muted_message(name: &Path, muted: usize) -> Option<String> {
+    let (frames, were) = if muted == 1 { ("frame", "was") } else { ("frames", "were") };
+    (muted > 0).then(|| format!("{}: {muted} {frames} with values that are not finite {were} muted", name.display()))
 }
 
 /// How the samples leave.
@@ -152,7 +172,7 @@ pub(super) fn run(
     to: &Output,
 ) -> Result<u64> {
     let name = &job.mel.name();
-    let mut frames = Frames::open(&job.mel, reader)?;
+    let mut frames = Frames::open(&job.mel, reader, || Box::new(io::stdin()))?;
     let mel = &vocoder.config().mel;
     let promised = frames.samples(mel.hop_length).map(|samples| samples as u64);
     let header = |samples| if to.raw { Ok(Vec::new()) } else { wav::header(samples, mel.sample_rate, to.format) };
@@ -181,7 +201,9 @@ pub(super) fn run(
     if saturated > 0 {
         say(&format!("{}: {saturated} samples saturated", written.display()));
     }
-    report_muted(name, spoken.muted);
+    if let Some(message) = muted_message(name, spoken.muted) {
+        say(&message);
+    }
     match spoken.cut {
         Some(error) => Err(error.into()),
         None => Ok(spoken.samples),

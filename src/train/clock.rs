@@ -1,18 +1,23 @@
 //! The time that this process has had of the processor, all its threads together: on a busy machine
 //! a measure of work, where the clock on the wall is none.
 
-use std::sync::OnceLock;
+#[cfg(any(not(unix), test))]
 use std::time::Instant;
 
 /// Seconds of one core that this process has used so far; where the system doesn't tell, seconds since
 /// the first call.
 pub fn cpu_seconds() -> f64 {
     #[cfg(unix)]
-    if let Ok(now) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID) {
-        return now.tv_sec() as f64 + now.tv_nsec() as f64 / 1e9;
+    {
+        use rustix::time::{ClockId, clock_gettime};
+        let now = clock_gettime(ClockId::ProcessCPUTime);
+        now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
     }
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_secs_f64()
+    #[cfg(not(unix))]
+    {
+        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        START.get_or_init(Instant::now).elapsed().as_secs_f64()
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ mod plot;
 mod recipes;
 mod sequential;
 mod stream;
+#[cfg(all(feature = "play", target_os = "linux"))]
+mod terminal;
 mod train;
 mod voice;
 mod zoo;

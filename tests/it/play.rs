@@ -1,28 +1,31 @@
-//! Playing for real: through cpal and ALSA into a sound server without a card, and into a file.
+//! Playing for real: through cpal and ALSA into a sound server without a card, into a file, and into
+//! a card of our own (`card.c`) that takes what it is told to, is busy or goes.
 
 use super::{Place, seeded_voice, tiny_flow, tiny_mel, tiny_voice};
 use melglow::audio::resample::resample;
+use melglow::flow::config::{Block, ConditioningConfig, FlowConfig, StepConfig};
 use melglow::mel::{MelConfig, file};
+use melglow::net::separable::SeparableConfig;
 use melglow::vocoder::{SynthOptions, Vocoder};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// One server at a time: sound needs its share of the processor.
 static ONE: Mutex<()> = Mutex::new(());
 
 /// A PulseAudio server of its own with a null sink, and what records its monitor.
-struct Server {
+pub struct Server {
     server: Child,
-    folder: PathBuf,
+    pub folder: PathBuf,
     _one: MutexGuard<'static, ()>,
 }
 
 impl Server {
     /// `None`, loudly, where there is no PulseAudio.
-    fn start(place: &Place, sink: &str) -> Option<Self> {
+    pub fn start(place: &Place, sink: &str) -> Option<Self> {
         let there = |program: &str| Command::new(program).arg("--version").output().is_ok();
         if !there("pulseaudio") || !there("parec") {
             eprintln!("SKIPPED: no pulseaudio and parec here (packages pulseaudio, pulseaudio-utils)");
@@ -51,7 +54,7 @@ impl Server {
     }
 
     /// Records while `during` runs, and until what it played has arrived.
-    fn record(&self, spec: &[&str], during: impl FnOnce()) -> Vec<u8> {
+    pub fn record(&self, spec: &[&str], during: impl FnOnce()) -> Vec<u8> {
         let path = self.folder.join("recorded");
         let mut recorder = in_folder(Command::new("parec"), &self.folder)
             .args(["--device=test.monitor", "--raw", "--latency-msec=200"])
@@ -89,7 +92,7 @@ impl Drop for Server {
 }
 
 /// A command that has a home, a server and an ALSA configuration of its own.
-fn in_folder(mut command: Command, folder: &Path) -> Command {
+pub fn in_folder(mut command: Command, folder: &Path) -> Command {
     let alsa = folder.join("asound.conf");
     if !alsa.exists() {
         fs::write(&alsa, "</usr/share/alsa/alsa.conf>\npcm.!default { type pulse }\n").unwrap();
@@ -103,24 +106,50 @@ fn in_folder(mut command: Command, folder: &Path) -> Command {
     command
 }
 
+/// The folder of an ALSA configuration whose only card is `card.c` with these options; what it is
+/// given goes to the file `sound` there.
+pub fn card(place: &Place, options: &str) -> PathBuf {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    let library = LIBRARY.get_or_init(|| {
+        let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("card.so");
+        // under a name of its own first: another run of the tests may use the library just now
+        let fresh = library.with_extension(std::process::id().to_string());
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/card.c");
+        let cc = Command::new("cc").args(["-O1", "-shared", "-fPIC", source, "-lasound", "-o"]).arg(&fresh).status();
+        assert!(cc.expect("a C compiler").success());
+        fs::rename(fresh, &library).unwrap();
+        library
+    });
+    let folder = place.path("card");
+    fs::create_dir(&folder).unwrap();
+    let conf = format!(
+        "</usr/share/alsa/alsa.conf>\npcm_type.melglow_test {{ lib \"{}\" }}\n\
+         pcm.!default {{ type melglow_test file \"{}\" {options} }}\n",
+        library.display(),
+        folder.join("sound").display()
+    );
+    fs::write(folder.join("asound.conf"), conf).unwrap();
+    folder
+}
+
 /// `melglow play …` with the voice of the place, its sound going where `folder` says.
-fn play(place: &Place, folder: &Path, args: &[&str]) -> Command {
+pub fn play(place: &Place, folder: &Path, args: &[&str]) -> Command {
     let mut command = in_folder(Command::new(env!("CARGO_BIN_EXE_melglow")), folder);
     command.current_dir(place.path("")).args(["play", "--voice", "voice"]).args(args).stdin(Stdio::null());
     command
 }
 
-fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// The samples that `play` should make of a mel.
-fn expected(frames: usize) -> Vec<f32> {
+pub fn expected(frames: usize) -> Vec<f32> {
     let vocoder = Vocoder::new(&tiny_voice("tiny")).unwrap();
     vocoder.vocode(&tiny_mel(frames), &SynthOptions::default(), None).unwrap().samples
 }
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
+pub fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
@@ -199,6 +228,139 @@ fn a_file_as_device_gets_everything_to_the_last_sample() {
     let output = play(&place, &folder, &["a.npy", "--prebuffer", "60"]).output().unwrap();
     assert_eq!(stderr(&output), "melglow: 0.58 s played at 22050 Hz, 1 channel, f32: no underrun\n");
     assert_eq!(find(&floats(&fs::read(&out).unwrap()), &expected(50)), 0);
+}
+
+#[test]
+fn every_kind_of_card_gets_everything_to_the_last_sample() {
+    for (format, channels, rate, kind) in [
+        ("S16_LE", 2, 48_000, "i16"),
+        ("S32_LE", 1, 44_100, "i32"),
+        ("U16_LE", 6, 22_050, "u16"),
+        ("FLOAT_LE", 8, 48_000, "f32"),
+        ("S16_LE", 1, 22_050, "i16"),
+        ("FLOAT_LE", 2, 16_000, "f32"),
+    ] {
+        let place = Place::new();
+        let folder = card(&place, &format!("format {format} channels {channels} rate {rate} speed 10"));
+        place.mel("a.npy", 60);
+        // a card in such haste must find all ready
+        let output = play(&place, &folder, &["a.npy", "--prebuffer", "60"]).output().unwrap();
+        let plural = if channels == 1 { "" } else { "s" };
+        let said = format!("melglow: 0.70 s played at {rate} Hz, {channels} channel{plural}, {kind}: no underrun\n");
+        assert_eq!(stderr(&output), said);
+        let bytes = fs::read(folder.join("sound")).unwrap();
+        let values: Vec<f32> = match kind {
+            "f32" => floats(&bytes),
+            "i32" => bytes
+                .chunks_exact(4)
+                .map(|b| (f64::from(i32::from_le_bytes(b.try_into().unwrap())) / 2_147_483_648.0) as f32)
+                .collect(),
+            kind => bytes
+                .chunks_exact(2)
+                .map(|b| u16::from_le_bytes([b[0], b[1]]))
+                .map(|v| if kind == "u16" { f32::from(v) - 32_768.0 } else { f32::from(v as i16) })
+                .map(|v| v / 32_768.0)
+                .collect(),
+        };
+        assert!(values.chunks_exact(channels).all(|frame| frame.iter().all(|v| *v == frame[0])));
+        let heard: Vec<f32> = values.chunks_exact(channels).map(|frame| frame[0]).collect();
+        let sound = resample(&expected(60), 22_050, rate).unwrap();
+        let (heard, after) = heard.split_at(sound.len());
+        // 16 bits are those of `synth`; a single holds more of the quietest samples than 32 bits do
+        let rounded = |s: f32| match kind {
+            "i16" | "u16" => (s * 32_768.0).round().clamp(-32_768.0, 32_767.0) / 32_768.0,
+            _ => s,
+        };
+        let step = if kind == "i32" { 3e-10 } else { 0.0 };
+        let worst = heard.iter().zip(&sound).map(|(a, b)| (a - rounded(*b)).abs()).fold(0.0, f32::max);
+        assert!(worst <= step, "{format}, {rate} Hz: {worst}");
+        assert!(after.iter().all(|s| *s == 0.0), "{format}, {rate} Hz: there is more than was made");
+    }
+}
+
+#[test]
+fn a_card_that_is_busy_goes_or_takes_other_sound_costs_one_line_and_no_file() {
+    for (options, says) in [
+        ("busy 1", "melglow: cannot open the sound device: "),
+        ("format FLOAT_LE channels 1 rate 22050 lose_after 5000", "melglow: the sound device is lost after 0."),
+        ("format U8", "melglow: the sound device takes neither f32, i32, i16 nor u16 samples\n"),
+    ] {
+        let place = Place::new();
+        let folder = card(&place, options);
+        place.mel("a.npy", 80);
+        for save in [&[][..], &["--save", "all.wav"]] {
+            let output = play(&place, &folder, &[&["a.npy"], save].concat()).output().unwrap();
+            let err = stderr(&output);
+            assert_eq!((output.status.code(), err.lines().count()), (Some(1), 1), "{err}");
+            assert!(err.starts_with(says), "{err}");
+        }
+        assert_eq!(fs::metadata(place.path("all.wav")).unwrap().len(), 44 + 2 * 80 * 256);
+    }
+}
+
+#[test]
+fn live_frames_are_muted_when_not_finite_and_end_where_they_are_cut() {
+    let place = Place::new();
+    let folder = card(&place, "format FLOAT_LE channels 1 rate 22050 speed 10");
+    let mut frames: Vec<u8> = tiny_mel(40).transposed().values().iter().flat_map(|value| value.to_le_bytes()).collect();
+    frames[20 * 320..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    frames.truncate(39 * 320 + 9);
+    fs::write(place.path("frames"), frames).unwrap();
+    let mut command = play(&place, &folder, &["-", "--prebuffer", "60", "--refine", "0"]);
+    let output = command.stdin(fs::File::open(place.path("frames")).unwrap()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let lines: Vec<String> = stderr(&output).lines().map(String::from).collect();
+    assert_eq!(
+        lines,
+        [
+            "melglow: standard input: 1 frame with values that are not finite was muted",
+            "melglow: 0.45 s played at 22050 Hz, 1 channel, f32: no underrun",
+            "melglow: standard input: ends within frame 39, after 9 of its 320 bytes",
+        ]
+    );
+    let heard = floats(&fs::read(folder.join("sound")).unwrap());
+    assert!(heard[20 * 256 + 64..21 * 256].iter().all(|s| *s == 0.0));
+    assert!(heard[38 * 256..39 * 256].iter().any(|s| *s != 0.0) && heard[39 * 256..].iter().all(|s| *s == 0.0));
+}
+
+#[test]
+fn a_voice_that_cannot_stream_is_played_when_it_has_spoken() {
+    let place = Place::new();
+    let folder = card(&place, "format FLOAT_LE channels 1 rate 22050 speed 10");
+    let net = SeparableConfig { channels: 8, kernel: 3, layers: 2, weight_norm: true, norm: true };
+    let flow = FlowConfig {
+        dequantisation: None,
+        latent: None,
+        whitening: None,
+        conditioning: ConditioningConfig::Mel,
+        group: 128,
+        blocks: vec![Block {
+            repeat: 2,
+            steps: vec![StepConfig::mix(), StepConfig::SeparableCoupling { net, bound: None }],
+        }],
+    };
+    let voice = seeded_voice("squeeze", MelConfig::nvidia(), flow);
+    voice.save(place.path("squeeze")).unwrap();
+    place.mel("a.npy", 40);
+    place.mel("b.npy", 3);
+    let mut command = in_folder(Command::new(env!("CARGO_BIN_EXE_melglow")), &folder);
+    let args = ["play", "a.npy", "b.npy", "--save", "all.wav", "--voice", "squeeze"];
+    let output = command.current_dir(place.path("")).args(args).output().unwrap();
+    assert!(output.status.success());
+    let lines: Vec<String> = stderr(&output).lines().map(String::from).collect();
+    assert_eq!(
+        lines,
+        [
+            "melglow: voice squeeze cannot stream: a step of its flow has no streaming form: playing begins when all \
+             is made",
+            "melglow: 0.50 s played at 22050 Hz, 1 channel, f32: no underrun",
+        ]
+    );
+    let vocoder = Vocoder::new(&voice).unwrap();
+    let speak = |frames| vocoder.vocode(&tiny_mel(frames), &SynthOptions::default(), None).unwrap().samples;
+    let sound = [speak(40), speak(3)].concat();
+    assert_eq!(find(&floats(&fs::read(folder.join("sound")).unwrap()), &sound), 0);
+    assert_eq!(fs::metadata(place.path("all.wav")).unwrap().len(), 44 + 2 * 43 * 256);
 }
 
 #[test]
