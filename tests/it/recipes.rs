@@ -50,8 +50,10 @@ fn every_recipe_learns_and_speaks() {
     for (name, likelihood, streams) in RECIPES {
         let place = Place::new();
         let summary = place.train(&hasty(name), "run");
-        let bits: Vec<f64> = place.log("run").iter().filter_map(|line| line["held_out_bits"].as_f64()).collect();
-        assert!(bits.len() == 2 && bits[1] < bits[0] - 0.1, "{name}: {bits:?}");
+        // of the two seconds that it is trained on, ten steps at a time
+        let bits: Vec<f64> = place.log("run").iter().filter_map(|line| line["bits"].as_f64()).collect();
+        println!("{name}: {bits:?}");
+        assert!(bits.len() == 5 && bits[4] < bits[0] - 0.2, "{name}: {bits:?}");
 
         let voice = Voice::open(&summary.checkpoint).unwrap();
         let (flow, _) = voice.build_flow().unwrap();
