@@ -50,8 +50,8 @@ fn hasty(name: &str) -> Recipe {
     // order 1 leaves something to learn
     (whitening.order, whitening.hidden, whitening.fit_steps) = (1, 8, 1);
     let t = &mut recipe.training;
-    (t.learning_rate, t.warmup_steps, t.steps, t.eval_every, t.checkpoint_every) = (0.01, 5, 50, 50, 50);
-    (t.batch, t.init_batch, t.ema_decay) = (2, 8, 0.8);
+    (t.learning_rate, t.warmup_steps, t.steps, t.eval_every, t.checkpoint_every) = (0.01, 5, 40, 40, 40);
+    (t.batch, t.segment_samples, t.init_batch, t.ema_decay) = (2, 1024, 8, 0.8);
     recipe.validation = Validation::Clips { names: vec!["e..f".into()] };
     recipe
 }
@@ -61,8 +61,9 @@ fn every_recipe_learns_and_speaks() {
     for (name, likelihood, streams) in RECIPES {
         let place = Place::new();
         let summary = place.train(&hasty(name), "run");
-        let bits: Vec<f64> = place.log("run").iter().filter_map(|line| line["held_out_bits"].as_f64()).collect();
-        assert!(bits.len() == 2 && bits[1] < bits[0] - 0.1, "{name}: {bits:?}");
+        // of the two seconds that it is trained on, ten steps at a time
+        let bits: Vec<f64> = place.log("run").iter().filter_map(|line| line["bits"].as_f64()).collect();
+        assert!(bits.len() == 4 && bits[3] < bits[0] - 0.15, "{name}: {bits:?}");
 
         let voice = Voice::open(&summary.checkpoint).unwrap();
         let (flow, _) = voice.build_flow().unwrap();
