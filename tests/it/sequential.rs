@@ -31,8 +31,10 @@ fn flow(step: StepConfig) -> (Flow, Params) {
     };
     let params = Params::seeded(7, &Device::Cpu);
     let flow = Flow::new(&config, &mel_config(), params.builder()).unwrap();
-    for (i, (_, var)) in params.named().into_iter().enumerate() {
-        let moved = (var.as_tensor() + noise(i as u64, var.dims()).affine(0.2, 0.0).unwrap()).unwrap();
+    for (i, (name, var)) in params.named().into_iter().enumerate() {
+        // strong feedback would drown a change in what grows without bounds
+        let size = if name.contains(".end.") { 0.05 } else { 0.2 };
+        let moved = (var.as_tensor() + noise(i as u64, var.dims()).affine(size, 0.0).unwrap()).unwrap();
         var.set(&moved).unwrap();
     }
     (flow, params)
@@ -123,7 +125,7 @@ fn probes_estimate_the_log_determinant_without_bias() {
     let (stated, estimated) = (of(&exact), of(&random));
     assert_eq!(estimated, of(&random), "the same sound has the same figure");
     for (a, b) in stated.iter().zip(&estimated) {
-        assert!(a.abs() > 0.5 && (a - b).abs() < 1.0 && a != b, "{a} {b}");
+        assert!(a.abs() > 0.1 && (a - b).abs() < 0.5 * a.abs() && a != b, "{a} {b}");
     }
 }
 
