@@ -92,7 +92,11 @@ impl Bijector for Residual {
     fn inverse(&self, z: &Tensor, cond: &Cond) -> Result<Tensor> {
         let z = z.contiguous()?;
         let net = self.net.prepare(&cond.rows, cond.up, z.dim(1)?)?;
-        let largest = |x: &Tensor| x.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
+        // NaN if one is
+        let larger = |m: f32, x: f32| if x > m || x.is_nan() { x } else { m };
+        let largest = |x: &Tensor| -> Result<f32> {
+            Ok(x.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::abs).fold(0.0, larger))
+        };
         let tolerance = TOLERANCE * largest(&z)?.max(1.0);
         let (mut x, mut change) = (z.clone(), f32::INFINITY);
         for _ in 0..ROUNDS {

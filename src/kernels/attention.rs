@@ -45,13 +45,22 @@ pub struct Weights {
     pub end: Linear,
 }
 
+/// What a layer remembers: a ring of `window` places, laid out so that scores and sums are products of a
+/// row and a matrix.
+#[derive(Clone)]
+struct Store {
+    /// `[channels, window]`.
+    keys: Vec<f32>,
+    /// `[heads, window, channels / heads]`.
+    values: Vec<f32>,
+}
+
 /// The net at work on one sequence.
 pub struct TransformerRecall {
     weights: Weights,
     /// Conditioning with its bias, `[rows, layers · channels]`.
     cond: Vec<f32>,
-    /// Keys and values of each layer side by side, a ring of `window` rows.
-    stores: Vec<Vec<f32>>,
+    stores: Vec<Store>,
     done: usize,
     hidden: Vec<f32>,
     normed: Vec<f32>,
@@ -66,12 +75,15 @@ impl TransformerRecall {
     pub fn new(weights: Weights, cond: Vec<f32>) -> Self {
         let c = weights.norm.len();
         Self {
-            stores: vec![vec![0.0; weights.window * 2 * c]; weights.blocks.len()],
+            stores: vec![
+                Store { keys: vec![0.0; weights.window * c], values: vec![0.0; weights.window * c] };
+                weights.blocks.len()
+            ],
             done: 0,
             hidden: vec![0.0; c],
             normed: vec![0.0; c],
             qkv: vec![0.0; 3 * c],
-            scores: Vec::with_capacity(weights.window),
+            scores: vec![0.0; weights.window],
             mixed: vec![0.0; c],
             wide: vec![0.0; weights.blocks.first().map_or(0, |block| block.widen.1.len())],
             cond,
@@ -96,27 +108,28 @@ impl TransformerRecall {
         let (block, store, c) = (&self.weights.blocks[layer], &mut self.stores[layer], self.hidden.len());
         let (window, width) = (self.weights.window, c / self.weights.heads);
         apply(&block.qkv, &self.normed, &mut self.qkv);
-        let (q, kv) = self.qkv.split_at(c);
-        store[self.done % window * 2 * c..][..2 * c].copy_from_slice(kv);
-        let seen = window.min(self.done + 1);
+        let (q, kv) = self.qkv.split_at_mut(c);
+        let (k, v) = kv.split_at(c);
+        let place = self.done % window;
+        store.keys[place..].iter_mut().step_by(window).zip(k).for_each(|(store, k)| *store = *k);
         let scale = 1.0 / (width as f32).sqrt();
+        q.iter_mut().for_each(|q| *q *= scale);
         self.mixed.fill(0.0);
-        for (head, q) in q.chunks_exact(width).enumerate() {
-            let row = |distance: usize| &store[(self.done - distance) % window * 2 * c + head * width..];
-            let score = |d: usize| {
-                let dot: f32 = q.iter().zip(row(d)).map(|(q, k)| q * k).sum();
-                dot * scale + block.distance[head * window + d]
-            };
-            self.scores.clear();
-            self.scores.extend((0..seen).map(score));
+        for (head, (q, v)) in q.chunks_exact(width).zip(v.chunks_exact(width)).enumerate() {
+            let matrix = head * window * width..(head + 1) * window * width;
+            let (keys, values) = (&store.keys[matrix.clone()], &mut store.values[matrix]);
+            values[place * width..][..width].copy_from_slice(v);
+            for (other, score) in self.scores.iter_mut().enumerate() {
+                let distance = (place + window - other) % window;
+                let seen = distance <= self.done;
+                *score = if seen { block.distance[head * window + distance] } else { f32::NEG_INFINITY };
+            }
+            matvec_add(q, keys, &mut self.scores);
             let largest = self.scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             self.scores.iter_mut().for_each(|s| *s = (*s - largest).exp());
             let total: f32 = self.scores.iter().sum();
-            let mixed = &mut self.mixed[head * width..][..width];
-            for (d, score) in self.scores.iter().enumerate() {
-                let value = &row(d)[c..][..width];
-                mixed.iter_mut().zip(value).for_each(|(m, v)| *m += score / total * v);
-            }
+            self.scores.iter_mut().for_each(|s| *s /= total);
+            matvec_add(&self.scores, values, &mut self.mixed[head * width..][..width]);
         }
         matvec_add(&self.mixed, &block.out.0, &mut self.hidden);
         self.hidden.iter_mut().zip(&block.out.1).for_each(|(h, b)| *h += b);

@@ -260,7 +260,8 @@ fn gradients_are_those_of_finite_differences_at_batch_3() {
 
 #[test]
 fn gradients_of_the_inverse_are_those_of_finite_differences_at_batch_3() {
-    for (name, config) in designs() {
+    let has_gradient = |config: &FlowConfig| config.steps().all(StepConfig::inverse_has_gradient);
+    for (name, config) in designs().into_iter().filter(|(_, config)| has_gradient(config)) {
         let (flow, params) = unsettled(&config);
         let (x, mel) = inputs(&flow, 3, 3);
         let z = flow.forward(&x, &mel).unwrap().0.detach();

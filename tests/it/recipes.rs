@@ -13,16 +13,16 @@ use melglow::voice::Voice;
 
 /// Recipes, what their likelihood is worth, and whether they stream.
 const RECIPES: [(&str, Likelihood, bool); 10] = [
+    ("arflow", Likelihood::Exact, false),
+    ("tarflow", Likelihood::Exact, false),
+    ("waveflow", Likelihood::Exact, false),
+    ("iresnet", Likelihood::Estimate, false),
     ("nice", Likelihood::Exact, true),
     ("realnvp", Likelihood::Exact, true),
     ("glow", Likelihood::Exact, true),
     ("flowavenet", Likelihood::Exact, true),
     ("flowpp", Likelihood::LowerBound, false),
     ("fvae", Likelihood::LowerBound, false),
-    ("arflow", Likelihood::Exact, false),
-    ("tarflow", Likelihood::Exact, false),
-    ("waveflow", Likelihood::Exact, false),
-    ("iresnet", Likelihood::Estimate, false),
 ];
 
 /// The recipe's design with small nets and a hasty whitening, for a few steps.
