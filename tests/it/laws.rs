@@ -260,7 +260,9 @@ fn gradients_are_those_of_finite_differences_at_batch_3() {
 
 #[test]
 fn gradients_of_the_inverse_are_those_of_finite_differences_at_batch_3() {
-    let has_gradient = |config: &FlowConfig| config.steps().all(StepConfig::inverse_has_gradient);
+    // these work on slices, or by a fixed point
+    let has_none = |step: &StepConfig| matches!(step, StepConfig::Autoregressive { .. } | StepConfig::Residual { .. });
+    let has_gradient = |config: &FlowConfig| !config.steps().any(has_none);
     for (name, config) in designs().into_iter().filter(|(_, config)| has_gradient(config)) {
         let (flow, params) = unsettled(&config);
         let (x, mel) = inputs(&flow, 3, 3);
