@@ -162,19 +162,22 @@ impl Filters {
         (0..self.config.filters_per_hop).map(move |j| self.solver.solve(now, next, j, &mut scratch).predictor())
     }
 
-    /// The filters of a whole mel, `filters_per_hop` a frame.
-    pub fn all(&self, mel: &MelSpectrogram) -> Vec<Predictor> {
-        let (columns, frames, bins) = (mel.transposed(), mel.frames(), self.bands.bins);
-        let column = |f: usize| &columns.values()[f * mel.n_mels()..][..mel.n_mels()];
-        (0..frames.div_ceil(FRAMES_PER_TASK))
+    /// The filters of some frames of a mel, `filters_per_hop` a frame.
+    pub fn of(&self, mel: &MelSpectrogram, frames: Range<usize>) -> Vec<Predictor> {
+        let (end, n_mels, bins) = (mel.frames(), mel.n_mels(), self.bands.bins);
+        // with those around them that the net sees
+        let seen = frames.start.saturating_sub(self.config.context)..end.min(frames.end + 1 + self.config.lookahead());
+        let columns = mel.columns(seen.clone());
+        let column = |f: usize| &columns[(f - seen.start) * n_mels..][..n_mels];
+        (0..frames.len().div_ceil(FRAMES_PER_TASK))
             .into_par_iter()
             .flat_map_iter(|task| {
-                let first = task * FRAMES_PER_TASK;
-                let end = (first + FRAMES_PER_TASK).min(frames);
-                let spectra = self.log_spectra(first..(end + 1).min(frames), frames, column);
-                let mut filters = Vec::with_capacity((end - first) * self.config.filters_per_hop);
-                for f in first..end {
-                    let spectrum = |f: usize| &spectra[(f.min(frames - 1) - first) * bins..][..bins];
+                let first = frames.start + task * FRAMES_PER_TASK;
+                let last = (first + FRAMES_PER_TASK).min(frames.end);
+                let spectra = self.log_spectra(first..(last + 1).min(end), end, column);
+                let mut filters = Vec::with_capacity((last - first) * self.config.filters_per_hop);
+                for f in first..last {
+                    let spectrum = |f: usize| &spectra[(f.min(end - 1) - first) * bins..][..bins];
                     filters.extend(self.between(spectrum(f), spectrum(f + 1)));
                 }
                 filters
@@ -182,13 +185,19 @@ impl Filters {
             .collect()
     }
 
-    /// Residual of a whole mel (at most frames · hop) → samples.
-    pub fn inverse(&self, e: &[f32], mel: &MelSpectrogram) -> Vec<f32> {
-        let (predictors, share) = (self.all(mel), self.share());
-        let mut x = vec![0.0; e.len()];
+    /// Residual of some frames (at most frames · hop) → samples. `past` has the samples before them, as
+    /// far as the filters look back, and then those before the frames to come.
+    pub fn inverse(&self, e: &[f32], mel: &MelSpectrogram, frames: Range<usize>, past: &mut Vec<f32>) -> Vec<f32> {
+        let (predictors, share) = (self.of(mel, frames), self.share());
+        let mut x = std::mem::take(past);
+        let before = x.len();
+        x.resize(before + e.len(), 0.0);
         for (i, (e, predictor)) in e.chunks(share).zip(&predictors).enumerate() {
-            synthesise(predictor, &mut x, i * share..i * share + e.len(), e);
+            let at = before + i * share;
+            synthesise(predictor, &mut x, at..at + e.len(), e);
         }
+        *past = x[x.len().saturating_sub(self.config.order)..].to_vec();
+        x.drain(..before);
         x
     }
 }

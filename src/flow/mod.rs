@@ -342,12 +342,19 @@ impl Flow {
         Ok(x.contiguous()?.reshape((batch, 1, group * steps))?)
     }
 
-    /// The inverse packed for streaming, and the whitening's filters; `None` if a step of this design
-    /// cannot stream.
+    /// What makes the whitening's filters, if there is a whitening front.
+    ///
+    /// # Errors
+    /// If a parameter can't be read.
+    pub(crate) fn filters(&self) -> Result<Option<filters::Filters>> {
+        self.whitening.as_ref().map(Whiten::filters).transpose()
+    }
+
+    /// The inverse packed for streaming; `None` if a step of this design cannot stream.
     ///
     /// # Errors
     /// If a matrix has no inverse.
-    pub(crate) fn pack(&self) -> Result<Option<(stream::Packed, Option<filters::Filters>)>> {
+    pub(crate) fn pack(&self) -> Result<Option<stream::Packed>> {
         let mut stages = Vec::new();
         for step in self.steps.iter().rev() {
             stages.push(match step {
@@ -359,8 +366,7 @@ impl Flow {
             });
         }
         let Some(conditioning) = self.conditioning.pack()? else { return Ok(None) };
-        let filters = self.whitening.as_ref().map(Whiten::filters).transpose()?;
-        Ok(Some((stream::Packed { conditioning, stages, group: self.group, hop: self.hop }, filters)))
+        Ok(Some(stream::Packed { conditioning, stages, group: self.group, hop: self.hop }))
     }
 
     fn check_data(&self, data: &[usize], mel: &Tensor) -> Result<(usize, usize)> {

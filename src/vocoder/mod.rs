@@ -2,6 +2,7 @@
 
 pub mod denoise;
 pub mod noise;
+mod pieces;
 pub mod refine;
 mod refine_stream;
 pub mod stream;
@@ -16,6 +17,7 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use noise::Noise;
 use refine::Refiner;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -27,10 +29,6 @@ const MIN_BLOCK: usize = 256;
 
 /// Frames that a thread takes through the flow at a time.
 const FRAMES: usize = 32;
-
-/// Arithmetic of one refinement pass over one sample, in multiply-adds of the flow: a measured
-/// ratio of times, for progress alone.
-const REFINE_COST: f64 = 1000.0;
 
 /// Turns mels into sound with one voice.
 ///
@@ -47,7 +45,7 @@ enum Engine {
     /// On slices, remembering its past.
     Stream(Packed),
     /// On tensors in blocks, for designs with a step that has no streaming form.
-    Blocks(Flow),
+    Blocks(Flow, Option<Filters>),
 }
 
 /// A flow's inverse in streaming form.
@@ -88,9 +86,10 @@ impl Vocoder {
         let config = voice.config().clone();
         let refiner = Refiner::new(&config.mel)?;
         let macs_per_sample = flow.macs_per_sample().max(1.0);
+        let filters = flow.filters()?;
         let engine = match flow.pack()? {
-            Some((flow, filters)) => Engine::Stream(Packed { flow, filters }),
-            None => Engine::Blocks(flow),
+            Some(flow) => Engine::Stream(Packed { flow, filters }),
+            None => Engine::Blocks(flow, filters),
         };
         Ok(Self { config, engine, refiner, macs_per_sample })
     }
@@ -98,7 +97,7 @@ impl Vocoder {
     fn packed(&self) -> Option<&Packed> {
         match &self.engine {
             Engine::Stream(packed) => Some(packed),
-            Engine::Blocks(_) => None,
+            Engine::Blocks(..) => None,
         }
     }
 
@@ -107,12 +106,9 @@ impl Vocoder {
         &self.config
     }
 
-    /// Bytes that [`Vocoder::vocode`] holds at most for a mel of `frames` frames, beside the
-    /// activations of one block per thread.
-    pub fn memory(&self, frames: usize) -> usize {
-        let mel = &self.config.mel;
-        // the mel and its transpose; residual or output, estimate, its predecessor, extrapolation
-        frames.saturating_mul(4 * (2 * mel.n_mels + 4 * mel.hop_length))
+    /// Multiply-adds of the flow per sample of sound, its convolutions counted plainly.
+    pub fn macs_per_sample(&self) -> f64 {
+        self.macs_per_sample
     }
 
     /// Speaks a mel: exactly `frames · hop_length` samples.
@@ -128,64 +124,38 @@ impl Vocoder {
         options: &SynthOptions,
         progress: Option<&dyn Fn(f32)>,
     ) -> Result<Waveform> {
-        let config = &self.config;
-        if mel.n_mels() != config.mel.n_mels {
-            return Err(Error::invalid(format!(
-                "the mel has {} bands, voice {} expects {}",
-                mel.n_mels(),
-                config.name,
-                config.mel.n_mels
-            )));
-        }
-        options.validate()?;
-        let sigma = options.sigma.unwrap_or(config.synthesis.sigma);
-        let refine = options.refine.unwrap_or(config.synthesis.refine);
-
-        let flow_cost = self.macs_per_sample;
-        let flow_share = (flow_cost / (flow_cost + REFINE_COST * refine as f64)) as f32;
-        let report = |part: f32| progress.iter().for_each(|progress| progress(part));
-        let noise = Noise::new(options.seed);
-        let progress = |part| report(part * flow_share);
-        let samples = match &self.engine {
-            Engine::Stream(packed) => {
-                let residual = self.residual(packed, mel, sigma, &noise, &progress);
-                packed.filters.as_ref().map(|filters| filters.inverse(&residual, mel)).unwrap_or(residual)
-            }
-            Engine::Blocks(flow) => {
-                let residual = self.residual_in_blocks(flow, mel, sigma, &noise, &progress)?;
-                flow.unwhiten(&residual, mel)?
-            }
-        };
-        let samples = self.refiner.refine(samples, mel, refine, &|part| {
-            report(flow_share + part * (1.0 - flow_share));
+        let mut samples = Vec::with_capacity(mel.frames() * self.config.mel.hop_length);
+        self.vocode_in_pieces(mel, options, progress, |piece| {
+            samples.extend_from_slice(piece);
+            Ok::<_, Error>(())
         })?;
-        report(1.0);
-        Ok(Waveform { samples, sample_rate: config.mel.sample_rate })
+        Ok(Waveform { samples, sample_rate: self.config.mel.sample_rate })
     }
 
-    /// The flow's inverse of noise: a stretch of frames for each thread, with what lies within its
-    /// reach on either side.
+    /// The flow's inverse of noise for the frames of a range: a stretch of them for each thread, with
+    /// what lies within its reach on either side.
     fn residual(
         &self,
         packed: &Packed,
         mel: &MelSpectrogram,
-        sigma: f32,
-        noise: &Noise,
+        range: Range<usize>,
+        (noise, sigma): (&Noise, f32),
         progress: &dyn Fn(f32),
     ) -> Vec<f32> {
-        let (hop, frames) = (self.config.mel.hop_length, mel.frames());
+        let (hop, n_mels) = (self.config.mel.hop_length, mel.n_mels());
         let halo = packed.flow.reach_frames();
-        let workers = rayon::current_num_threads().min(frames / (4 * halo + FRAMES)).max(1);
-        let stretch = frames.div_ceil(workers);
-        let columns = mel.transposed();
-        let mut residual = vec![0.0; frames * hop];
+        let workers = rayon::current_num_threads().min(range.len() / (4 * halo + FRAMES)).max(1);
+        let stretch = range.len().div_ceil(workers);
+        let seen = range.start.saturating_sub(halo)..(range.end + halo).min(mel.frames());
+        let columns = mel.columns(seen.clone());
+        let mut residual = vec![0.0; range.len() * hop];
         let (sender, done) = mpsc::channel();
         std::thread::scope(|scope| {
             for (i, out) in residual.chunks_mut(stretch * hop).enumerate() {
-                let (sender, columns) = (sender.clone(), columns.values());
+                let (sender, columns) = (sender.clone(), &columns);
+                let start = range.start + i * stretch;
+                let (from, to) = (start.saturating_sub(halo), (start + out.len() / hop + halo).min(seen.end));
                 scope.spawn(move || {
-                    let start = i * stretch;
-                    let (from, to) = (start.saturating_sub(halo), (start + out.len() / hop + halo).min(frames));
                     let draw = |step: usize, rows: &mut [f32]| {
                         noise.fill(from * hop + step * packed.flow.group, rows);
                         rows.iter_mut().for_each(|z| *z *= sigma);
@@ -196,7 +166,7 @@ impl Vocoder {
                     let mut piece = Vec::new();
                     for first in (from..to).step_by(FRAMES) {
                         let end = (first + FRAMES).min(to);
-                        let rows = &columns[first * mel.n_mels()..end * mel.n_mels()];
+                        let rows = &columns[(first - seen.start) * n_mels..(end - seen.start) * n_mels];
                         piece.clear();
                         state.push(&packed.flow, rows, end == to, draw, &mut piece);
                         let dropped = skip.min(piece.len());
@@ -210,7 +180,7 @@ impl Vocoder {
                 });
             }
             drop(sender);
-            let total = (frames + 2 * halo * (workers - 1)) as f32;
+            let total = (seen.len() + 2 * halo * (workers - 1)) as f32;
             let mut sum = 0;
             for count in done {
                 sum += count;
@@ -220,7 +190,17 @@ impl Vocoder {
         residual
     }
 
-    /// The flow's inverse of noise, in blocks at fixed positions, several at a time.
+    /// Frames of a block.
+    fn block_frames(&self, flow: &Flow) -> usize {
+        MIN_BLOCK.max(8 * self.halo_frames(flow))
+    }
+
+    fn halo_frames(&self, flow: &Flow) -> usize {
+        (flow.halo_steps() * flow.group()).div_ceil(self.config.mel.hop_length)
+    }
+
+    /// The flow's inverse of noise for the frames of a range, in blocks at fixed positions from its
+    /// start, several at a time.
     ///
     /// Each worker has its own small thread pool: in a common one, a worker that waits for a part
     /// of its block would take up another block and hold the memory of both.
@@ -228,16 +208,15 @@ impl Vocoder {
         &self,
         flow: &Flow,
         mel: &MelSpectrogram,
-        sigma: f32,
-        noise: &Noise,
+        range: Range<usize>,
+        (noise, sigma): (&Noise, f32),
         progress: &dyn Fn(f32),
     ) -> Result<Vec<f32>> {
         let hop = self.config.mel.hop_length;
-        let halo = (flow.halo_steps() * flow.group()).div_ceil(hop);
-        let block = MIN_BLOCK.max(8 * halo);
-        let mut residual = vec![0.0; mel.frames() * hop];
-        let blocks = mel.frames().div_ceil(block);
-        let threads = rayon::current_num_threads();
+        let (block, halo) = (self.block_frames(flow), self.halo_frames(flow));
+        let mut residual = vec![0.0; range.len() * hop];
+        let blocks = range.len().div_ceil(block);
+        let (threads, first_frame) = (rayon::current_num_threads(), range.start);
         let workers = threads.min(blocks);
 
         let work = Mutex::new(residual.chunks_mut(block * hop).enumerate());
@@ -256,7 +235,7 @@ impl Vocoder {
                     while !failed.load(Ordering::Relaxed)
                         && let Some((index, out)) = next()
                     {
-                        let start = index * block;
+                        let start = first_frame + index * block;
                         let result = pool.install(|| self.block(flow, mel, (start, halo), (noise, sigma), out));
                         failed.fetch_or(result.is_err(), Ordering::Relaxed);
                         if done.send((index, result)).is_err() {
@@ -341,7 +320,8 @@ mod tests {
         let config = VoiceConfig::new("small", mel, flow, SynthesisConfig { sigma: 0.7, refine: 0 });
         let voice = Voice::from_parts(config, &tensors).unwrap();
         let stream = Vocoder::new(&voice).unwrap();
-        let blocks = Vocoder { engine: Engine::Blocks(voice.build_flow().unwrap().0), ..Vocoder::new(&voice).unwrap() };
+        let blocks =
+            Vocoder { engine: Engine::Blocks(voice.build_flow().unwrap().0, None), ..Vocoder::new(&voice).unwrap() };
 
         let mel = MelSpectrogram::new((0..5 * 600).map(|i| (i as f32 * 0.7).sin() - 4.0).collect(), 5).unwrap();
         let speak = |vocoder: &Vocoder| vocoder.vocode(&mel, &SynthOptions::default(), None).unwrap().samples;

@@ -68,6 +68,12 @@ impl Refiner {
         Ok(Self { stft, bands: MelBands::new(config), between, floor: config.floor as f32 })
     }
 
+    /// Frames on either side of a sample that so many passes of refinement carry into it.
+    pub fn reach(&self, passes: usize) -> usize {
+        // a frame hears half a window on either side of its centre, and sounds as far
+        passes * self.stft.n_fft().div_ceil(self.stft.hop_length())
+    }
+
     /// Refines `samples` (`frames · hop_length` of them) towards `mel` in `passes` passes.
     ///
     /// What comes back is the last pass's own result, without momentum on top: nearer to the mel
