@@ -43,7 +43,7 @@ pub struct TrainArgs {
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     pub device: DeviceName,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::thread_range())]
     pub threads: Option<usize>,
 }
 
