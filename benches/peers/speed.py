@@ -10,7 +10,9 @@ filter (the peers' `lj` ends at the residual). A round measures each program onc
 a ratio is the peer's time over ours within a round, above 1 where melglow is faster. OpenVINO runs in
 bf16 only where it says that the processor can.
 
-The table has medians, and of ratios the smallest and largest. RTF is time over that of the sound.
+The table has medians, and of ratios the smallest and largest. RTF is time over that of the sound;
+memory is the peak of each process. Other work on the machine spoils wall time: `--clock cpu` counts the
+processor's time instead, a fair measure of one thread.
 """
 
 import argparse
@@ -25,20 +27,21 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy
+
 ENGINES = {"torch": "PyTorch f32", "onnx": "ONNX Runtime f32", "openvino": "OpenVINO f32",
            "openvino-bf16": "OpenVINO bf16"}
 
 
-def load(engine, name, seconds, threads, path):
+def load(engine, name, seconds, threads, folder):
     """A function that speaks once and returns the sound."""
-    import models
-    import torch
-    torch.set_num_threads(threads)
-    model, inputs = models.build(name, seconds)
     if engine == "torch":
+        import models
+        import torch
+        torch.set_num_threads(threads)
+        model, inputs = models.build(name, seconds)
         return torch.inference_mode()(lambda: model(*inputs).numpy())
-    arrays = {"mel": inputs[0].numpy(), "z": inputs[1].numpy()}
-    del model
+    arrays, path = dict(numpy.load(folder / "inputs.npz")), str(folder / "model.onnx")
     if engine == "onnx":
         import onnxruntime
         options = onnxruntime.SessionOptions()
@@ -58,9 +61,9 @@ def work(connection, *what):
     speak = load(*what)
     connection.send(speak())
     while connection.recv():
-        begun = time.perf_counter()
+        begun = time.perf_counter(), time.process_time()
         speak()
-        connection.send(time.perf_counter() - begun)
+        connection.send({"wall": time.perf_counter() - begun[0], "cpu": time.process_time() - begun[1]})
     hwm = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     connection.send(int(hwm.split()[1]) / 1000)
 
@@ -81,6 +84,7 @@ class Peer:
             sys.exit("a peer's process has ended, see above")
 
     def seconds(self):
+        """Of one more time, by clock."""
         self.connection.send(True)
         return self.answer()
 
@@ -103,27 +107,28 @@ def melglow(program, name, seconds, threads):
     return report["machine"], report["runs"][0]
 
 
-def export(name, seconds, path):
+def export(name, seconds, folder):
     import models
     import torch
     model, inputs = models.build(name, seconds)
+    numpy.savez(folder / "inputs.npz", mel=inputs[0].numpy(), z=inputs[1].numpy())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, inputs, path, input_names=["mel", "z"], output_names=["sound"], dynamo=False,
-                          opset_version=17)
+        torch.onnx.export(model, inputs, str(folder / "model.onnx"), input_names=["mel", "z"], output_names=["sound"],
+                          dynamo=False, opset_version=17)
 
 
 def measure(args, engines, name, threads):
     """Real-time factors by program, a list with one for each round; and peak memory by program, MB."""
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "model.onnx")
-        if any(engine != "torch" for engine in engines):
-            exporter = multiprocessing.get_context("spawn").Process(target=export, args=(name, args.seconds, path))
-            exporter.start()
-            exporter.join()
-            if exporter.exitcode:
-                sys.exit(f"{name}: cannot export to ONNX")
-        peers = {engine: Peer(engine, name, args.seconds, threads, path) for engine in engines}
+        folder = Path(folder)
+        # in a process of its own, which takes its memory away with it
+        exporter = multiprocessing.get_context("spawn").Process(target=export, args=(name, args.seconds, folder))
+        exporter.start()
+        exporter.join()
+        if exporter.exitcode:
+            sys.exit(f"{name}: cannot export to ONNX")
+        peers = {engine: Peer(engine, name, args.seconds, threads, folder) for engine in engines}
     sounds = [peer.sound for peer in peers.values()]
     level = abs(sounds[0]).max()
     for engine, sound in zip(engines, sounds):
@@ -135,11 +140,11 @@ def measure(args, engines, name, threads):
         machine, run = melglow(args.melglow, name, args.seconds, threads)
         if run["threads"] != threads:
             sys.exit(f"melglow runs {run['threads']} threads here, not {threads}")
-        times["melglow"].append(run["bare"]["median"])
+        times["melglow"].append(run[{"wall": "bare", "cpu": "bare_cpu"}[args.clock]]["median"])
         memory["melglow"] = (run["peak_memory_bytes"] or 0) / 1e6
         for engine, peer in peers.items():
-            times[engine].append(peer.seconds() / run["audio_seconds"])
-        print(f"{name}, {threads} threads: " + ", ".join(f"{p} {t[-1]:.4f}" for p, t in times.items()), file=sys.stderr)
+            times[engine].append(peer.seconds()[args.clock] / run["audio_seconds"])
+        print(f"{name}, threads {threads}: " + ", ".join(f"{p} {t[-1]:.4f}" for p, t in times.items()), file=sys.stderr)
     memory.update((engine, peer.close()) for engine, peer in peers.items())
     return machine, times, memory
 
@@ -164,6 +169,8 @@ def main():
     parser.add_argument("--threads", type=numbers, default=[1], metavar="N,…")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of the sound")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
+                        help="cpu: processor time of all threads, for one thread on a machine with other work")
     parser.add_argument("--engines", default=",".join(ENGINES), help="of " + ", ".join(ENGINES))
     parser.add_argument("--melglow", default="target/release/melglow", help="the program")
     args = parser.parse_args()
@@ -189,7 +196,8 @@ def main():
             lines.append(row(name, threads, times, memory))
     versions = [f"{package} {importlib.metadata.version(package)}" for package in dict.fromkeys(packages)]
     print(f"{machine['processor']}, {machine['cores']} cores, {' '.join(machine['flags'])}; "
-          f"melglow {machine['melglow']}, {', '.join(versions)}; {args.seconds:g} s of sound, {args.rounds} rounds\n")
+          f"melglow {machine['melglow']}, {', '.join(versions)}; {args.seconds:g} s of sound, {args.rounds} rounds, "
+          f"{args.clock} clock\n")
     print("| model | threads | melglow RTF (memory) | " + " | ".join(ENGINES[e] for e in engines) + " |")
     print("|---|---|---" + "|---" * len(engines) + "|")
     print("\n".join(lines))

@@ -1,7 +1,7 @@
 //! How fast a voice speaks.
 
-use super::machine::{Spread, forget_peak_memory, gemm_peak, peak_memory};
-use super::{Report, Run, giga};
+use super::machine::{Spread, cpu_time, forget_peak_memory, gemm_peak, peak_memory};
+use super::{Report, Run, giga, megabytes, share};
 use crate::mel::MelSpectrogram;
 use crate::vocoder::{SynthOptions, Vocoder};
 use crate::voice::Voice;
@@ -21,6 +21,8 @@ pub struct Synthesis {
     macs_per_audio_second: f64,
     /// Time over that of the sound, of the flow without refinement.
     bare: Spread,
+    /// Processor time of all threads over that of the sound, of the same.
+    bare_cpu: Option<Spread>,
     refined: Option<Refined>,
     /// Multiply-adds of the f32 matrix product in a second.
     gemm_macs_per_second: Spread,
@@ -76,10 +78,12 @@ pub fn measure(
         Ok(begun.elapsed().as_secs_f64() / audio_seconds)
     };
     factor(0)?;
-    let (mut bare, mut refined, mut gemm) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bare, mut cpu, mut refined, mut gemm) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     // turn by turn, so that a busy moment of the machine strikes all alike
     for _ in 0..plan.rounds {
+        let before = cpu_time();
         bare.push(factor(0)?);
+        cpu.extend(cpu_time().zip(before).map(|(after, before)| (after - before) / audio_seconds));
         if passes > 0 {
             refined.push(factor(passes)?);
         }
@@ -93,6 +97,7 @@ pub fn measure(
         load_seconds,
         macs_per_audio_second: macs,
         bare,
+        bare_cpu: (cpu.len() == plan.rounds).then(|| Spread::of(cpu)),
         refined: (passes > 0).then(|| Refined { passes, real_time_factor: Spread::of(refined) }),
         gemm_macs_per_second: gemm,
         gemm_share: macs / bare.median / gemm.median,
@@ -106,23 +111,22 @@ impl Run for Synthesis {
         let Some(first) = report.runs.first() else { return Ok(()) };
         let macs = giga(first.macs_per_audio_second);
         writeln!(out, "{:.2} s of sound; the flow takes {macs} GMAC a second of sound", first.audio_seconds)?;
-        let passes = first.refined.as_ref().map_or_else(String::new, |r| format!("{} passes", r.passes));
-        writeln!(
-            out,
-            "threads      load  bare flow, × real time  {:>22}   GMAC/s  of GEMM's  peak memory",
-            if passes.is_empty() { String::new() } else { format!("{passes}, × real time") }
-        )?;
+        // a column that is there where anything is refined
+        let column = |text: String| if first.refined.is_some() { format!("  {text:>22}") } else { String::new() };
+        let passes = first.refined.as_ref().map_or(0, |refined| refined.passes);
+        let title = column(format!("{passes} passes, × real time"));
+        writeln!(out, "threads      load  bare flow, × real time{title}   GMAC/s        of GEMM's  peak memory")?;
         for run in &report.runs {
             writeln!(
                 out,
-                "{:>7}  {:>6.2} s  {:>22}  {:>22}  {:>7}  {:>9}  {:>11}",
+                "{:>7}  {:>6.2} s  {:>22}{}  {:>7}  {:>15}  {:>11}",
                 run.threads,
                 run.load_seconds,
                 run.bare.to_string(),
-                run.refined.as_ref().map_or_else(String::new, |r| r.real_time_factor.to_string()),
+                column(run.refined.as_ref().map_or_else(String::new, |r| r.real_time_factor.to_string())),
                 giga(run.macs_per_audio_second / run.bare.median),
-                super::share(run.gemm_share, run.gemm_macs_per_second.median),
-                super::megabytes(run.peak_memory_bytes),
+                share(run.gemm_share, run.gemm_macs_per_second.median),
+                megabytes(run.peak_memory_bytes),
             )?;
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! How fast an architecture learns.
 
 use super::machine::{Spread, forget_peak_memory, gemm_peak, peak_memory};
-use super::{Report, Run, giga};
+use super::{Report, Run, giga, megabytes, share};
 use crate::flow::{Flow, nll};
 use crate::net::Params;
 use crate::train::Recipe;
@@ -96,24 +96,24 @@ impl Run for Training {
         let Some(first) = report.runs.first() else { return Ok(()) };
         writeln!(
             out,
-            "training f32, {:.2} M parameters, steps of {} × {} samples; {:.2} MMAC a sample, forward and backward",
+            "training f32, {:.2} M parameters, steps of {} × {} samples; {:.3} MMAC a sample, forward and backward",
             first.parameters as f64 / 1e6,
             first.batch,
             first.segment_samples,
             first.macs_per_sample / 1e6
         )?;
-        writeln!(out, "threads            samples/s      step   GMAC/s  of GEMM's  peak memory")?;
+        writeln!(out, "threads            samples/s      step   GMAC/s        of GEMM's  peak memory")?;
         for run in &report.runs {
             let rate = run.samples_per_second;
             writeln!(
                 out,
-                "{:>7}  {:>19}  {:>6.2} s  {:>7}  {:>9}  {:>11}",
+                "{:>7}  {:>19}  {:>6.2} s  {:>7}  {:>15}  {:>11}",
                 run.threads,
                 format!("{:.0} ({:.0}–{:.0})", rate.median, rate.min, rate.max),
                 run.step_seconds.median,
                 giga(run.macs_per_sample * rate.median),
-                super::share(run.gemm_share, run.gemm_macs_per_second.median),
-                super::megabytes(run.peak_memory_bytes),
+                share(run.gemm_share, run.gemm_macs_per_second.median),
+                megabytes(run.peak_memory_bytes),
             )?;
         }
         Ok(())
