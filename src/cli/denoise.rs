@@ -39,7 +39,7 @@ pub struct DenoiseArgs {
     #[arg(long, default_value = "16")]
     bits: Bits,
     /// Threads to use [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = super::thread_range())]
     threads: Option<usize>,
 }
 

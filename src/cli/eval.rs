@@ -39,7 +39,7 @@ pub struct EvalArgs {
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     device: DeviceName,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::thread_range())]
     threads: Option<usize>,
 }
 

@@ -60,7 +60,7 @@ pub struct ImportArgs {
     #[arg(long, value_name = "CLIP")]
     check: Option<PathBuf>,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::thread_range())]
     threads: Option<usize>,
 }
 

@@ -24,6 +24,7 @@ pub mod zoo;
 
 use crate::voice::Voice;
 use anyhow::Result;
+use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -111,6 +112,11 @@ pub(crate) fn voice(choice: Option<&str>) -> Result<Voice> {
         return Ok(voice);
     }
     Ok(Voice::open(choice)?)
+}
+
+/// The numbers of threads that a command takes.
+pub(crate) fn thread_range() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1024)
 }
 
 /// Sets the number of threads of everything that follows; `None`: one per core.

@@ -2,9 +2,11 @@
 
 use super::conventions::{MelArgs, MelReader};
 use super::source::{Source, is_stdio, sources};
-use super::{one_line, say, synth_stream, use_threads, voice, watched};
+use super::synth_stream::{self, SinkError};
+use super::{one_line, say, use_threads, voice, watched};
+use crate::atomic;
 use crate::audio::wav::{self, WavFormat};
-use crate::mel::MelConfig;
+use crate::mel::{MelConfig, MelSpectrogram};
 use crate::vocoder::denoise::Denoiser;
 use crate::vocoder::{SynthOptions, Vocoder};
 use crate::voice::Lookahead;
@@ -13,7 +15,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -79,7 +81,7 @@ pub struct SynthArgs {
     #[arg(long, requires = "stream")]
     raw: bool,
     /// Threads to use [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = super::thread_range())]
     threads: Option<usize>,
 }
 
@@ -125,6 +127,8 @@ pub fn run(args: SynthArgs) -> Result<()> {
     options.validate()?;
     let reader = MelReader::new(&args.mel, voice.config())?;
     let vocoder = Vocoder::new(&voice)?;
+    // the vocoder has the weights in a form of its own
+    drop(voice);
     let denoiser = if args.denoise > 0.0 { Some((Denoiser::new(&vocoder)?, args.denoise)) } else { None };
     let folder = OutputFolder::open(&args.output, &jobs)?;
     let mut session = Session {
@@ -288,30 +292,48 @@ impl Session {
             move |part: f32| bar.set_position((1000.0 * (index as f32 + part)) as u64)
         });
         let start = Instant::now();
-        let mut sound = self
-            .vocoder
-            .vocode(&mel, &self.options, progress.as_ref().map(|p| p as &dyn Fn(f32)))
-            .with_context(|| name.display().to_string())?;
-        drop(mel);
-        if let Some((denoiser, strength)) = &self.denoiser {
-            sound.samples = denoiser.denoise(&sound.samples, *strength)?;
+        let (count, rate, mut saturated) = (decoded.samples.len() as u64, config.sample_rate, 0);
+        let mut fill = |out: &mut dyn Write| -> io::Result<()> {
+            wav::write_header(&mut *out, count, rate, self.format)?;
+            let mut made = 0;
+            let sink = |sound: &[f32]| -> Result<(), SinkError> {
+                // what is meant of the samples that were just made
+                let within = |at: usize| at.clamp(made, made + sound.len()) - made;
+                let meant = &sound[within(decoded.samples.start)..within(decoded.samples.end)];
+                made += sound.len();
+                saturated += wav::write_samples(&mut *out, meant, self.format)?;
+                Ok(())
+            };
+            self.sound(&mel, progress.as_ref().map(|p| p as &dyn Fn(f32)), sink).map_err(SinkError::into_io)?;
+            wav::write_padding(&mut *out, count, self.format)?;
+            out.flush()
+        };
+        if is_stdio(&job.wav) {
+            fill(&mut io::BufWriter::new(io::stdout().lock())).context("cannot write to standard output")?;
+        } else {
+            atomic::write(&job.wav, fill)?;
         }
         self.compute += start.elapsed();
         self.audio += seconds;
-        let samples = &sound.samples[decoded.samples];
-
-        let saturated = if is_stdio(&job.wav) {
-            let mut out = io::BufWriter::new(io::stdout().lock());
-            wav::write_to(&mut out, samples, sound.sample_rate, self.format)
-                .context("cannot write to standard output")?
-        } else {
-            wav::write(&job.wav, samples, sound.sample_rate, self.format)?
-        };
         if saturated > 0 {
             let to = if is_stdio(&job.wav) { name } else { &job.wav };
             self.say(&format!("{}: {saturated} samples saturated", to.display()));
         }
         Ok(())
+    }
+
+    /// The sound of a mel as it is made, or, where the hum is taken away, when it is whole.
+    fn sound(
+        &self,
+        mel: &MelSpectrogram,
+        progress: Option<&dyn Fn(f32)>,
+        mut sink: impl FnMut(&[f32]) -> Result<(), SinkError>,
+    ) -> Result<(), SinkError> {
+        let Some((denoiser, strength)) = &self.denoiser else {
+            return self.vocoder.vocode_in_pieces(mel, &self.options, progress, sink);
+        };
+        let sound = self.vocoder.vocode(mel, &self.options, progress)?;
+        sink(&denoiser.denoise(&sound.samples, *strength)?)
     }
 
     /// Streams one mel.
@@ -337,7 +359,7 @@ impl Session {
             bail!("{hours:.1} hours of sound are more than a WAV file's 4 GiB; split the mel");
         }
         let denoiser = self.denoiser.as_ref().map_or(0, |(denoiser, _)| denoiser.memory(frames * hop_length));
-        let needed = self.vocoder.memory(frames).max(denoiser) as u64;
+        let needed = self.vocoder.memory(frames, self.options.refine).max(denoiser) as u64;
         if let Some(available) = available_memory()
             && needed > available
         {

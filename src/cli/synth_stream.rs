@@ -44,7 +44,8 @@ impl Frames {
         if let Some(warning) = warning {
             say(&warning);
         }
-        Ok(Self::Whole { values: decoded.mel.transposed().values().to_vec(), at: 0, samples: decoded.samples })
+        let values = decoded.mel.columns(0..decoded.mel.frames());
+        Ok(Self::Whole { values, at: 0, samples: decoded.samples })
     }
 
     /// Samples in all, where that is known, at `hop` samples a frame.
@@ -211,7 +212,7 @@ pub(super) fn run(
 }
 
 /// An error of the vocoder or of the sink.
-enum SinkError {
+pub(super) enum SinkError {
     Io(io::Error),
     Ours(crate::Error),
 }
@@ -229,7 +230,7 @@ impl From<crate::Error> for SinkError {
 }
 
 impl SinkError {
-    fn into_io(self) -> io::Error {
+    pub fn into_io(self) -> io::Error {
         match self {
             Self::Io(error) => error,
             Self::Ours(error) => io::Error::other(error),

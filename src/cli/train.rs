@@ -52,7 +52,7 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     pub device: DeviceName,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::thread_range())]
     pub threads: Option<usize>,
 }
 

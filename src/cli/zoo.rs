@@ -1,6 +1,6 @@
 //! `melglow zoo`: many flows, trained alike, in one table.
 
-use super::bench::machine;
+use super::bench::machine::Machine;
 use super::train::stop_on_interrupt;
 use crate::train::config::Validation;
 use crate::zoo::{self, MARKDOWN_FILE, Options};
@@ -74,7 +74,7 @@ pub fn run(args: &ZooArgs) -> anyhow::Result<()> {
         spoken: args.spoken,
         seed: args.seed,
         scorer: args.scorer.clone(),
-        machine: machine(),
+        machine: Machine::here().processor,
     };
     match zoo::run(&options, &*stop_on_interrupt()?) {
         Ok(table) => {

@@ -18,8 +18,6 @@ const HIGH_BAND_HZ: f64 = 500.0;
 pub const QUANTISATION_POWER: f64 = 1.0 / 12.0 / (32_768.0 * 32_768.0);
 /// Frames of one parallel task.
 const FRAMES_PER_TASK: usize = 32;
-/// Frames whose filters are held at a time.
-const FRAMES_AT_ONCE: usize = 64 * FRAMES_PER_TASK;
 
 /// Where the bands of a mel lie among the bins, and above them.
 #[derive(Clone)]
@@ -162,25 +160,22 @@ impl Filters {
         (0..self.config.filters_per_hop).map(move |j| self.solver.solve(now, next, j, &mut scratch).predictor())
     }
 
-    /// The filters of a whole mel, `filters_per_hop` a frame.
-    pub fn all(&self, mel: &MelSpectrogram) -> Vec<Predictor> {
-        self.some(mel.transposed().values(), 0..mel.frames())
-    }
-
-    /// The filters of some of the frames of a mel, whose columns lie one after the other.
-    fn some(&self, columns: &[f32], frames: Range<usize>) -> Vec<Predictor> {
-        let (n_mels, bins) = (self.bands.n_mels, self.bands.bins);
-        let count = columns.len() / n_mels;
-        let column = |f: usize| &columns[f * n_mels..][..n_mels];
+    /// The filters of some frames of a mel, `filters_per_hop` a frame.
+    pub fn of(&self, mel: &MelSpectrogram, frames: Range<usize>) -> Vec<Predictor> {
+        let (end, n_mels, bins) = (mel.frames(), mel.n_mels(), self.bands.bins);
+        // with those around them that the net sees
+        let seen = frames.start.saturating_sub(self.config.context)..end.min(frames.end + 1 + self.config.lookahead());
+        let columns = mel.columns(seen.clone());
+        let column = |f: usize| &columns[(f - seen.start) * n_mels..][..n_mels];
         (0..frames.len().div_ceil(FRAMES_PER_TASK))
             .into_par_iter()
             .flat_map_iter(|task| {
                 let first = frames.start + task * FRAMES_PER_TASK;
-                let end = (first + FRAMES_PER_TASK).min(frames.end);
-                let spectra = self.log_spectra(first..(end + 1).min(count), count, column);
-                let mut filters = Vec::with_capacity((end - first) * self.config.filters_per_hop);
-                for f in first..end {
-                    let spectrum = |f: usize| &spectra[(f.min(count - 1) - first) * bins..][..bins];
+                let last = (first + FRAMES_PER_TASK).min(frames.end);
+                let spectra = self.log_spectra(first..(last + 1).min(end), end, column);
+                let mut filters = Vec::with_capacity((last - first) * self.config.filters_per_hop);
+                for f in first..last {
+                    let spectrum = |f: usize| &spectra[(f.min(end - 1) - first) * bins..][..bins];
                     filters.extend(self.between(spectrum(f), spectrum(f + 1)));
                 }
                 filters
@@ -188,21 +183,20 @@ impl Filters {
             .collect()
     }
 
-    /// Residual of a whole mel (at most frames · hop) → samples, in place.
-    pub fn inverse(&self, x: &mut [f32], mel: &MelSpectrogram) {
-        let (columns, share) = (mel.transposed(), self.share());
-        let mut e = Vec::with_capacity(share);
-        // the filters of all frames would take more room than the sound
-        for first in (0..x.len().div_ceil(self.hop)).step_by(FRAMES_AT_ONCE) {
-            let end = (first + FRAMES_AT_ONCE).min(mel.frames());
-            for (i, predictor) in self.some(columns.values(), first..end).iter().enumerate() {
-                let from = (first * self.hop + i * share).min(x.len());
-                let to = (from + share).min(x.len());
-                e.clear();
-                e.extend_from_slice(&x[from..to]);
-                synthesise(predictor, x, from..to, &e);
-            }
+    /// Residual of some frames (at most frames · hop) → samples. `past` has the samples before them, as
+    /// far as the filters look back, and then those before the frames to come.
+    pub fn inverse(&self, e: &[f32], mel: &MelSpectrogram, frames: Range<usize>, past: &mut Vec<f32>) -> Vec<f32> {
+        let (predictors, share) = (self.of(mel, frames), self.share());
+        let mut x = std::mem::take(past);
+        let before = x.len();
+        x.resize(before + e.len(), 0.0);
+        for (i, (e, predictor)) in e.chunks(share).zip(&predictors).enumerate() {
+            let at = before + i * share;
+            synthesise(predictor, &mut x, at..at + e.len(), e);
         }
+        *past = x[x.len().saturating_sub(self.config.order)..].to_vec();
+        x.drain(..before);
+        x
     }
 }
 

@@ -588,12 +588,19 @@ impl Flow {
         columns
     }
 
-    /// The inverse packed for streaming, and the whitening's filters; `None` if a step of this design
-    /// cannot stream.
+    /// What makes the whitening's filters, if there is a whitening front.
+    ///
+    /// # Errors
+    /// If a parameter can't be read.
+    pub(crate) fn filters(&self, kernel: Kernel) -> Result<Option<filters::Filters>> {
+        self.whitening.as_ref().map(|whitening| whitening.filters(kernel)).transpose()
+    }
+
+    /// The inverse packed for streaming; `None` if a step of this design cannot stream.
     ///
     /// # Errors
     /// If a matrix has no inverse.
-    pub(crate) fn pack(&self, kernel: Kernel) -> Result<Option<(stream::Packed, Option<filters::Filters>)>> {
+    pub(crate) fn pack(&self, kernel: Kernel) -> Result<Option<stream::Packed>> {
         let mut stages = Vec::new();
         for (step, _) in self.steps.iter().rev() {
             let map: Option<&dyn Bijector> = match step {
@@ -615,8 +622,7 @@ impl Flow {
             return Ok(None);
         }
         let Some(conditioning) = self.conditioning.pack(kernel)? else { return Ok(None) };
-        let filters = self.whitening.as_ref().map(|whitening| whitening.filters(kernel)).transpose()?;
-        Ok(Some((stream::Packed { conditioning, stages, group: self.group, hop: self.hop }, filters)))
+        Ok(Some(stream::Packed { conditioning, stages, group: self.group, hop: self.hop }))
     }
 
     fn check_data(&self, data: &[usize], mel: &Tensor) -> Result<(usize, usize)> {

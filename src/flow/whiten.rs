@@ -177,7 +177,7 @@ impl Whiten {
     pub fn forward(&self, samples: &[f32], mel: &MelSpectrogram) -> Result<(Vec<f32>, Vec<f32>)> {
         self.check_length(samples.len(), mel)?;
         let filters = self.filters(Kernel::chosen()?)?;
-        let (predictors, share) = (filters.all(mel), filters.share());
+        let (predictors, share) = (filters.of(mel, 0..mel.frames()), filters.share());
         let mut e = vec![0.0; samples.len()];
         let mut log_det = vec![0.0; samples.len()];
         e.par_chunks_mut(share).zip(log_det.par_chunks_mut(share)).zip(&predictors).enumerate().for_each(
@@ -195,9 +195,7 @@ impl Whiten {
     /// As [`Whiten::forward`].
     pub fn inverse(&self, e: &[f32], mel: &MelSpectrogram) -> Result<Vec<f32>> {
         self.check_length(e.len(), mel)?;
-        let mut x = e.to_vec();
-        self.filters(Kernel::chosen()?)?.inverse(&mut x, mel);
-        Ok(x)
+        Ok(self.filters(Kernel::chosen()?)?.inverse(e, mel, 0..mel.frames(), &mut Vec::new()))
     }
 
     /// Multiply-adds per sample of filtering (the predictors' own cost is per frame and small).

@@ -10,6 +10,7 @@ pub mod stft;
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// How a mel spectrogram is made from sound: the convention both sides must share.
 ///
@@ -171,11 +172,20 @@ impl MelSpectrogram {
         self
     }
 
+    /// The frames of a range one after the other, all bands of each: `[frames, n_mels]`.
+    pub fn columns(&self, frames: Range<usize>) -> Vec<f32> {
+        frames.flat_map(|f| (0..self.n_mels).map(move |b| self.values[b * self.frames + f])).collect()
+    }
+
+    /// The frames of a range, at least one, as a mel.
+    pub fn section(&self, frames: Range<usize>) -> Self {
+        let values = (0..self.n_mels).flat_map(|b| self.band(b)[frames.clone()].iter().copied()).collect();
+        Self { values, n_mels: self.n_mels, frames: frames.len() }
+    }
+
     /// Rows and columns exchanged: for mels stored as `[frames, n_mels]`.
     pub fn transposed(&self) -> Self {
-        let values =
-            (0..self.frames).flat_map(|f| (0..self.n_mels).map(move |b| self.values[b * self.frames + f])).collect();
-        Self { values, n_mels: self.frames, frames: self.n_mels }
+        Self { values: self.columns(0..self.frames), n_mels: self.frames, frames: self.n_mels }
     }
 }
 

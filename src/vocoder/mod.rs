@@ -2,6 +2,7 @@
 
 pub mod denoise;
 pub mod noise;
+mod pieces;
 pub mod refine;
 mod refine_live;
 mod refine_stream;
@@ -18,6 +19,7 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use noise::Noise;
 use refine::Refiner;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -29,10 +31,6 @@ const MIN_BLOCK: usize = 256;
 
 /// Frames that a thread takes through the flow at a time.
 const FRAMES: usize = 32;
-
-/// Arithmetic of one refinement pass over one sample, in multiply-adds of the flow: a measured
-/// ratio of times, for progress alone.
-const REFINE_COST: f64 = 1000.0;
 
 /// Turns mels into sound with one voice.
 ///
@@ -50,7 +48,7 @@ enum Engine {
     /// On slices, remembering its past.
     Stream(Packed),
     /// On tensors in blocks, for designs with a step that has no streaming form.
-    Blocks(Flow),
+    Blocks(Flow, Option<Filters>),
 }
 
 /// A flow's inverse in streaming form.
@@ -93,9 +91,11 @@ impl Vocoder {
         let config = voice.config().clone();
         let refiner = Refiner::new(&config.mel)?;
         let macs_per_sample = flow.macs_per_sample().max(1.0);
-        let engine = match flow.pack(Kernel::chosen()?)? {
-            Some((flow, filters)) => Engine::Stream(Packed { flow, filters }),
-            None => Engine::Blocks(flow),
+        let kernel = Kernel::chosen()?;
+        let filters = flow.filters(kernel)?;
+        let engine = match flow.pack(kernel)? {
+            Some(flow) => Engine::Stream(Packed { flow, filters }),
+            None => Engine::Blocks(flow, filters),
         };
         Ok(Self { config, engine, refiner, macs_per_sample })
     }
@@ -103,7 +103,7 @@ impl Vocoder {
     fn packed(&self) -> Option<&Packed> {
         match &self.engine {
             Engine::Stream(packed) => Some(packed),
-            Engine::Blocks(_) => None,
+            Engine::Blocks(..) => None,
         }
     }
 
@@ -112,12 +112,9 @@ impl Vocoder {
         &self.config
     }
 
-    /// Bytes that [`Vocoder::vocode`] holds at most for a mel of `frames` frames, beside the activations
-    /// of one block per thread; a design whose inverse has no limit to its reach takes all as one block.
-    pub fn memory(&self, frames: usize) -> usize {
-        let mel = &self.config.mel;
-        // the mel and its transpose; residual or output, estimate, its predecessor, extrapolation
-        frames.saturating_mul(4 * (2 * mel.n_mels + 4 * mel.hop_length))
+    /// Multiply-adds of the flow per sample of sound, its convolutions counted plainly.
+    pub fn macs_per_sample(&self) -> f64 {
+        self.macs_per_sample
     }
 
     /// Speaks a mel: exactly `frames · hop_length` samples.
@@ -133,73 +130,42 @@ impl Vocoder {
         options: &SynthOptions,
         progress: Option<&dyn Fn(f32)>,
     ) -> Result<Waveform> {
-        let config = &self.config;
-        if mel.n_mels() != config.mel.n_mels {
-            return Err(Error::invalid(format!(
-                "the mel has {} bands, voice {} expects {}",
-                mel.n_mels(),
-                config.name,
-                config.mel.n_mels
-            )));
-        }
-        options.validate()?;
-        let sigma = options.sigma.unwrap_or(config.synthesis.sigma);
-        let refine = options.refine.unwrap_or(config.synthesis.refine);
-
-        let flow_cost = self.macs_per_sample;
-        let flow_share = (flow_cost / (flow_cost + REFINE_COST * refine as f64)) as f32;
-        let report = |part: f32| progress.iter().for_each(|progress| progress(part));
-        let noise = Noise::new(options.seed);
-        let progress = |part| report(part * flow_share);
-        let samples = match &self.engine {
-            Engine::Stream(packed) => {
-                let mut samples = self.residual(packed, mel, sigma, &noise, &progress);
-                packed.filters.iter().for_each(|filters| filters.inverse(&mut samples, mel));
-                samples
-            }
-            Engine::Blocks(flow) => {
-                let residual = self.residual_in_blocks(flow, mel, sigma, &noise, &progress)?;
-                flow.unwhiten(&residual, mel)?
-            }
-        };
-        let progress = |part: f32| report(flow_share + part * (1.0 - flow_share));
-        let samples = match options.refine_lookahead.unwrap_or(config.synthesis.refine_lookahead) {
-            Lookahead::Frames(ahead) if refine > 0 => {
-                self.refiner.refine_live(&samples, mel, (refine, ahead), &progress)
-            }
-            _ => self.refiner.refine(samples, mel, refine, &progress)?,
-        };
-        report(1.0);
-        Ok(Waveform { samples, sample_rate: config.mel.sample_rate })
+        let mut samples = Vec::with_capacity(mel.frames() * self.config.mel.hop_length);
+        self.vocode_in_pieces(mel, options, progress, |piece| {
+            samples.extend_from_slice(piece);
+            Ok::<_, Error>(())
+        })?;
+        Ok(Waveform { samples, sample_rate: self.config.mel.sample_rate })
     }
 
-    /// The flow's inverse of noise. If the nets are small and the sound is long, each thread has a
-    /// stretch of frames, with what lies within its reach on either side.
+    /// The flow's inverse of noise for the frames of a range. If the nets are small and the range is
+    /// long, each thread has a stretch of frames, with what lies within its reach on either side.
     fn residual(
         &self,
         packed: &Packed,
         mel: &MelSpectrogram,
-        sigma: f32,
-        noise: &Noise,
+        range: Range<usize>,
+        (noise, sigma): (&Noise, f32),
         progress: &dyn Fn(f32),
     ) -> Vec<f32> {
-        let (hop, frames) = (self.config.mel.hop_length, mel.frames());
+        let (hop, n_mels) = (self.config.mel.hop_length, mel.n_mels());
         let halo = packed.flow.reach_frames();
         let threads = rayon::current_num_threads();
-        let stretches = if packed.flow.shares_well(FRAMES) { 1 } else { frames / (4 * halo + FRAMES) };
+        let stretches = if packed.flow.shares_well(FRAMES) { 1 } else { range.len() / (4 * halo + FRAMES) };
         let workers = threads.min(stretches).max(1);
         // without a stretch for each, they share the pieces
         let threads = if workers == 1 { threads } else { 1 };
-        let stretch = frames.div_ceil(workers);
-        let columns = mel.transposed();
-        let mut residual = vec![0.0; frames * hop];
+        let stretch = range.len().div_ceil(workers);
+        let seen = range.start.saturating_sub(halo)..(range.end + halo).min(mel.frames());
+        let columns = mel.columns(seen.clone());
+        let mut residual = vec![0.0; range.len() * hop];
         let (sender, done) = mpsc::channel();
         std::thread::scope(|scope| {
             for (i, out) in residual.chunks_mut(stretch * hop).enumerate() {
-                let (sender, columns) = (sender.clone(), columns.values());
+                let (sender, columns) = (sender.clone(), &columns);
+                let start = range.start + i * stretch;
+                let (from, to) = (start.saturating_sub(halo), (start + out.len() / hop + halo).min(seen.end));
                 scope.spawn(move || {
-                    let start = i * stretch;
-                    let (from, to) = (start.saturating_sub(halo), (start + out.len() / hop + halo).min(frames));
                     let draw = |step: usize, rows: &mut [f32]| {
                         noise.fill(from * hop + step * packed.flow.group, rows);
                         rows.iter_mut().for_each(|z| *z *= sigma);
@@ -210,7 +176,7 @@ impl Vocoder {
                     let mut piece = Vec::new();
                     for first in (from..to).step_by(FRAMES) {
                         let end = (first + FRAMES).min(to);
-                        let rows = &columns[first * mel.n_mels()..end * mel.n_mels()];
+                        let rows = &columns[(first - seen.start) * n_mels..(end - seen.start) * n_mels];
                         piece.clear();
                         state.push(&packed.flow, rows, end == to, draw, &mut piece);
                         let dropped = skip.min(piece.len());
@@ -224,7 +190,7 @@ impl Vocoder {
                 });
             }
             drop(sender);
-            let total = (frames + 2 * halo * (workers - 1)) as f32;
+            let total = (seen.len() + 2 * halo * (workers - 1)) as f32;
             let mut sum = 0;
             for count in done {
                 sum += count;
@@ -234,7 +200,20 @@ impl Vocoder {
         residual
     }
 
-    /// The flow's inverse of noise, in blocks at fixed positions, several at a time.
+    /// Frames of a block, and of its halo on either side; all of them where the inverse's reach has no
+    /// limit.
+    fn block_frames(&self, flow: &Flow, frames: usize) -> (usize, usize) {
+        match flow.halo_steps() {
+            Some(steps) => {
+                let halo = (steps * flow.group()).div_ceil(self.config.mel.hop_length);
+                (MIN_BLOCK.max(8 * halo), halo)
+            }
+            None => (frames, 0),
+        }
+    }
+
+    /// The flow's inverse of noise for the frames of a range, in blocks at fixed positions from its
+    /// start, several at a time.
     ///
     /// Each worker has its own small thread pool: in a common one, a worker that waits for a part
     /// of its block would take up another block and hold the memory of both.
@@ -242,21 +221,15 @@ impl Vocoder {
         &self,
         flow: &Flow,
         mel: &MelSpectrogram,
-        sigma: f32,
-        noise: &Noise,
+        range: Range<usize>,
+        (noise, sigma): (&Noise, f32),
         progress: &dyn Fn(f32),
     ) -> Result<Vec<f32>> {
         let hop = self.config.mel.hop_length;
-        let (block, halo) = match flow.halo_steps() {
-            Some(steps) => {
-                let halo = (steps * flow.group()).div_ceil(hop);
-                (MIN_BLOCK.max(8 * halo), halo)
-            }
-            None => (mel.frames(), 0),
-        };
-        let mut residual = vec![0.0; mel.frames() * hop];
-        let blocks = mel.frames().div_ceil(block);
-        let threads = rayon::current_num_threads();
+        let (block, halo) = self.block_frames(flow, mel.frames());
+        let mut residual = vec![0.0; range.len() * hop];
+        let blocks = range.len().div_ceil(block);
+        let (threads, first_frame) = (rayon::current_num_threads(), range.start);
         let workers = threads.min(blocks);
 
         let work = Mutex::new(residual.chunks_mut(block * hop).enumerate());
@@ -275,7 +248,7 @@ impl Vocoder {
                     while !failed.load(Ordering::Relaxed)
                         && let Some((index, out)) = next()
                     {
-                        let start = index * block;
+                        let start = first_frame + index * block;
                         let result = pool.install(|| self.block(flow, mel, (start, halo), (noise, sigma), out));
                         failed.fetch_or(result.is_err(), Ordering::Relaxed);
                         if done.send((index, result)).is_err() {
@@ -359,7 +332,8 @@ mod tests {
         let config = VoiceConfig::new("small", mel, flow, SynthesisConfig::new(0.7, 0));
         let voice = Voice::from_parts(config, &tensors).unwrap();
         let stream = Vocoder::new(&voice).unwrap();
-        let blocks = Vocoder { engine: Engine::Blocks(voice.build_flow().unwrap().0), ..Vocoder::new(&voice).unwrap() };
+        let blocks =
+            Vocoder { engine: Engine::Blocks(voice.build_flow().unwrap().0, None), ..Vocoder::new(&voice).unwrap() };
 
         let mel = MelSpectrogram::new((0..5 * 600).map(|i| (i as f32 * 0.7).sin() - 4.0).collect(), 5).unwrap();
         let speak = |vocoder: &Vocoder| vocoder.vocode(&mel, &SynthOptions::default(), None).unwrap().samples;

@@ -68,6 +68,12 @@ impl Refiner {
         Ok(Self { stft, bands: MelBands::new(config), between, floor: config.floor as f32 })
     }
 
+    /// Frames on either side of a sample that so many passes of refinement carry into it.
+    pub fn reach(&self, passes: usize) -> usize {
+        // a frame hears half a window on either side of its centre, and sounds as far
+        passes * self.stft.n_fft().div_ceil(self.stft.hop_length())
+    }
+
     /// Refines `samples` (`frames · hop_length` of them) towards `mel` in `passes` passes.
     ///
     /// What comes back is the last pass's own result, without momentum on top: nearer to the mel
@@ -196,6 +202,7 @@ impl Refiner {
 mod tests {
     use super::*;
     use crate::vocoder::noise::Noise;
+    use crate::vocoder::refine_live::LiveRefinement;
 
     /// The log-mel of `frames` frames of a sound, frame-major, worked out plainly.
     fn log_mel(refiner: &Refiner, samples: &[f32], frames: usize) -> Vec<f32> {
@@ -273,7 +280,10 @@ mod tests {
         // more passes and more look-ahead come nearer
         let mut last = distance(&refiner, &noise, &mel);
         for (passes, ahead) in [(1, 0), (1, 1), (4, 1), (8, 2), (16, 2)] {
-            let refined = refiner.refine_live(&noise, &mel, (passes, ahead), &|_| ());
+            let mut live = LiveRefinement::new(&refiner, mel.n_mels(), passes, ahead);
+            let mut refined = Vec::new();
+            live.aim(mel.transposed().values());
+            live.push(&refiner, &noise, true, &mut refined);
             assert_eq!(refined.len(), noise.len());
             let now = distance(&refiner, &refined, &mel);
             assert!(now < last, "{passes} passes, {ahead} frames ahead: {now}, before {last}");

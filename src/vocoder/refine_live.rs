@@ -15,10 +15,7 @@
 
 use super::refine::{Buffers, MIN_WEIGHT, MOMENTUM, Refiner};
 use crate::kernels::rows::Rows;
-use crate::mel::MelSpectrogram;
 
-/// Frames between two reports of progress.
-const PIECE: usize = 64;
 /// A sound's length where its end doesn't matter.
 const ENDLESS: usize = isize::MAX as usize / 4;
 
@@ -116,30 +113,6 @@ impl LiveRefinement {
             }
             std::mem::swap(&mut self.before, &mut self.sum);
         }
-    }
-}
-
-impl Refiner {
-    /// Refines a whole sound, `frames · hop_length` samples, as a stream of it would be refined:
-    /// `passes` over one hop after the other, with `ahead` frames after it.
-    pub(super) fn refine_live(
-        &self,
-        samples: &[f32],
-        mel: &MelSpectrogram,
-        (passes, ahead): (usize, usize),
-        progress: &dyn Fn(f32),
-    ) -> Vec<f32> {
-        let mut live = LiveRefinement::new(self, mel.n_mels(), passes, ahead);
-        let columns = mel.transposed();
-        let mut out = Vec::with_capacity(samples.len());
-        let piece = PIECE * self.stft.hop_length();
-        for (sound, frames) in samples.chunks(piece).zip(columns.values().chunks(PIECE * mel.n_mels())) {
-            live.aim(frames);
-            live.push(self, sound, false, &mut out);
-            progress(out.len() as f32 / samples.len() as f32);
-        }
-        live.push(self, &[], true, &mut out);
-        out
     }
 }
 

@@ -397,7 +397,7 @@ fn frames_are_spoken_as_they_arrive_and_a_closed_pipe_is_a_quiet_end() {
 fn bench_compares_streams_with_the_whole() {
     let place = Place::new();
     place.mel("a.npy", 60);
-    let args = ["bench", "--stream", "--voice", "voice", "--mel", "a.npy", "--rounds", "1", "--json"];
+    let args = ["bench", "--stream", "--voice", "voice", "--mel", "a.npy", "--rounds", "1", "--json", "-"];
     let (code, out, err) = run(&place, &args, b"");
     assert_eq!(code, 0, "{err}");
     let report: serde_json::Value = serde_json::from_slice(&out).unwrap();
@@ -412,5 +412,87 @@ fn bench_compares_streams_with_the_whole() {
     place.mel("short.npy", 11);
     let (code, _, err) = run(&place, &["bench", "--stream", "--voice", "voice", "--mel", "short.npy"], b"");
     assert_eq!((code, err.lines().count()), (1, 1), "{err}");
-    assert_eq!(run(&place, &["bench"], b"").0, 2);
+}
+
+#[test]
+fn bench_measures_synthesis_with_each_number_of_threads() {
+    let place = Place::new();
+    place.mel("a.npy", 60);
+    // more threads than any machine has: as many as it has, and said
+    let args =
+        ["bench", "--voice", "voice", "--mel", "a.npy", "--rounds", "2", "--threads", "1,1000", "--json", "b.json"];
+    let (code, out, err) = run(&place, &args, b"");
+    assert_eq!(code, 0, "{err}");
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(place.path("b.json")).unwrap()).unwrap();
+    let cores = report["machine"]["cores"].as_u64().unwrap();
+    assert_eq!(report["name"], "tiny");
+    assert!(err.starts_with("melglow: 1000 threads are more than this machine's cores: "), "{err}");
+    let runs = report["runs"].as_array().unwrap();
+    let threads: Vec<_> = runs.iter().map(|run| run["threads"].as_u64().unwrap()).collect();
+    assert_eq!(threads, if cores == 1 { vec![1] } else { vec![1, cores] });
+    for run in runs {
+        assert!((run["audio_seconds"].as_f64().unwrap() - 60.0 * 256.0 / 22_050.0).abs() < 1e-9);
+        assert_eq!(run["refined"]["passes"], 2);
+        let bare = |figure: &str| run["bare"][figure].as_f64().unwrap();
+        assert!(0.0 < bare("min") && bare("min") <= bare("median") && bare("median") <= bare("max"));
+        let share = run["macs_per_audio_second"].as_f64().unwrap()
+            / bare("median")
+            / run["gemm_macs_per_second"]["median"].as_f64().unwrap();
+        if cfg!(target_os = "linux") {
+            assert!(
+                run["bare_cpu"]["median"].as_f64().unwrap() >= 0.0 && run["peak_memory_bytes"].as_u64() > Some(1 << 20)
+            );
+        }
+        assert!((run["gemm_share"].as_f64().unwrap() / share - 1.0).abs() < 1e-9);
+    }
+    // the table has the same runs
+    let table = String::from_utf8(out).unwrap();
+    assert_eq!(table.lines().count(), 3 + runs.len(), "{table}");
+}
+
+#[test]
+fn bench_measures_training_steps() {
+    let place = Place::new();
+    let args = ["bench", "--train", "--arch", "tiny", "--rounds", "2", "--threads", "1", "--json", "-"];
+    let (code, out, err) = run(&place, &args, b"");
+    assert_eq!(code, 0, "{err}");
+    let report: serde_json::Value = serde_json::from_slice(&out).unwrap();
+    let figures = &report["runs"][0];
+    assert_eq!((figures["batch"].as_u64(), figures["segment_samples"].as_u64()), (Some(4), Some(2048)));
+    let figure = |name: &str| figures[name].as_f64().unwrap();
+    assert!(figure("loss_after") < figure("loss_before"));
+    assert!(figures["samples_per_second"]["min"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn bench_refuses_what_it_cannot_measure() {
+    let place = Place::new();
+    for (args, code, message) in [
+        (&["--arch", "wavegloow"][..], 1, "melglow: --arch wavegloow is neither of squeezewave-a128-c256, "),
+        (&["--voice", "nowhere", "--threads", "1,2"], 1, "melglow: nowhere: no such folder"),
+        (&["--voice", "voice", "--mel", "nothing.npy"], 1, "melglow: "),
+        (&["--threads", "0"], 2, "error: invalid value '0' for '--threads <N,…>': 0 is not in 1..=1024"),
+        (&["--threads", "10000"], 2, "error: invalid value '10000' for '--threads <N,…>'"),
+        (&["--seconds", "0"], 2, "error: invalid value '0' for '--seconds <SECONDS>': expected 0.1 to 600"),
+        (&["--train"], 2, "error: the following required arguments were not provided:"),
+        (&["--rounds", "0"], 2, "error: invalid value '0' for '--rounds <ROUNDS>'"),
+    ] {
+        let (found, out, err) = run(&place, &[&["bench", "--json", "-"], args].concat(), b"");
+        assert_eq!((found, out.len()), (code, 0), "{args:?}: {err}");
+        assert!(err.starts_with(message), "{args:?}: {err}");
+        assert!(code == 2 || err.lines().count() == 1, "{args:?}: {err}");
+    }
+}
+
+#[test]
+fn threads_beyond_reason_are_refused_everywhere() {
+    let place = Place::new();
+    let synth = ["synth", "a.npy", "-o", "a.wav", "--threads"];
+    let train = ["train", "--data", ".", "--recipe", "tiny", "--out", "run", "--threads"];
+    for command in [&synth[..], &train[..]] {
+        for count in ["0", "10000", "-1", "many"] {
+            let (code, _, err) = run(&place, &[command, &[count]].concat(), b"");
+            assert!(code == 2 && err.starts_with("error: "), "{command:?} {count}: {err}");
+        }
+    }
 }

@@ -1,57 +1,23 @@
-//! `melglow bench`: how fast it is here.
+//! What streaming costs, and how soon it is heard.
 
-use super::{use_threads, voice};
-use crate::mel::{MelSpectrogram, file};
+use super::machine::Machine;
+use super::{BenchArgs, publish, spoken};
+use crate::mel::MelSpectrogram;
 use crate::vocoder::{SynthOptions, Vocoder};
-use crate::voice::Lookahead;
+use crate::voice::Voice;
 use anyhow::{Result, bail};
-use clap::Args;
 use serde::Serialize;
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{self, Write};
 use std::time::Instant;
 
 /// Frames that a stream is given at a time, one row of the table each; beside them, all at once.
 const CHUNKS: [usize; 4] = [1, 4, 16, 64];
 
-/// Measure the speed of a voice on this machine
-///
-/// With --stream: how a stream compares with the whole utterance, on one thread. COST is its time
-/// over that of the whole; FIRST AUDIO is the time from the first frame to the first sample when
-/// frames arrive at the pace of the sound; SLOWEST is the longest time that a piece took, over the
-/// sound it lasts.
-#[derive(Args)]
-pub struct BenchArgs {
-    /// Measure streams
-    #[arg(long, required = true)]
-    stream: bool,
-    /// A mel to speak [default: four seconds made up]
-    #[arg(long, value_name = "MEL")]
-    mel: Option<PathBuf>,
-    /// Folder of a voice or checkpoint, or the name of a built-in one: lj, lj-live [default: lj]
-    #[arg(long, value_name = "DIR|NAME")]
-    voice: Option<String>,
-    /// Passes of refinement towards the mel, 0 to 1000 [default: the voice's]
-    #[arg(long, value_name = "PASSES")]
-    refine: Option<usize>,
-
-    /// Frames after a hop that refinement listens to before the hop is finished: few to hear the sound
-    /// soon, "all" for the best sound [default: the voice's]
-    #[arg(long, value_name = "FRAMES|all")]
-    refine_lookahead: Option<Lookahead>,
-    /// Rounds; the fastest of each measurement counts
-    #[arg(long, default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100))]
-    rounds: usize,
-    /// Print JSON instead of a table
-    #[arg(long)]
-    json: bool,
-}
-
 /// What was measured.
 #[derive(Serialize)]
 struct Report {
     voice: String,
-    machine: String,
+    machine: Machine,
     threads: usize,
     refine: usize,
     audio_seconds: f64,
@@ -72,22 +38,17 @@ struct Streamed {
     chunk_ms: f64,
 }
 
-/// Runs the command.
+/// Measures and reports.
 ///
 /// # Errors
 /// If the voice or the mel is bad, or the voice cannot stream.
-pub fn run(args: &BenchArgs) -> Result<()> {
-    use_threads(Some(1))?;
-    let voice = voice(args.voice.as_deref())?;
-    let vocoder = Vocoder::new(&voice)?;
+pub fn run(args: &BenchArgs, voice: &Voice) -> Result<()> {
+    let vocoder = Vocoder::new(voice)?;
     let config = vocoder.config();
-    let mel = match &args.mel {
-        Some(path) => file::read(path, config.mel.n_mels)?,
-        None => made_up(config.mel.n_mels, (4 * config.mel.sample_rate) as usize / config.mel.hop_length)?,
-    };
+    let mel = spoken(args, &vocoder)?;
     let options = SynthOptions { refine: args.refine, refine_lookahead: args.refine_lookahead, ..Default::default() };
     let look_ahead = vocoder.stream(&options)?.latency_frames();
-    if !args.stream || mel.frames() <= look_ahead {
+    if mel.frames() <= look_ahead {
         bail!("the mel has {} frames, no more than the look-ahead of {look_ahead}: give a longer one", mel.frames());
     }
     let frame_ms = 1000.0 * config.mel.hop_length as f64 / f64::from(config.mel.sample_rate);
@@ -113,20 +74,18 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
     }
     let streams = streams.into_iter().flatten().map(|s| Streamed { cost_ratio: s.seconds / whole, ..s }).collect();
-    print(
-        &Report {
-            voice: config.name.clone(),
-            machine: machine(),
-            threads: 1,
-            refine: options.refine.unwrap_or(config.synthesis.refine),
-            audio_seconds: mel.frames() as f64 * frame_ms / 1000.0,
-            whole_seconds: whole,
-            look_ahead_frames: look_ahead,
-            look_ahead_ms: look_ahead as f64 * frame_ms,
-            streams,
-        },
-        args.json,
-    )
+    let report = Report {
+        voice: config.name.clone(),
+        machine: Machine::here(),
+        threads: 1,
+        refine: options.refine.unwrap_or(config.synthesis.refine),
+        audio_seconds: mel.frames() as f64 * frame_ms / 1000.0,
+        whole_seconds: whole,
+        look_ahead_frames: look_ahead,
+        look_ahead_ms: look_ahead as f64 * frame_ms,
+        streams,
+    };
+    publish(args, &report, |out| print(&report, out))
 }
 
 /// One stream, its pieces timed.
@@ -165,12 +124,7 @@ fn streamed(
     })
 }
 
-fn print(report: &Report, json: bool) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    if json {
-        writeln!(out, "{}", serde_json::to_string_pretty(report)?)?;
-        return Ok(());
-    }
+fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
         "voice {}, refine {}, {} on {} thread\nwhole: {:.2} s of sound in {:.3} s, real-time factor {:.3}\n\
@@ -194,17 +148,4 @@ fn print(report: &Report, json: bool) -> Result<()> {
         )?;
     }
     Ok(())
-}
-
-/// The processor's own name, where the system tells.
-pub(super) fn machine() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    name.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
-}
-
-/// A mel with the range of speech: the time it takes doesn't depend on what it says.
-fn made_up(n_mels: usize, frames: usize) -> crate::Result<MelSpectrogram> {
-    let value = |i: usize| -6.0 + (i as f32 * 0.37).sin() - (i / frames) as f32 / 40.0;
-    MelSpectrogram::new((0..n_mels * frames).map(value).collect(), n_mels)
 }

@@ -1,0 +1,121 @@
+//! How fast an architecture learns.
+
+use super::machine::{Spread, forget_peak_memory, gemm_peak, peak_memory};
+use super::{Report, Run, giga, megabytes, share};
+use crate::flow::{Flow, nll};
+use crate::net::Params;
+use crate::train::Recipe;
+use crate::train::optimiser::Optimiser;
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::time::Instant;
+
+/// Steps before the first that counts.
+const WARM_UP: usize = 2;
+/// Products of a step over those of its forward pass: two more, for the gradients of data and weights.
+const PASSES: f64 = 3.0;
+
+/// One number of threads.
+#[derive(Serialize, Deserialize)]
+pub struct Training {
+    threads: usize,
+    parameters: usize,
+    batch: usize,
+    segment_samples: usize,
+    step_seconds: Spread,
+    /// Samples of sound in a second.
+    samples_per_second: Spread,
+    /// Multiply-adds of the flow for a sample: forward, and twice as many backward.
+    macs_per_sample: f64,
+    /// Multiply-adds of the f32 matrix product in a second.
+    gemm_macs_per_second: Spread,
+    /// The step's multiply-adds in a second, over the matrix product's.
+    gemm_share: f64,
+    peak_memory_bytes: Option<u64>,
+    loss_before: f64,
+    loss_after: f64,
+}
+
+/// Measures steps on random data with the threads that were set: forward, backward, clipping and
+/// optimiser, on sound that is whitened already.
+///
+/// # Errors
+/// If the design can't be built.
+pub fn measure(recipe: &Recipe, rounds: usize, threads: usize) -> Result<(String, Training)> {
+    forget_peak_memory();
+    let t = &recipe.training;
+    let params = Params::seeded(0, &Device::Cpu);
+    let flow = Flow::new(&recipe.flow, &recipe.mel, params.builder())?;
+    let frames = t.segment_samples / recipe.mel.hop_length;
+    let window = flow.context().left + frames + flow.context().right;
+    // whitened audio has unit variance, bare audio is quieter
+    let level = if flow.has_whitening() { 1.0 } else { 0.1 };
+    let x = Tensor::randn(0f32, level, (t.batch, 1, t.segment_samples), &Device::Cpu)?;
+    let mel = Tensor::randn(-5f32, 1.0, (t.batch, recipe.mel.n_mels, window), &Device::Cpu)?;
+    flow.initialise(&x, &mel, &|_| true)?;
+    let mut optimiser = Optimiser::new(&params, t)?;
+    let samples = (t.batch * t.segment_samples) as f64;
+    let (mut seconds, mut losses, mut gemm) = (Vec::new(), Vec::new(), Vec::new());
+    for step in 0..WARM_UP + rounds {
+        let begun = Instant::now();
+        let (z, log_det) = flow.forward(&x, &mel)?;
+        let loss = (nll(&z, &log_det)?.sum_all()? / samples)?;
+        losses.push(f64::from(loss.to_scalar::<f32>()?));
+        optimiser.accumulate(&mut loss.backward()?)?;
+        let norm = optimiser.grad_norm();
+        optimiser.step(t.learning_rate_at(step, 0.0), norm)?;
+        if step >= WARM_UP {
+            seconds.push(begun.elapsed().as_secs_f64());
+            gemm.push(gemm_peak(threads));
+        }
+    }
+    let rates = seconds.iter().map(|seconds| samples / seconds).collect();
+    let (step_seconds, samples_per_second, gemm) = (Spread::of(seconds), Spread::of(rates), Spread::of(gemm));
+    let macs_per_sample = PASSES * flow.macs_per_sample();
+    let run = Training {
+        threads,
+        parameters: optimiser.values(),
+        batch: t.batch,
+        segment_samples: t.segment_samples,
+        step_seconds,
+        samples_per_second,
+        macs_per_sample,
+        gemm_macs_per_second: gemm,
+        gemm_share: macs_per_sample * samples_per_second.median / gemm.median,
+        peak_memory_bytes: peak_memory(),
+        loss_before: losses[0],
+        loss_after: losses[losses.len() - 1],
+    };
+    Ok((recipe.name.clone(), run))
+}
+
+impl Run for Training {
+    fn print(report: &Report<Self>, out: &mut dyn Write) -> std::io::Result<()> {
+        let Some(first) = report.runs.first() else { return Ok(()) };
+        writeln!(
+            out,
+            "training f32, {:.2} M parameters, steps of {} × {} samples; {:.3} MMAC a sample, forward and backward",
+            first.parameters as f64 / 1e6,
+            first.batch,
+            first.segment_samples,
+            first.macs_per_sample / 1e6
+        )?;
+        writeln!(out, "threads            samples/s      step   GMAC/s        of GEMM's  peak memory")?;
+        for run in &report.runs {
+            let rate = run.samples_per_second;
+            writeln!(
+                out,
+                "{:>7}  {:>19}  {:>6.2} s  {:>7}  {:>15}  {:>11}",
+                run.threads,
+                format!("{:.0} ({:.0}–{:.0})", rate.median, rate.min, rate.max),
+                run.step_seconds.median,
+                giga(run.macs_per_sample * rate.median),
+                share(run.gemm_share, run.gemm_macs_per_second.median),
+                megabytes(run.peak_memory_bytes),
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,183 @@
+//! Sound in pieces: however long a mel is, no more than a piece of its sound is held.
+
+use super::noise::Noise;
+use super::refine_live::LiveRefinement;
+use super::{Engine, SynthOptions, Vocoder};
+use crate::mel::MelSpectrogram;
+use crate::voice::Lookahead;
+use crate::{Error, Result};
+
+/// Frames of a piece at least: a minute and a half of sound, of which the halo of sixty passes of
+/// refinement is a small part.
+const PIECE: usize = 8192;
+
+/// Arithmetic of one refinement pass over one sample, in multiply-adds of the flow: a measured
+/// ratio of times, for progress alone.
+const REFINE_COST: f64 = 1000.0;
+
+impl Vocoder {
+    /// Bytes that [`Vocoder::vocode_in_pieces`] holds at most for a mel of `frames` frames with
+    /// `passes` of refinement (`None`: the voice's), beside the activations of one block per thread.
+    pub fn memory(&self, frames: usize, passes: Option<usize>) -> usize {
+        let mel = &self.config.mel;
+        let halo = self.refiner.reach(passes.unwrap_or(self.config.synthesis.refine));
+        let filters = self.config.flow.whitening.as_ref().map_or(0, |w| w.order * w.filters_per_hop);
+        // the mel's part twice, filters; residual, sound, refinement's estimate, its predecessor, result
+        let piece = frames.min(PIECE + 2 * halo) * (2 * mel.n_mels + filters + 5 * mel.hop_length);
+        4 * (frames.saturating_mul(mel.n_mels) + piece)
+    }
+
+    /// [`Vocoder::vocode`] in little memory: `sink` gets the samples in pieces as they are made, the
+    /// same samples.
+    ///
+    /// # Errors
+    /// As [`Vocoder::vocode`], and what `sink` returns.
+    pub fn vocode_in_pieces<E: From<Error>>(
+        &self,
+        mel: &MelSpectrogram,
+        options: &SynthOptions,
+        progress: Option<&dyn Fn(f32)>,
+        sink: impl FnMut(&[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.speak(mel, options, progress, PIECE, sink)
+    }
+
+    /// [`Vocoder::vocode_in_pieces`] with pieces of at least `piece` frames.
+    fn speak<E: From<Error>>(
+        &self,
+        mel: &MelSpectrogram,
+        options: &SynthOptions,
+        progress: Option<&dyn Fn(f32)>,
+        piece: usize,
+        mut sink: impl FnMut(&[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let config = &self.config;
+        if mel.n_mels() != config.mel.n_mels {
+            return Err(E::from(Error::invalid(format!(
+                "the mel has {} bands, voice {} expects {}",
+                mel.n_mels(),
+                config.name,
+                config.mel.n_mels
+            ))));
+        }
+        options.validate()?;
+        let sigma = options.sigma.unwrap_or(config.synthesis.sigma);
+        let passes = options.refine.unwrap_or(config.synthesis.refine);
+        let (noise, hop, frames) = (Noise::new(options.seed), config.mel.hop_length, mel.frames());
+        let lookahead = options.refine_lookahead.unwrap_or(config.synthesis.refine_lookahead);
+        let mut live = match lookahead {
+            Lookahead::Frames(ahead) if passes > 0 => {
+                Some(LiveRefinement::new(&self.refiner, mel.n_mels(), passes, ahead))
+            }
+            _ => None,
+        };
+        let halo = self.refiner.reach(passes);
+        let (piece, filters) = match &self.engine {
+            Engine::Stream(packed) => (piece, &packed.filters),
+            // blocks keep their places
+            Engine::Blocks(flow, filters) => (piece.next_multiple_of(self.block_frames(flow, frames).0), filters),
+        };
+
+        let flow_share = self.macs_per_sample / (self.macs_per_sample + REFINE_COST * passes as f64);
+        // frames of which the flow, and the refinement, are done
+        let report = |flowed: f32, refined: f32| {
+            let part = (flow_share as f32 * flowed + (1.0 - flow_share as f32) * refined) / frames as f32;
+            progress.iter().for_each(|progress| progress(part.min(1.0)));
+        };
+        let (mut past, mut held, mut held_from, mut refined) = (Vec::new(), Vec::new(), 0, 0);
+        for start in (0..frames).step_by(piece) {
+            let end = (start + piece).min(frames);
+            let flowing = |part: f32| report(start as f32 + part * (end - start) as f32, refined as f32);
+            let draw = (&noise, sigma);
+            let residual = match &self.engine {
+                Engine::Stream(packed) => self.residual(packed, mel, start..end, draw, &flowing),
+                Engine::Blocks(flow, _) => self.residual_in_blocks(flow, mel, start..end, draw, &flowing)?,
+            };
+            let sound = match filters {
+                Some(filters) => filters.inverse(&residual, mel, start..end, &mut past),
+                None => residual,
+            };
+            if let Some(live) = &mut live {
+                live.aim(&mel.columns(start..end));
+                let mut out = Vec::with_capacity(sound.len());
+                live.push(&self.refiner, &sound, end == frames, &mut out);
+                refined += out.len() / hop;
+                report(end as f32, refined as f32);
+                sink(&out)?;
+                continue;
+            }
+            // what the frames to come don't reach
+            let ready = if end == frames { frames } else { end.saturating_sub(halo) };
+            if held.is_empty() {
+                held = sound;
+            } else {
+                held.extend_from_slice(&sound);
+            }
+            if ready <= refined {
+                continue;
+            }
+            let keep = if end == frames { end } else { ready.saturating_sub(halo) };
+            // with what reaches into it on either side
+            let kept = held[(keep - held_from) * hop..].to_vec();
+            let sound = self.refiner.refine(held, &mel.section(held_from..end), passes, &|part| {
+                report(end as f32, refined as f32 + part * (ready - refined) as f32);
+            })?;
+            sink(&sound[(refined - held_from) * hop..(ready - held_from) * hop])?;
+            (held, held_from, refined) = (kept, keep, ready);
+        }
+        report(frames as f32, frames as f32);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Packed, SynthOptions, Vocoder};
+    use super::*;
+    use crate::voice::Voice;
+
+    /// The samples of a made-up mel in pieces of so many frames, and how many pieces there were.
+    fn speak(vocoder: &Vocoder, frames: usize, (passes, ahead): (usize, Lookahead), piece: usize) -> (Vec<f32>, usize) {
+        let values = (0..80 * frames).map(|i| -6.0 + (i as f32 * 0.37).sin() - (i / frames) as f32 / 40.0);
+        let mel = MelSpectrogram::new(values.collect(), 80).unwrap();
+        let options =
+            SynthOptions { seed: 3, refine: Some(passes), refine_lookahead: Some(ahead), ..Default::default() };
+        let (mut samples, mut pieces) = (Vec::new(), 0);
+        let sink = |piece: &[f32]| {
+            samples.extend_from_slice(piece);
+            pieces += 1;
+            Ok::<_, Error>(())
+        };
+        vocoder.speak(&mel, &options, None, piece, sink).unwrap();
+        (samples, pieces)
+    }
+
+    #[test]
+    fn pieces_make_the_samples_of_the_whole() {
+        let vocoder = Vocoder::new(&Voice::embedded().unwrap()).unwrap();
+        // shorter pieces than the refinement reaches, too
+        let (all, two) = (Lookahead::All, Lookahead::Frames(2));
+        for (passes, ahead, piece, expected) in [(0, all, 37, 5), (3, all, 64, 3), (3, all, 7, 23), (3, two, 37, 5)] {
+            let (whole, _) = speak(&vocoder, 160, (passes, ahead), 1000);
+            let (parts, pieces) = speak(&vocoder, 160, (passes, ahead), piece);
+            assert_eq!(whole.len(), 160 * 256);
+            assert!(whole == parts, "{passes} passes, look-ahead {ahead}, pieces of {piece}");
+            assert!(pieces >= expected - 2 && pieces <= expected, "{pieces}");
+        }
+    }
+
+    #[test]
+    fn blocks_make_the_samples_of_the_whole_in_pieces_too() {
+        let voice = Voice::embedded().unwrap();
+        let Vocoder { config, engine: Engine::Stream(Packed { filters, .. }), refiner, macs_per_sample } =
+            Vocoder::new(&voice).unwrap()
+        else {
+            panic!("the built-in voice streams")
+        };
+        let engine = Engine::Blocks(voice.build_frozen_flow().unwrap(), filters);
+        let vocoder = Vocoder { config, engine, refiner, macs_per_sample };
+        let (whole, _) = speak(&vocoder, 500, (1, Lookahead::All), 1000);
+        let (parts, pieces) = speak(&vocoder, 500, (1, Lookahead::All), 1);
+        assert!(whole == parts && pieces == 2, "{pieces}");
+    }
+}
