@@ -332,6 +332,39 @@ fn fused_wavenet_equals_its_graph_in_values_and_gradients() {
     }
 }
 
+#[test]
+fn initialised_actnorm_leaves_zero_mean_and_unit_variance() {
+    let flow =
+        Flow::new(&design(frame(), 4, vec![StepConfig::Actnorm]), &small_mel(), Params::seeded(1, &CPU).builder());
+    let flow = flow.unwrap();
+    let (x, mel) = inputs(&flow, 5, 9);
+    let x = x.affine(0.3, 2.0).unwrap();
+    flow.initialise(&x, &mel, &|_| true).unwrap();
+    let z = flow.forward(&x, &mel).unwrap().0.transpose(0, 1).unwrap().flatten_from(1).unwrap();
+    for channel in z.to_vec2::<f32>().unwrap() {
+        let n = channel.len() as f32;
+        let mean = channel.iter().sum::<f32>() / n;
+        let variance = channel.iter().map(|z| (z - mean).powi(2)).sum::<f32>() / n;
+        assert!(mean.abs() < 1e-4 && (variance - 1.0).abs() < 1e-3, "{mean} {variance}");
+    }
+}
+
+#[test]
+fn initialised_mixes_are_the_same_rotation_in_either_form() {
+    let mixed = |form| {
+        let config = design(frame(), 8, vec![StepConfig::Mix { form }]);
+        let flow = Flow::new(&config, &small_mel(), Params::seeded(1, &CPU).builder()).unwrap();
+        let (x, mel) = inputs(&flow, 2, 3);
+        flow.initialise(&x, &mel, &|_| true).unwrap();
+        let (z, log_det) = flow.forward(&x, &mel).unwrap();
+        let power = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!((power(&x) - power(&z)).abs() < 1e-3 * power(&x));
+        assert!(max_abs(&log_det, &log_det.zeros_like().unwrap()) < 1e-4);
+        z
+    };
+    assert!(max_abs(&mixed(MixForm::Direct), &mixed(MixForm::Plu)) < 1e-5);
+}
+
 /// What the first versions of WaveGlow did in odd flows: the second half is known, the first moves.
 #[test]
 fn swaps_around_a_coupling_exchange_the_roles_of_the_halves() {
