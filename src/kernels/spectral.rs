@@ -4,11 +4,13 @@ use super::{Strides, matmul_add};
 
 /// Rounds of the power iteration: it begins anew each time, so that the result depends on the weights alone.
 const ROUNDS: usize = 40;
+/// The power iteration stays below the norm, by 2 % where neighbouring frequencies are nearly as strong.
+const SLACK: f32 = 1.03;
 
 /// The spectral norm of a convolution with `weight` `[kernel, in, out]`, and its gradient by the weight.
 ///
-/// By power iteration on a ring of steps long enough for the kernel's frequencies; it approaches the
-/// norm from below. Yoshida & Miyato 2017; for convolutions Gouk et al. 2018, §3.2.
+/// By power iteration on a ring of steps long enough for the kernel's frequencies, with slack for what it
+/// has not reached: up to 3 % too large. Yoshida & Miyato 2017; for convolutions Gouk et al. 2018, §3.2.
 pub fn conv_norm(weight: &[f32], (kernel, inputs, outputs): (usize, usize, usize)) -> (f32, Vec<f32>) {
     assert_eq!(weight.len(), kernel * inputs * outputs);
     let steps = if kernel == 1 { 1 } else { 8 * kernel };
@@ -42,7 +44,8 @@ pub fn conv_norm(weight: &[f32], (kernel, inputs, outputs): (usize, usize, usize
     let mut gradient = vec![0.0; weight.len()];
     let rows = Strides::rows(outputs);
     matmul_add((width, steps, outputs), (&met, Strides::rows(width).t()), (&u, rows), (&mut gradient, rows));
-    (norm, gradient)
+    gradient.iter_mut().for_each(|g| *g *= SLACK);
+    (SLACK * norm, gradient)
 }
 
 /// Scales a vector to length 1 and gives what its length was; zeros stay.
@@ -64,14 +67,14 @@ mod tests {
 
     #[test]
     fn known_norms_are_found() {
-        // a moving sum passes a constant three times as large
-        let (norm, _) = conv_norm(&[1.0, 1.0, 1.0], (3, 1, 1));
-        assert!((norm - 3.0).abs() < 1e-4, "{norm}");
-        // a difference passes the fastest alternation twice as large
-        let (norm, _) = conv_norm(&[1.0, -1.0, 0.0], (3, 1, 1));
-        assert!((norm - 2.0).abs() < 1e-2, "{norm}");
-        let (norm, _) = conv_norm(&[3.0, 0.0, 0.0, -5.0], (1, 2, 2));
-        assert!((norm - 5.0).abs() < 1e-4, "{norm}");
+        let found = |weight: &[f32], dims, truth: f32| {
+            let norm = conv_norm(weight, dims).0;
+            assert!(norm >= truth && norm <= 1.031 * truth, "{norm} for {truth}");
+        };
+        // a moving sum passes a constant three times as large, a difference the fastest alternation twice
+        found(&[1.0, 1.0, 1.0], (3, 1, 1), 3.0);
+        found(&[1.0, -1.0, 0.0], (3, 1, 1), 2.0);
+        found(&[3.0, 0.0, 0.0, -5.0], (1, 2, 2), 5.0);
         assert_eq!(conv_norm(&[0.0; 12], (3, 2, 2)).0, 0.0);
     }
 
@@ -93,7 +96,7 @@ mod tests {
             }
             worst = worst.max((square / x.iter().map(|x| x * x).sum::<f32>()).sqrt());
         }
-        assert!(worst <= norm * 1.001 && worst > 0.3 * norm, "{worst} of {norm}");
+        assert!(worst <= norm && worst > 0.3 * norm, "{worst} of {norm}");
     }
 
     #[test]
