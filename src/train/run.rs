@@ -9,10 +9,11 @@ use super::session::Session;
 use super::warm::WarmStart;
 use crate::flow::Flow;
 use crate::net::Params;
-use crate::voice::Voice;
+use crate::voice::{TrainedOn, Voice};
 use crate::{Error, Result};
 use candle_core::Device;
 use rayon::prelude::*;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -65,6 +66,7 @@ pub fn train(options: &Options, stop: &AtomicBool) -> Result<Summary> {
     let resumed = resume_from(options)?;
     let recipe = recipe(options, resumed)?;
     let (clips, held) = data(options, &recipe)?;
+    let trained_on = trained_on(&clips, &Dataset::names(&options.data)?);
     std::fs::create_dir_all(&options.out).map_err(Error::io("create", &options.out))?;
     let sampler = Sampler::new(&clips, &recipe)?;
     if sampler.clips() < clips.len() {
@@ -79,9 +81,10 @@ pub fn train(options: &Options, stop: &AtomicBool) -> Result<Summary> {
     let mut session = match resumed {
         Some(step) => {
             drop((params, flow)); // the checkpoint has its own
-            Session::resume(options, recipe, step, &sampler)?
+            Session::resume(options, (recipe, trained_on), step, &sampler)?
         }
         None => {
+            let trained_on = options.from.iter().fold(trained_on, TrainedOn::after);
             let warm = options.from.as_ref().map(|voice| WarmStart::apply(voice, &recipe, &params)).transpose()?;
             if let (Some(warm), Some(voice)) = (&warm, &options.from) {
                 eprintln!("from voice {}: {warm}", voice.config().name);
@@ -89,7 +92,7 @@ pub fn train(options: &Options, stop: &AtomicBool) -> Result<Summary> {
             if flow.has_whitening() && warm.as_ref().is_none_or(WarmStart::fresh_whitening) {
                 fit_whitening(&flow, &clips, seed, stop)?;
             }
-            Session::start(options, recipe, seed, (params, flow), warm.as_ref(), &sampler)?
+            Session::start(options, (recipe, trained_on), seed, (params, flow), warm.as_ref(), &sampler)?
         }
     };
     session.run(&sampler, &held, options.stop_after, stop)
@@ -164,6 +167,30 @@ fn data(options: &Options, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Clip>)> {
     Ok((clips, held))
 }
 
+/// What the voice will have learnt from: `clips`, of a folder with `names`.
+fn trained_on(clips: &[Clip], names: &[String]) -> TrainedOn {
+    let known: HashSet<&str> = clips.iter().map(|clip| clip.name.as_str()).collect();
+    let ranges = names
+        .chunk_by(|a, b| known.contains(a.as_str()) == known.contains(b.as_str()))
+        .filter(|chunk| known.contains(chunk[0].as_str()))
+        .map(
+            |chunk| {
+                if chunk.len() > 1 { format!("{}..{}", chunk[0], chunk[chunk.len() - 1]) } else { chunk[0].clone() }
+            },
+        )
+        .collect();
+    let bands = clips.first().map_or(0, |clip| clip.mel.n_mels());
+    let extreme = |band: usize, pick: fn(f32, f32) -> f32| {
+        clips.iter().flat_map(|clip| clip.mel.band(band)).copied().reduce(pick).unwrap_or_default()
+    };
+    // to hundredths, outwards: short in a file
+    TrainedOn {
+        clips: ranges,
+        low: (0..bands).map(|band| (100.0 * extreme(band, f32::min)).floor() / 100.0).collect(),
+        high: (0..bands).map(|band| (100.0 * extreme(band, f32::max)).ceil() / 100.0).collect(),
+    }
+}
+
 /// The recipe's further copies of the clips, each cut a little later.
 fn shifted(clips: &[Clip], recipe: &Recipe) -> Result<Vec<Clip>> {
     let (hop, shifts) = (recipe.mel.hop_length, recipe.training.shifts);
@@ -194,6 +221,35 @@ fn fit_whitening(flow: &Flow, clips: &[Clip], seed: u64, stop: &AtomicBool) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mel::MelConfig;
+    use crate::voice::VoiceConfig;
+
+    #[test]
+    fn what_was_heard_is_named_in_short() {
+        let mel = Recipe::open("tiny").unwrap().mel;
+        let clip = |name, level: f32| {
+            let sound: Vec<f32> = (0..4096).map(|i| level * (i as f32 * 0.3).sin()).collect();
+            Clip::new(name, &sound, &mel).unwrap()
+        };
+        let names = ["a", "b", "c", "d", "e", "f"].map(String::from);
+        let clips = [clip("a", 0.1), clip("b", 0.5), clip("c", 0.1), clip("e", 0.1), clip("a", 0.01)];
+        let known = trained_on(&clips, &names);
+        assert_eq!(known.clips, ["a..c", "e"]);
+        for (band, (low, high)) in known.low.iter().zip(&known.high).enumerate() {
+            let all = clips.iter().flat_map(|clip| clip.mel.band(band)).copied();
+            let (least, most) = (all.clone().fold(f32::MAX, f32::min), all.fold(f32::MIN, f32::max));
+            assert!((0.0..0.011).contains(&(least - low)) && (0.0..0.011).contains(&(high - most)), "{band}");
+        }
+        let again = TrainedOn { clips: vec!["e".into(), "z".into()], ..known.clone() };
+        let config = VoiceConfig { trained_on: Some(again), ..config_of(&mel) };
+        let voice = Voice::from_parts(config, &[]).unwrap();
+        assert_eq!(known.after(&voice).clips, ["e", "z", "a..c"]);
+    }
+
+    fn config_of(mel: &MelConfig) -> VoiceConfig {
+        let recipe = Recipe::open("tiny").unwrap();
+        VoiceConfig::new("v", mel.clone(), recipe.flow.clone(), recipe.synthesis())
+    }
 
     #[test]
     fn shifts_are_the_same_sound_off_the_grid() {

@@ -13,7 +13,7 @@ use super::warm::WarmStart;
 use crate::flow::{self, Flow};
 use crate::net::Params;
 use crate::net::params::named_rng;
-use crate::voice::Voice;
+use crate::voice::{TrainedOn, Voice};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
@@ -35,6 +35,7 @@ pub(super) struct Session {
     out: PathBuf,
     device: Device,
     recipe: Recipe,
+    trained_on: TrainedOn,
     params: Params,
     flow: Flow,
     optimiser: Optimiser,
@@ -59,7 +60,7 @@ impl Session {
     /// A new run with a flow whose whitening front is fitted.
     pub(super) fn start(
         options: &Options,
-        recipe: Recipe,
+        (recipe, trained_on): (Recipe, TrainedOn),
         seed: u64,
         (params, flow): (Params, Flow),
         warm: Option<&WarmStart>,
@@ -81,15 +82,21 @@ impl Session {
             best: None,
             norms: Vec::new(),
         };
-        let run = Self::assemble(options, recipe, params, flow, optimiser, state)?;
+        let run = Self::assemble(options, (recipe, trained_on), (params, flow), optimiser, state)?;
         // a first checkpoint, so that the fitted whitening isn't lost and a rollback has a place to go
         run.save()?;
         Ok(run)
     }
 
     /// The run in `options.out`, from the checkpoint of `step`.
-    pub(super) fn resume(options: &Options, recipe: Recipe, step: usize, sampler: &Sampler) -> Result<Self> {
+    pub(super) fn resume(
+        options: &Options,
+        (recipe, trained_on): (Recipe, TrainedOn),
+        step: usize,
+        sampler: &Sampler,
+    ) -> Result<Self> {
         let voice = Voice::open(checkpoint::folder(&options.out, step))?;
+        let trained_on = trained_on.after(&voice);
         let (flow, params) = voice.build_flow_on(&options.device)?;
         let mut optimiser = Optimiser::new(&params, &recipe.training)?;
         let mut state = checkpoint::restore(&options.out, step, &mut optimiser)?;
@@ -100,14 +107,13 @@ impl Session {
         if options.seed.is_some_and(|seed| seed != state.seed) {
             return Err(Error::invalid(format!("the run was started with seed {}; leave --seed out", state.seed)));
         }
-        Self::assemble(options, recipe, params, flow, optimiser, state)
+        Self::assemble(options, (recipe, trained_on), (params, flow), optimiser, state)
     }
 
     fn assemble(
         options: &Options,
-        recipe: Recipe,
-        params: Params,
-        flow: Flow,
+        (recipe, trained_on): (Recipe, TrainedOn),
+        (params, flow): (Params, Flow),
         optimiser: Optimiser,
         state: State,
     ) -> Result<Self> {
@@ -119,6 +125,7 @@ impl Session {
             out: options.out.clone(),
             device: options.device.clone(),
             recipe,
+            trained_on,
             params,
             flow,
             optimiser,
@@ -291,6 +298,7 @@ impl Session {
     }
 
     fn save(&self) -> Result<()> {
-        checkpoint::save(&self.out, &self.recipe, &self.params, &self.optimiser, &self.state)
+        let known = (&self.recipe, &self.trained_on);
+        checkpoint::save(&self.out, known, &self.params, &self.optimiser, &self.state)
     }
 }

@@ -16,6 +16,7 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use noise::Noise;
 use refine::Refiner;
+use std::borrow::Cow;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -31,6 +32,10 @@ const FRAMES: usize = 32;
 /// Arithmetic of one refinement pass over one sample, in multiply-adds of the flow: a measured
 /// ratio of times, for progress alone.
 const REFINE_COST: f64 = 1000.0;
+
+/// Bound of what leaves the flow, so that whatever follows stays finite: speech has residuals to about 11
+/// (three-second stretches of six LJSpeech clips).
+const MAX_RESIDUAL: f32 = 1e4;
 
 /// Turns mels into sound with one voice.
 ///
@@ -146,14 +151,17 @@ impl Vocoder {
         let report = |part: f32| progress.iter().for_each(|progress| progress(part));
         let noise = Noise::new(options.seed);
         let progress = |part| report(part * flow_share);
+        let known = self.known(mel)?;
         let samples = match &self.engine {
             Engine::Stream(packed) => {
-                let residual = self.residual(packed, mel, sigma, &noise, &progress);
-                packed.filters.as_ref().map(|filters| filters.inverse(&residual, mel)).unwrap_or(residual)
+                let mut residual = self.residual(packed, &known, sigma, &noise, &progress);
+                bound(&mut residual);
+                packed.filters.as_ref().map(|filters| filters.inverse(&residual, &known)).unwrap_or(residual)
             }
             Engine::Blocks(flow) => {
-                let residual = self.residual_in_blocks(flow, mel, sigma, &noise, &progress)?;
-                flow.unwhiten(&residual, mel)?
+                let mut residual = self.residual_in_blocks(flow, &known, sigma, &noise, &progress)?;
+                bound(&mut residual);
+                flow.unwhiten(&residual, &known)?
             }
         };
         let samples = self.refiner.refine(samples, mel, refine, &|part| {
@@ -161,6 +169,16 @@ impl Vocoder {
         })?;
         report(1.0);
         Ok(Waveform { samples, sample_rate: config.mel.sample_rate })
+    }
+
+    /// The mel within what the voice has heard in training; the refinement sees it as it is.
+    fn known<'a>(&self, mel: &'a MelSpectrogram) -> Result<Cow<'a, MelSpectrogram>> {
+        let Some(trained_on) = &self.config.trained_on else {
+            return Ok(Cow::Borrowed(mel));
+        };
+        let mut columns = mel.transposed().values().to_vec();
+        trained_on.bound(&mut columns);
+        Ok(Cow::Owned(MelSpectrogram::new(columns, mel.frames())?.transposed()))
     }
 
     /// The flow's inverse of noise: a stretch of frames for each thread, with what lies within its
@@ -303,6 +321,14 @@ impl Vocoder {
         let samples = samples.narrow(0, (start - from) * hop, out.len())?.to_vec1::<f32>()?;
         out.copy_from_slice(&samples);
         Ok(())
+    }
+}
+
+/// Brings what leaves the flow into a range in which all that follows is finite; what isn't a number
+/// becomes 0.
+fn bound(residual: &mut [f32]) {
+    for e in residual {
+        *e = if e.is_nan() { 0.0 } else { e.clamp(-MAX_RESIDUAL, MAX_RESIDUAL) };
     }
 }
 
