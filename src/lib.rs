@@ -15,7 +15,8 @@
 //! | step | a group of `group` samples | |
 //!
 //! Modules, each importing only from those before it: [`error`], [`atomic`], [`mod@array`], [`torch`], [`kernels`],
-//! [`audio`], [`mel`], [`net`], [`flow`], [`voice`], [`import`], [`vocoder`], [`train`], [`plot`], [`cli`].
+//! [`audio`], [`mel`], [`net`], [`flow`], [`voice`], [`import`], [`vocoder`], [`statistics`], [`train`], [`plot`],
+//! [`cli`].
 
 pub mod array;
 pub mod atomic;
@@ -28,6 +29,7 @@ pub mod kernels;
 pub mod mel;
 pub mod net;
 pub mod plot;
+pub mod statistics;
 pub mod torch;
 pub mod train;
 pub mod vocoder;

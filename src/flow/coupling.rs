@@ -59,10 +59,15 @@ impl Coupling {
 
 impl Bijector for Coupling {
     fn forward(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        let (z, log_det) = self.forward_by_step(x, cond)?;
+        Ok((z, log_det.sum(1)?))
+    }
+
+    fn forward_by_step(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
         let known = x.narrow(2, 0, self.known)?;
         let (b, log_s) = self.params(&known, cond)?;
         let moved = ((x.narrow(2, self.known, log_s.dim(2)?)? * log_s.exp()?)? + b)?;
-        Ok((Tensor::cat(&[known, moved], 2)?, log_s.sum((1, 2))?))
+        Ok((Tensor::cat(&[known, moved], 2)?, log_s.sum(2)?))
     }
 
     fn inverse(&self, z: &Tensor, cond: &Cond) -> Result<Tensor> {

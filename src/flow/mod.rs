@@ -51,6 +51,14 @@ pub struct Cond {
 pub trait Bijector {
     /// Data → latent.
     fn forward(&self, x: &Tensor, cond: &Cond) -> candle_core::Result<(Tensor, Tensor)>;
+    /// [`Bijector::forward`] with the log-determinant of each step, `[batch, steps]`.
+    ///
+    /// As it stands here right where all steps have the same; others say it themselves.
+    fn forward_by_step(&self, x: &Tensor, cond: &Cond) -> candle_core::Result<(Tensor, Tensor)> {
+        let (batch, steps, _) = x.dims3()?;
+        let (z, log_det) = self.forward(x, cond)?;
+        Ok((z, (log_det / steps as f64)?.unsqueeze(1)?.broadcast_as((batch, steps))?))
+    }
     /// Latent → data.
     fn inverse(&self, z: &Tensor, cond: &Cond) -> candle_core::Result<Tensor>;
     /// Sets what depends on data from `x`, then [`Bijector::forward`].
@@ -62,6 +70,9 @@ pub trait Bijector {
         Ok(None)
     }
 }
+
+/// What a step makes of its input, with the log-determinant.
+type Mapped = candle_core::Result<(Tensor, Tensor)>;
 
 enum Step {
     Map(Box<dyn Bijector + Send + Sync>),
@@ -281,7 +292,19 @@ impl Flow {
     /// # Errors
     /// If the shapes don't fit each other.
     pub fn forward(&self, x: &Tensor, mel: &Tensor) -> Result<(Tensor, Tensor)> {
-        self.run_forward(x, mel, &|_| false)
+        let zero = Tensor::zeros(x.dim(0)?, x.dtype(), x.device())?;
+        self.run_forward((x, zero), mel, |_, map, x, cond| map.forward(x, cond))
+    }
+
+    /// [`Flow::forward`] with the log-determinant of each step, `[batch, steps]`: when a sound is
+    /// likely, and when not.
+    ///
+    /// # Errors
+    /// As [`Flow::forward`].
+    pub fn forward_by_step(&self, x: &Tensor, mel: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (batch, _) = self.check_data(x.dims(), mel)?;
+        let zero = Tensor::zeros((batch, x.dim(2)? / self.group), x.dtype(), x.device())?;
+        self.run_forward((x, zero), mel, |_, map, x, cond| map.forward_by_step(x, cond))
     }
 
     /// Data-dependent initialisation from one large batch: of the steps that want it and that
@@ -290,19 +313,29 @@ impl Flow {
     /// # Errors
     /// As [`Flow::forward`].
     pub fn initialise(&self, x: &Tensor, mel: &Tensor, wanted: &dyn Fn(usize) -> bool) -> Result<()> {
-        self.run_forward(x, mel, wanted).map(|_| ())
+        let zero = Tensor::zeros(x.dim(0)?, x.dtype(), x.device())?;
+        let apply = |i: usize, map: &dyn Bijector, x: &Tensor, cond: &Cond| {
+            if wanted(i) { map.initialise(x, cond) } else { map.forward(x, cond) }
+        };
+        self.run_forward((x, zero), mel, apply).map(|_| ())
     }
 
-    fn run_forward(&self, x: &Tensor, mel: &Tensor, initialise: &dyn Fn(usize) -> bool) -> Result<(Tensor, Tensor)> {
+    /// Data → latent, each step by `apply`, which is told its place in the design; log-determinants
+    /// are added to `log_det`.
+    fn run_forward(
+        &self,
+        (x, mut log_det): (&Tensor, Tensor),
+        mel: &Tensor,
+        apply: impl Fn(usize, &dyn Bijector, &Tensor, &Cond) -> Mapped,
+    ) -> Result<(Tensor, Tensor)> {
         let (batch, samples) = self.check_data(x.dims(), mel)?;
         let cond = self.conditioning.forward(mel)?;
         let mut x = x.reshape((batch, samples / self.group, self.group))?;
-        let mut log_det = Tensor::zeros(batch, x.dtype(), x.device())?;
         let mut parts = Vec::new();
         for (i, step) in self.steps.iter().enumerate() {
             match step {
                 Step::Map(map) => {
-                    let (z, d) = if initialise(i) { map.initialise(&x, &cond)? } else { map.forward(&x, &cond)? };
+                    let (z, d) = apply(i, map.as_ref(), &x, &cond)?;
                     x = z;
                     log_det = (log_det + d)?;
                 }
