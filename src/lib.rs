@@ -16,13 +16,14 @@
 //!
 //! Modules, each importing only from those before it: [`error`], [`atomic`], [`mod@array`], [`torch`], [`kernels`],
 //! [`audio`], [`mel`], [`net`], [`flow`], [`voice`], [`import`], [`vocoder`], [`statistics`], [`train`], [`plot`],
-//! [`cli`].
+//! [`eval`], [`cli`].
 
 pub mod array;
 pub mod atomic;
 pub mod audio;
 pub mod cli;
 pub mod error;
+pub mod eval;
 pub mod flow;
 pub mod import;
 pub mod kernels;

@@ -194,14 +194,17 @@ impl Clip {
     /// # Errors
     /// If less than a hop would be left.
     pub fn shifted(&self, shift: usize, config: &MelConfig) -> Result<Self> {
-        let samples = self.samples.get(shift..).unwrap_or_default();
-        let samples: Vec<f32> = samples.iter().map(|&x| f32::from(x) / 32_768.0).collect();
-        Self::new(&self.name, &samples, config)
+        Self::new(&self.name, self.samples().get(shift..).unwrap_or_default(), config)
     }
 
     /// Whole frames of sound: the mel's frames without the one that is centred on or after the end.
     pub fn frames(&self, hop: usize) -> usize {
         self.samples.len() / hop
+    }
+
+    /// The samples without noise, in ±1.
+    pub fn samples(&self) -> Vec<f32> {
+        self.samples.iter().map(|&x| f32::from(x) / 32_768.0).collect()
     }
 
     /// Samples with uniform noise of one quantisation step, a function of the clip's name alone:

@@ -2,6 +2,7 @@
 
 mod cli;
 mod denoise;
+mod eval;
 mod golden;
 mod import;
 mod laws;
