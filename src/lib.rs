@@ -15,19 +15,22 @@
 //! | step | a group of `group` samples | |
 //!
 //! Modules, each importing only from those before it: [`error`], [`atomic`], [`mod@array`], [`torch`], [`kernels`],
-//! [`audio`], [`mel`], [`net`], [`flow`], [`voice`], [`import`], [`vocoder`], [`train`], [`zoo`], [`plot`], [`cli`].
+//! [`audio`], [`mel`], [`net`], [`flow`], [`voice`], [`import`], [`vocoder`], [`statistics`], [`train`], [`zoo`],
+//! [`plot`], [`eval`], [`cli`].
 
 pub mod array;
 pub mod atomic;
 pub mod audio;
 pub mod cli;
 pub mod error;
+pub mod eval;
 pub mod flow;
 pub mod import;
 pub mod kernels;
 pub mod mel;
 pub mod net;
 pub mod plot;
+pub mod statistics;
 pub mod torch;
 pub mod train;
 pub mod vocoder;

@@ -43,8 +43,65 @@ pub struct VoiceConfig {
     pub flow: FlowConfig,
     /// Defaults at synthesis.
     pub synthesis: SynthesisConfig,
+    /// What it was trained on, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_on: Option<TrainedOn>,
     /// SHA-256 of `model.safetensors`, lower-case hexadecimal.
     pub weights_sha256: String,
+}
+
+/// What a voice was trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainedOn {
+    /// Names of its clips; `A..B` are the names from A to B in alphabetical order.
+    pub clips: Vec<String>,
+    /// The lowest value of each band in their mels.
+    pub low: Vec<f32>,
+    /// The highest value of each band.
+    pub high: Vec<f32>,
+}
+
+impl TrainedOn {
+    /// What a voice knows that started from `voice`: both together.
+    pub fn after(mut self, voice: &Voice) -> Self {
+        let Some(before) = &voice.config.trained_on else { return self };
+        let clips = std::mem::take(&mut self.clips);
+        self.clips = before.clips.clone();
+        self.clips.extend(clips.into_iter().filter(|clip| !before.clips.contains(clip)));
+        // a voice of another convention knows other bands
+        if before.low.len() == self.low.len() {
+            self.low.iter_mut().zip(&before.low).for_each(|(a, b)| *a = a.min(*b));
+            self.high.iter_mut().zip(&before.high).for_each(|(a, b)| *a = a.max(*b));
+        }
+        self
+    }
+
+    /// Brings values of mel frames, one after the other with all bands of each, into the range of
+    /// their bands.
+    ///
+    /// A flow has no sensible answer to what lies far outside of all that it has seen: digital silence
+    /// under a voice whose recordings always had the noise of a room gave 10²⁷.
+    pub fn bound(&self, frames: &mut [f32]) {
+        for frame in frames.chunks_exact_mut(self.low.len()) {
+            for ((value, low), high) in frame.iter_mut().zip(&self.low).zip(&self.high) {
+                *value = value.clamp(*low, *high);
+            }
+        }
+    }
+
+    fn validate(&self, mel: &MelConfig) -> Result<()> {
+        let bands = mel.n_mels;
+        if self.low.len() != bands || self.high.len() != bands {
+            let (low, high) = (self.low.len(), self.high.len());
+            return Err(Error::invalid(format!("trained_on has {low} low and {high} high values, expected {bands}")));
+        }
+        // NaN is in no order
+        match self.low.iter().zip(&self.high).position(|(low, high)| !(low <= high && (high - low).is_finite())) {
+            Some(band) => Err(Error::invalid(format!("trained_on: low and high of band {band} are not in order"))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Defaults at synthesis.
@@ -107,7 +164,7 @@ impl VoiceConfig {
     /// A configuration of the current format; [`Voice::from_parts`] fills in the digest.
     pub fn new(name: &str, mel: MelConfig, flow: FlowConfig, synthesis: SynthesisConfig) -> Self {
         let (name, weights_sha256) = (name.to_string(), String::new());
-        Self { format: FORMAT, name, mel, flow, synthesis, weights_sha256 }
+        Self { format: FORMAT, name, mel, flow, synthesis, trained_on: None, weights_sha256 }
     }
 
     /// Checks ranges and relations once, on reading.
@@ -123,6 +180,7 @@ impl VoiceConfig {
         }
         self.mel.validate()?;
         self.flow.validate(&self.mel)?;
+        self.trained_on.iter().try_for_each(|known| known.validate(&self.mel))?;
         self.synthesis.validate()
     }
 }

@@ -3,7 +3,12 @@
     python score.py --reference wavs --clips LJ002-0155..LJ002-0184 \
         melglow=out/melglow waveglow=out/waveglow --griffin-lim mels --json scores.json
 
-Each system is a folder of <clip>.wav. `--griffin-lim` adds the baseline made from a
+    melglow eval --data LJSpeech-1.1 --clips LJ002-0155..LJ002-0184 --out eval
+    python score.py --eval eval
+
+Each system is a folder of <clip>.wav. `--eval` takes a folder that `melglow eval --out` wrote:
+recording/ holds the recordings, every other folder in it is a system, and the clips are
+those of recording/. `--griffin-lim` adds the baseline made from a
 folder of <clip>.npy mels: [80, frames], natural log of the magnitude mel (Slaney scale
 and norm, 0-8000 Hz), floor 1e-5, 22050 Hz, STFT 1024/256, centred; as NVIDIA's
 TacotronSTFT and `melglow mel` write them. `--write-mels` makes that folder here.
@@ -150,8 +155,9 @@ def table(systems):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="*", metavar="NAME=DIR")
-    parser.add_argument("--reference", type=Path, required=True, help="folder of the recordings")
-    parser.add_argument("--clips", type=clip_range, required=True, help="FIRST..LAST, or names with commas")
+    parser.add_argument("--eval", type=Path, metavar="DIR", help="folder that `melglow eval --out` wrote")
+    parser.add_argument("--reference", type=Path, help="folder of the recordings")
+    parser.add_argument("--clips", type=clip_range, help="FIRST..LAST, or names with commas")
     parser.add_argument("--griffin-lim", type=Path, metavar="MEL_DIR", help="add the Griffin-Lim baselines")
     parser.add_argument("--write-mels", type=Path, metavar="DIR", help="first write the recordings' mels here")
     parser.add_argument("--write-audio", type=Path, metavar="DIR", help="keep the baselines' audio here")
@@ -161,6 +167,12 @@ def main():
     torch.set_num_threads(args.threads)
 
     folders = {}
+    if args.eval:
+        args.reference = args.reference or args.eval / "recording"
+        args.clips = args.clips or sorted(path.stem for path in args.reference.glob("*.wav"))
+        folders = {path.name: path for path in sorted(args.eval.iterdir()) if path.is_dir() and path.name != "recording"}
+    if not args.reference or not args.clips:
+        parser.error("give --reference and --clips, or --eval DIR")
     for system in args.systems:
         name, separator, folder = system.partition("=")
         if not separator or not Path(folder).is_dir():

@@ -13,9 +13,10 @@ use std::path::PathBuf;
 
 /// Take a voice's constant hum out of sound that it made
 ///
-/// NVIDIA's denoiser for WaveGlow: what the voice says to a mel of zeros without noise is taken for its
-/// hum, and its magnitudes, times the strength, are subtracted from the sound's; phases stay. `synth
-/// --denoise` does the same while it speaks. Made for imported voices without refinement.
+/// NVIDIA's denoiser for WaveGlow: what the voice says to a mel of zeros (with a whitening front: of
+/// silence) without noise is taken for its hum, and its magnitudes, times the strength, are subtracted
+/// from the sound's; phases stay. `synth --denoise` does the same while it speaks. Made for imported
+/// voices without refinement; the built-in voice has no hum to speak of.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
 Examples:

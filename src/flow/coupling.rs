@@ -63,9 +63,14 @@ impl Coupling {
 
 impl Bijector for Coupling {
     fn forward(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        let (z, log_det) = self.forward_by_step(x, cond)?;
+        Ok((z, log_det.sum(1)?))
+    }
+
+    fn forward_by_step(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
         let (known, moved) = self.parts.take(x)?;
         let (moved, log_det) = self.transform(&known, &moved, cond)?;
-        Ok((self.parts.join(&known, &moved)?, log_det.sum((1, 2))?))
+        Ok((self.parts.join(&known, &moved)?, log_det.sum(2)?))
     }
 
     fn inverse(&self, z: &Tensor, cond: &Cond) -> Result<Tensor> {

@@ -71,6 +71,14 @@ pub struct Cond {
 pub trait Bijector {
     /// Data → latent.
     fn forward(&self, x: &Tensor, cond: &Cond) -> candle_core::Result<(Tensor, Tensor)>;
+    /// [`Bijector::forward`] with the log-determinant of each step, `[batch, steps]`.
+    ///
+    /// As it stands here right where all steps have the same; others say it themselves.
+    fn forward_by_step(&self, x: &Tensor, cond: &Cond) -> candle_core::Result<(Tensor, Tensor)> {
+        let (batch, steps, _) = x.dims3()?;
+        let (z, log_det) = self.forward(x, cond)?;
+        Ok((z, (log_det / steps as f64)?.unsqueeze(1)?.broadcast_as((batch, steps))?))
+    }
     /// Latent → data.
     fn inverse(&self, z: &Tensor, cond: &Cond) -> candle_core::Result<Tensor>;
     /// Sets what depends on data from `x`, then [`Bijector::forward`].
@@ -86,6 +94,9 @@ pub trait Bijector {
         Likelihood::Exact
     }
 }
+
+/// What a step makes of its input, with the log-determinant.
+type Mapped = candle_core::Result<(Tensor, Tensor)>;
 
 /// A step of the design; what errors call it stands beside it.
 enum Step {
@@ -456,7 +467,19 @@ impl Flow {
     /// # Errors
     /// If the shapes don't fit each other.
     pub fn forward(&self, x: &Tensor, mel: &Tensor) -> Result<(Tensor, Tensor)> {
-        self.run_forward(x, mel, &|_| false)
+        let zero = Tensor::zeros(x.dim(0)?, x.dtype(), x.device())?;
+        self.run_forward((x, zero), mel, |_, map, x, cond| map.forward(x, cond))
+    }
+
+    /// [`Flow::forward`] with the log-determinant of each step, `[batch, steps]`: when a sound is
+    /// likely, and when not.
+    ///
+    /// # Errors
+    /// As [`Flow::forward`].
+    pub fn forward_by_step(&self, x: &Tensor, mel: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (batch, _) = self.check_data(x.dims(), mel)?;
+        let zero = Tensor::zeros((batch, x.dim(2)? / self.group), x.dtype(), x.device())?;
+        self.run_forward((x, zero), mel, |_, map, x, cond| map.forward_by_step(x, cond))
     }
 
     /// Data-dependent initialisation from one large batch: of the steps that want it and that
@@ -465,36 +488,55 @@ impl Flow {
     /// # Errors
     /// As [`Flow::forward`].
     pub fn initialise(&self, x: &Tensor, mel: &Tensor, wanted: &dyn Fn(usize) -> bool) -> Result<()> {
-        self.run_forward(x, mel, wanted).map(|_| ())
+        let zero = Tensor::zeros(x.dim(0)?, x.dtype(), x.device())?;
+        let apply = |i: usize, map: &dyn Bijector, x: &Tensor, cond: &Cond| {
+            if wanted(i) { map.initialise(x, cond) } else { map.forward(x, cond) }
+        };
+        self.run_forward((x, zero), mel, apply).map(|_| ())
     }
 
-    fn run_forward(&self, x: &Tensor, mel: &Tensor, initialise: &dyn Fn(usize) -> bool) -> Result<(Tensor, Tensor)> {
+    /// Data → latent, each step by `apply`, which is told its place in the design; log-determinants
+    /// are added to `log_det`.
+    fn run_forward(
+        &self,
+        (x, log_det): (&Tensor, Tensor),
+        mel: &Tensor,
+        apply: impl Fn(usize, &dyn Bijector, &Tensor, &Cond) -> Mapped,
+    ) -> Result<(Tensor, Tensor)> {
         let (batch, samples) = self.check_data(x.dims(), mel)?;
         let cond = self.conditioning.forward(mel)?;
         let x = x.reshape((batch, samples / self.group, self.group))?;
-        let Some(latent) = &self.latent else { return self.steps_forward(&x, cond, initialise) };
+        let Some(latent) = &self.latent else { return self.steps_forward((&x, log_det), cond, apply) };
         let (cond, bound) = latent.encode(&x, &cond)?;
-        let (z, log_det) = self.steps_forward(&x, cond, initialise)?;
-        Ok((z, (log_det + bound)?))
+        let (z, log_det) = self.steps_forward((&x, log_det), cond, apply)?;
+        let bound = if log_det.rank() == 1 { bound } else { (bound / log_det.dim(1)? as f64)?.unsqueeze(1)? };
+        Ok((z, log_det.broadcast_add(&bound)?))
     }
 
     /// The steps, from data `[batch, steps, group]`.
     fn steps_forward(
         &self,
-        x: &Tensor,
+        (x, mut log_det): (&Tensor, Tensor),
         mut cond: Cond,
-        initialise: &dyn Fn(usize) -> bool,
+        apply: impl Fn(usize, &dyn Bijector, &Tensor, &Cond) -> Mapped,
     ) -> Result<(Tensor, Tensor)> {
         let (batch, groups, _) = x.dims3()?;
         let mut x = x.clone();
-        let mut log_det = Tensor::zeros(batch, x.dtype(), x.device())?;
         let mut parts = Vec::new();
+        let log_det_by_step = log_det.rank() == 2;
         // latents of squeezed steps stand at the groups that they hold
         let latents = |x: &Tensor| x.contiguous()?.reshape((batch, groups, ()));
         for (i, (step, name)) in self.steps.iter().enumerate() {
             let taken = |map: &dyn Bijector, x: &Tensor, cond: &Cond| {
-                let taken = if initialise(i) { map.initialise(x, cond) } else { map.forward(x, cond) };
-                taken.map_err(|error| at_step(error, i, name))
+                let (z, d) = apply(i, map, x, cond).map_err(|error| at_step(error, i, name))?;
+                // of a step that holds several groups, each has a share
+                let held = if log_det_by_step { groups / d.dim(1)? } else { 1 };
+                let d = if held == 1 {
+                    d
+                } else {
+                    (d.unsqueeze(2)?.repeat((1, 1, held))? / held as f64)?.flatten_from(1)?
+                };
+                Ok::<_, Error>((z, d))
             };
             match step {
                 Step::Map(map) => {
@@ -702,7 +744,9 @@ mod tests {
         let window = noise(2, &[2, 5, flow.context.left + frames + flow.context.right]);
         let cond = || flow.conditioning.forward(&window).unwrap();
         let latent = flow.latent.as_ref().unwrap();
-        let (z, _) = flow.steps_forward(&x, latent.encode(&x, &cond()).unwrap().0, &|_| false).unwrap();
+        let zero = Tensor::zeros(x.dim(0).unwrap(), x.dtype(), x.device()).unwrap();
+        let forward = |_: usize, map: &dyn Bijector, x: &Tensor, cond: &Cond| map.forward(x, cond);
+        let (z, _) = flow.steps_forward((&x, zero), latent.encode(&x, &cond()).unwrap().0, forward).unwrap();
         let z = z.transpose(1, 2).unwrap().contiguous().unwrap();
         let off = |a: &Tensor| {
             (a - &x).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()

@@ -5,7 +5,7 @@ use super::{Bijector, Cond};
 use crate::kernels::choice::Kernel;
 use crate::kernels::product::{Matrix, Panels};
 use crate::net::wavenet::{linear, upsample};
-use candle_core::{D, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var};
 use candle_nn::{Init, VarBuilder};
 
 /// Per-channel shift and scale: `z = (x + shift) · e^log_scale`.
@@ -109,8 +109,13 @@ impl Gain {
 
 impl Bijector for Gain {
     fn forward(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        let (z, log_det) = self.forward_by_step(x, cond)?;
+        Ok((z, log_det.sum(1)?))
+    }
+
+    fn forward_by_step(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
         let log_gain = self.log_gain(cond, x.dim(1)?)?;
-        Ok(((x * log_gain.exp()?)?, log_gain.sum((1, 2))?))
+        Ok(((x * log_gain.exp()?)?, log_gain.sum(2)?))
     }
 
     fn inverse(&self, z: &Tensor, cond: &Cond) -> Result<Tensor> {
@@ -133,12 +138,17 @@ pub struct Asinh {
 }
 
 impl Bijector for Asinh {
-    fn forward(&self, x: &Tensor, _: &Cond) -> Result<(Tensor, Tensor)> {
+    fn forward(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        let (z, log_det) = self.forward_by_step(x, cond)?;
+        Ok((z, log_det.sum(1)?))
+    }
+
+    fn forward_by_step(&self, x: &Tensor, _: &Cond) -> Result<(Tensor, Tensor)> {
         let u = (x * self.scale)?;
         let square = (u.sqr()? + 1.0)?;
         // on |u|: u + √(u² + 1) cancels for negative u
         let z = (u.sign()?.detach() * (u.abs()? + square.sqrt()?)?.log()?)?;
-        Ok(((z / self.scale)?, (square.log()?.sum((D::Minus2, D::Minus1))? * -0.5)?))
+        Ok(((z / self.scale)?, (square.log()?.sum(2)? * -0.5)?))
     }
 
     fn inverse(&self, z: &Tensor, _: &Cond) -> Result<Tensor> {

@@ -21,6 +21,11 @@ const HOP: usize = 256;
 const DB_SHOWN: f32 = 90.0;
 /// Below the loudest point, what a mel shows, nats: more than from speech to the usual floor.
 const NATS_SHOWN: f32 = 13.0;
+/// To either side, what a difference shows, dB.
+const DB_AROUND: f32 = 20.0;
+/// Red, green and blue where a difference is least and most.
+const LESS: [f32; 3] = [33.0, 102.0, 172.0];
+const MORE: [f32; 3] = [178.0, 24.0, 43.0];
 /// Width of the scale of colours with its labels, pixels.
 const SCALE_WIDTH: u32 = 84;
 /// Frequencies that axes on a mel scale name, Hz.
@@ -38,8 +43,16 @@ pub struct Spectrogram {
     seconds: Range<f64>,
     hertz: HertzAxis,
     unit: &'static str,
-    /// How far below the loudest level is shown.
-    depth: f32,
+    shown: Shown,
+}
+
+/// Which levels are shown, and in which colours.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Shown {
+    /// From the loudest down, as far as this.
+    Below(f32),
+    /// From minus to plus this: blue, white, red.
+    Around(f32),
 }
 
 impl Spectrogram {
@@ -62,7 +75,7 @@ impl Spectrogram {
             seconds: seconds(mel.frames(), config.hop_length, config.sample_rate),
             hertz: HertzAxis { scale: Some(config.scale), units },
             unit: "log-mel (natural)",
-            depth: NATS_SHOWN,
+            shown: Shown::Below(NATS_SHOWN),
         })
     }
 
@@ -108,8 +121,40 @@ impl Spectrogram {
             seconds: seconds(frames, HOP, sound.sample_rate),
             hertz: HertzAxis { scale: None, units: -0.5 * bin..(bins as f64 - 0.5) * bin },
             unit: "dB",
-            depth: DB_SHOWN,
+            shown: Shown::Below(DB_SHOWN),
         })
+    }
+
+    /// How much louder each point is than in another spectrogram of the same size, dB; what is quieter
+    /// than all that would be shown counts as that quiet.
+    ///
+    /// # Errors
+    /// If the sizes differ.
+    pub fn minus(&self, other: &Self) -> Result<Self> {
+        if (self.rows, self.columns) != (other.rows, other.columns) {
+            return Err(Error::invalid("the spectrograms have different sizes"));
+        }
+        let floor = other.loudest() - DB_SHOWN;
+        let levels = self.levels.iter().zip(&other.levels).map(|(a, b)| a.max(floor) - b.max(floor)).collect();
+        let (seconds, hertz) = (self.seconds.clone(), self.hertz.clone());
+        let (rows, columns) = (self.rows, self.columns);
+        Ok(Self { levels, rows, columns, seconds, hertz, unit: self.unit, shown: Shown::Around(DB_AROUND) })
+    }
+
+    fn loudest(&self) -> f32 {
+        self.levels.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    /// The lowest and the highest level of the scale.
+    fn scale(&self) -> Range<f32> {
+        match self.shown {
+            Shown::Below(depth) => {
+                let (loudest, quietest) = (self.loudest(), self.levels.iter().copied().fold(f32::INFINITY, f32::min));
+                // a mel of one value alone still needs two ends
+                (loudest - depth).max(quietest).min(loudest - 1.0)..loudest
+            }
+            Shown::Around(depth) => -depth..depth,
+        }
     }
 
     /// Draws it with axes in seconds and hertz, a scale of colours, and a title.
@@ -117,10 +162,7 @@ impl Spectrogram {
     /// # Errors
     /// If `size` is out of range.
     pub fn draw(&self, name: &str, size: Size) -> Result<Picture> {
-        let loudest = self.levels.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let quietest = self.levels.iter().copied().fold(f32::INFINITY, f32::min);
-        // a mel of one value alone still needs two ends
-        let shown = (loudest - self.depth).max(quietest).min(loudest - 1.0)..loudest;
+        let shown = self.scale();
         Picture::draw(size, |area| {
             let (left, right) = area.split_horizontally(size.width - SCALE_WIDTH);
             self.draw_levels(&left, name, &shown)?;
@@ -155,10 +197,36 @@ impl Spectrogram {
             for x in 0..width as usize {
                 let levels =
                     source(y, height as usize, self.rows).flat_map(|row| &self.levels[row * self.columns..][column(x)]);
-                rgb.extend(colour(levels.copied().fold(f32::NEG_INFINITY, f32::max), shown));
+                rgb.extend(self.colour(self.summary(levels.copied()), shown));
             }
         }
         blit(&inside, rgb)
+    }
+
+    /// What one pixel shows of several points: the loudest, or their mean difference.
+    fn summary(&self, levels: impl Iterator<Item = f32>) -> f32 {
+        match self.shown {
+            Shown::Below(_) => levels.fold(f32::NEG_INFINITY, f32::max),
+            Shown::Around(_) => {
+                let (sum, count) = levels.fold((0.0, 0.0), |(sum, count), level| (sum + level, count + 1.0));
+                sum / f32::max(count, 1.0)
+            }
+        }
+    }
+
+    fn colour(&self, level: f32, shown: &Range<f32>) -> [u8; 3] {
+        let part = ((level - shown.start) / (shown.end - shown.start)).clamp(0.0, 1.0);
+        match self.shown {
+            Shown::Below(_) => {
+                let plotters::style::RGBColor(red, green, blue) = ViridisRGB::get_color(part);
+                [red, green, blue]
+            }
+            Shown::Around(_) => {
+                let end = if part < 0.5 { LESS } else { MORE };
+                let strength = (2.0 * part - 1.0).abs();
+                end.map(|end| (255.0 + strength * (end - 255.0)).round() as u8)
+            }
+        }
     }
 
     fn draw_scale(&self, area: &Area, shown: &Range<f32>) -> Drawn {
@@ -180,7 +248,10 @@ impl Spectrogram {
         let inside = chart.plotting_area().strip_coord_spec();
         let (width, height) = inside.dim_in_pixel();
         let level = |y: u32| shown.start + (shown.end - shown.start) * (y as f32 + 0.5) / height as f32;
-        blit(&inside, (0..height).rev().flat_map(|y| (0..width).flat_map(move |_| colour(level(y), shown))).collect())
+        blit(
+            &inside,
+            (0..height).rev().flat_map(|y| (0..width).flat_map(move |_| self.colour(level(y), shown))).collect(),
+        )
     }
 }
 
@@ -194,12 +265,6 @@ fn seconds(frames: usize, hop: usize, sample_rate: u32) -> Range<f64> {
 fn source(at: usize, to: usize, from: usize) -> Range<usize> {
     let start = at * from / to;
     start..((at + 1) * from / to).max(start + 1)
-}
-
-fn colour(level: f32, shown: &Range<f32>) -> [u8; 3] {
-    let part = (level - shown.start) / (shown.end - shown.start);
-    let plotters::style::RGBColor(red, green, blue) = ViridisRGB::get_color(part.clamp(0.0, 1.0));
-    [red, green, blue]
 }
 
 fn blit(area: &Area, rgb: Vec<u8>) -> Drawn {
@@ -293,6 +358,25 @@ mod tests {
         let brightest = inside.iter().copied().max_by_key(|&y| (brightness(y) < 700).then(|| brightness(y))).unwrap();
         // 6000 of 8000 Hz: a quarter from the top of what lies between title and labels
         assert!((100..130).contains(&brightest), "{brightest}");
+    }
+
+    #[test]
+    fn differences_are_white_where_there_are_none() {
+        let of = |level: f32| {
+            let sound = sine(2000.0, 0.5).samples.iter().map(|x| level * x).collect();
+            Spectrogram::of_sound(&Waveform { samples: sound, sample_rate: 16_000 }, 60).unwrap()
+        };
+        let (quiet, loud) = (of(0.1), of(0.5));
+        let none = quiet.minus(&quiet).unwrap();
+        assert!(none.levels.iter().all(|&level| level == 0.0));
+        assert_eq!(none.colour(0.0, &none.scale()), [255, 255, 255]);
+        assert_eq!(none.colour(-50.0, &none.scale()), [33, 102, 172]);
+        let more = loud.minus(&quiet).unwrap();
+        let peak = more.levels[128 * more.columns + more.columns / 2];
+        assert!((peak - 14.0).abs() < 0.1, "{peak}");
+        assert_eq!(more.summary([1.0, -3.0, 5.0].into_iter()), 1.0);
+        more.draw("difference", Size::default()).unwrap();
+        assert!(Spectrogram::of_sound(&sine(100.0, 0.1), 60).unwrap().minus(&quiet).is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::config::Recipe;
 use super::optimiser::Optimiser;
 use crate::net::Params;
-use crate::voice::{Voice, VoiceConfig};
+use crate::voice::{TrainedOn, Voice, VoiceConfig};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -92,9 +92,18 @@ pub fn steps(run: &Path) -> Result<Vec<usize>> {
 ///
 /// # Errors
 /// If it can't be written.
-pub fn save(run: &Path, recipe: &Recipe, params: &Params, optimiser: &Optimiser, state: &State) -> Result<()> {
+pub fn save(
+    run: &Path,
+    (recipe, trained_on): (&Recipe, &TrainedOn),
+    params: &Params,
+    optimiser: &Optimiser,
+    state: &State,
+) -> Result<()> {
     let tensors = averaged(params, optimiser, &Device::Cpu)?;
-    let config = VoiceConfig::new(&recipe.name, recipe.mel.clone(), recipe.flow.clone(), recipe.synthesis());
+    let config = VoiceConfig {
+        trained_on: Some(trained_on.clone()),
+        ..VoiceConfig::new(&recipe.name, recipe.mel.clone(), recipe.flow.clone(), recipe.synthesis())
+    };
     let tensors: Vec<_> = tensors.into_iter().collect();
     Voice::from_parts(config, &tensors)?.save_with(folder(run, state.step), |dir| {
         fs::create_dir(dir.join("train")).map_err(Error::io("create", dir.join("train")))?;

@@ -194,9 +194,7 @@ impl Clip {
     /// # Errors
     /// If less than a hop would be left.
     pub fn shifted(&self, shift: usize, config: &MelConfig) -> Result<Self> {
-        let samples = self.samples.get(shift..).unwrap_or_default();
-        let samples: Vec<f32> = samples.iter().map(|&x| f32::from(x) / 32_768.0).collect();
-        Self::new(&self.name, &samples, config)
+        Self::new(&self.name, self.samples().get(shift..).unwrap_or_default(), config)
     }
 
     /// Whole frames of sound: the mel's frames without the one that is centred on or after the end.
@@ -204,8 +202,8 @@ impl Clip {
         self.samples.len() / hop
     }
 
-    /// The samples in ±1, without noise.
-    pub fn sound(&self) -> Vec<f32> {
+    /// The samples without noise, in ±1.
+    pub fn samples(&self) -> Vec<f32> {
         self.samples.iter().map(|&x| f32::from(x) / 32_768.0).collect()
     }
 

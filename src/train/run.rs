@@ -10,10 +10,11 @@ use super::session::Session;
 use super::warm::WarmStart;
 use crate::flow::Flow;
 use crate::net::Params;
-use crate::voice::Voice;
+use crate::voice::{TrainedOn, Voice};
 use crate::{Error, Result};
 use candle_core::Device;
 use rayon::prelude::*;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -93,6 +94,7 @@ pub(crate) fn run(
     stop: &AtomicBool,
 ) -> Result<Summary> {
     let recipe = job.recipe;
+    let trained_on = trained_on(clips, &Dataset::names(&options.data)?);
     let sampler = Sampler::new(clips, &recipe)?;
     if sampler.clips() < clips.len() {
         eprintln!("{} clips are shorter than a segment and are left out", clips.len() - sampler.clips());
@@ -110,10 +112,11 @@ pub(crate) fn run(
     let mut session = match job.resumed {
         Some(step) => {
             drop((params, flow)); // the checkpoint has its own
-            Session::resume(options, recipe, step, job.teacher, &sampler)?
+            Session::resume(options, (recipe, trained_on), step, job.teacher, &sampler)?
         }
         None => {
             let from = options.from.as_ref();
+            let trained_on = from.into_iter().fold(trained_on, TrainedOn::after);
             let warm =
                 job.front.as_ref().or(from).map(|voice| WarmStart::apply(voice, &recipe, &params)).transpose()?;
             if let (Some(warm), Some(voice), None) = (&warm, from, &job.front) {
@@ -122,7 +125,7 @@ pub(crate) fn run(
             if flow.has_whitening() && warm.as_ref().is_none_or(WarmStart::fresh_whitening) {
                 fit_whitening(&flow, clips, seed, stop)?;
             }
-            Session::start(options, recipe, seed, (params, flow), warm.as_ref(), job.teacher, &sampler)?
+            Session::start(options, (recipe, trained_on), seed, (params, flow), warm.as_ref(), job.teacher, &sampler)?
         }
     };
     session.run(&sampler, held, options.stop_after, stop)
@@ -198,6 +201,30 @@ pub(crate) fn data(folder: &Path, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Cli
     Ok((clips, held))
 }
 
+/// What the voice will have learnt from: `clips`, of a folder with `names`.
+fn trained_on(clips: &[Clip], names: &[String]) -> TrainedOn {
+    let known: HashSet<&str> = clips.iter().map(|clip| clip.name.as_str()).collect();
+    let ranges = names
+        .chunk_by(|a, b| known.contains(a.as_str()) == known.contains(b.as_str()))
+        .filter(|chunk| known.contains(chunk[0].as_str()))
+        .map(
+            |chunk| {
+                if chunk.len() > 1 { format!("{}..{}", chunk[0], chunk[chunk.len() - 1]) } else { chunk[0].clone() }
+            },
+        )
+        .collect();
+    let bands = clips.first().map_or(0, |clip| clip.mel.n_mels());
+    let extreme = |band: usize, pick: fn(f32, f32) -> f32| {
+        clips.iter().flat_map(|clip| clip.mel.band(band)).copied().reduce(pick).unwrap_or_default()
+    };
+    // to hundredths, outwards: short in a file
+    TrainedOn {
+        clips: ranges,
+        low: (0..bands).map(|band| (100.0 * extreme(band, f32::min)).floor() / 100.0).collect(),
+        high: (0..bands).map(|band| (100.0 * extreme(band, f32::max)).ceil() / 100.0).collect(),
+    }
+}
+
 /// The recipe's further copies of the clips, each cut a little later.
 fn shifted(clips: &[Clip], recipe: &Recipe) -> Result<Vec<Clip>> {
     let (hop, shifts) = (recipe.mel.hop_length, recipe.training.shifts);
@@ -228,6 +255,35 @@ pub(crate) fn fit_whitening(flow: &Flow, clips: &[Clip], seed: u64, stop: &Atomi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mel::MelConfig;
+    use crate::voice::VoiceConfig;
+
+    #[test]
+    fn what_was_heard_is_named_in_short() {
+        let mel = Recipe::open("tiny").unwrap().mel;
+        let clip = |name, level: f32| {
+            let sound: Vec<f32> = (0..4096).map(|i| level * (i as f32 * 0.3).sin()).collect();
+            Clip::new(name, &sound, &mel).unwrap()
+        };
+        let names = ["a", "b", "c", "d", "e", "f"].map(String::from);
+        let clips = [clip("a", 0.1), clip("b", 0.5), clip("c", 0.1), clip("e", 0.1), clip("a", 0.01)];
+        let known = trained_on(&clips, &names);
+        assert_eq!(known.clips, ["a..c", "e"]);
+        for (band, (low, high)) in known.low.iter().zip(&known.high).enumerate() {
+            let all = clips.iter().flat_map(|clip| clip.mel.band(band)).copied();
+            let (least, most) = (all.clone().fold(f32::MAX, f32::min), all.fold(f32::MIN, f32::max));
+            assert!((0.0..0.011).contains(&(least - low)) && (0.0..0.011).contains(&(high - most)), "{band}");
+        }
+        let again = TrainedOn { clips: vec!["e".into(), "z".into()], ..known.clone() };
+        let config = VoiceConfig { trained_on: Some(again), ..config_of(&mel) };
+        let voice = Voice::from_parts(config, &[]).unwrap();
+        assert_eq!(known.after(&voice).clips, ["e", "z", "a..c"]);
+    }
+
+    fn config_of(mel: &MelConfig) -> VoiceConfig {
+        let recipe = Recipe::open("tiny").unwrap();
+        VoiceConfig::new("v", mel.clone(), recipe.flow.clone(), recipe.synthesis())
+    }
 
     #[test]
     fn shifts_are_the_same_sound_off_the_grid() {

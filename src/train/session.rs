@@ -15,7 +15,7 @@ use super::warm::WarmStart;
 use crate::flow::{self, Flow};
 use crate::net::Params;
 use crate::net::params::{named_rng, normal};
-use crate::voice::Voice;
+use crate::voice::{TrainedOn, Voice};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -37,6 +37,7 @@ pub(super) struct Session {
     out: PathBuf,
     device: Device,
     recipe: Recipe,
+    trained_on: TrainedOn,
     params: Params,
     flow: Flow,
     /// Whom the flow learns from, if not from the clips.
@@ -63,7 +64,7 @@ impl Session {
     /// A new run with a flow whose whitening front is fitted.
     pub(super) fn start(
         options: &Options,
-        recipe: Recipe,
+        (recipe, trained_on): (Recipe, TrainedOn),
         seed: u64,
         (params, flow): (Params, Flow),
         warm: Option<&WarmStart>,
@@ -91,7 +92,7 @@ impl Session {
             best: None,
             norms: Vec::new(),
         };
-        let run = Self::assemble(options, recipe, (params, flow), teacher, optimiser, state)?;
+        let run = Self::assemble(options, (recipe, trained_on), (params, flow), teacher, optimiser, state)?;
         // a first checkpoint, so that the fitted whitening isn't lost and a rollback has a place to go
         run.save()?;
         Ok(run)
@@ -100,12 +101,13 @@ impl Session {
     /// The run in `options.out`, from the checkpoint of `step`.
     pub(super) fn resume(
         options: &Options,
-        recipe: Recipe,
+        (recipe, trained_on): (Recipe, TrainedOn),
         step: usize,
         teacher: Option<Teacher>,
         sampler: &Sampler,
     ) -> Result<Self> {
         let voice = Voice::open(checkpoint::folder(&options.out, step))?;
+        let trained_on = trained_on.after(&voice);
         let (flow, params) = voice.build_flow_on(&options.device)?;
         let mut optimiser = Optimiser::new(&params, &recipe.training)?;
         let mut state = checkpoint::restore(&options.out, step, &mut optimiser)?;
@@ -124,12 +126,12 @@ impl Session {
             };
             return Err(Error::file(&options.out, problem));
         }
-        Self::assemble(options, recipe, (params, flow), teacher, optimiser, state)
+        Self::assemble(options, (recipe, trained_on), (params, flow), teacher, optimiser, state)
     }
 
     fn assemble(
         options: &Options,
-        recipe: Recipe,
+        (recipe, trained_on): (Recipe, TrainedOn),
         (params, flow): (Params, Flow),
         teacher: Option<Teacher>,
         optimiser: Optimiser,
@@ -144,6 +146,7 @@ impl Session {
             out: options.out.clone(),
             device: options.device.clone(),
             recipe,
+            trained_on,
             params,
             flow,
             teacher,
@@ -356,7 +359,8 @@ impl Session {
     }
 
     fn save(&self) -> Result<()> {
-        checkpoint::save(&self.out, &self.recipe, &self.params, &self.optimiser, &self.state)
+        let known = (&self.recipe, &self.trained_on);
+        checkpoint::save(&self.out, known, &self.params, &self.optimiser, &self.state)
     }
 }
 

@@ -18,6 +18,9 @@ const BIAS_FRAMES: usize = 88;
 ///
 /// What a voice says to a mel of zeros with noise of deviation 0 is taken for its hum. For each frame
 /// `|X| ← max(|X| − strength · |bias|, 0)`; phases stay. NVIDIA/waveglow `denoiser.py`, mode `zeros`.
+///
+/// A voice with a whitening front makes its sound as loud as the mel says, and zeros are louder than
+/// speech: its hum is what it says to silence.
 pub struct Denoiser {
     stft: Stft,
     /// Magnitudes of the hum, one for each bin.
@@ -33,21 +36,13 @@ impl Denoiser {
     /// Listens to a voice's hum.
     ///
     /// # Errors
-    /// If the voice's answer isn't finite: a voice with a whitening front may never have seen anything
-    /// like a mel of zeros.
+    /// If the voice's answer isn't finite.
     pub fn new(vocoder: &Vocoder) -> Result<Self> {
-        let n_mels = vocoder.config().mel.n_mels;
-        let mel = MelSpectrogram::new(vec![0.0; n_mels * BIAS_FRAMES], n_mels)?;
+        let config = vocoder.config();
+        let level = if config.flow.whitening.is_some() { config.mel.silence() } else { 0.0 };
+        let mel = MelSpectrogram::new(vec![level; config.mel.n_mels * BIAS_FRAMES], config.mel.n_mels)?;
         let options = SynthOptions { sigma: Some(0.0), refine: Some(0), ..SynthOptions::default() };
-        let hum = vocoder.vocode(&mel, &options, None)?.samples;
-        if hum.iter().any(|s| !s.is_finite()) {
-            return Err(Error::invalid(format!(
-                "voice {} has no finite answer to a mel of zeros, so its hum can't be measured; denoising is for \
-                 imported WaveGlow voices",
-                vocoder.config().name
-            )));
-        }
-        Self::of_hum(&hum)
+        Self::of_hum(&vocoder.vocode(&mel, &options, None)?.samples)
     }
 
     /// Takes a sound for the hum: the spectrum of its frame 0, as in the reference.

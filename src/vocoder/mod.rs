@@ -19,6 +19,7 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use noise::Noise;
 use refine::Refiner;
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +32,10 @@ const MIN_BLOCK: usize = 256;
 
 /// Frames that a thread takes through the flow at a time.
 const FRAMES: usize = 32;
+
+/// Bound of what leaves the flow, so that whatever follows stays finite: speech has residuals to about 11
+/// (three-second stretches of six LJSpeech clips).
+const MAX_RESIDUAL: f32 = 1e4;
 
 /// Turns mels into sound with one voice.
 ///
@@ -136,6 +141,16 @@ impl Vocoder {
             Ok::<_, Error>(())
         })?;
         Ok(Waveform { samples, sample_rate: self.config.mel.sample_rate })
+    }
+
+    /// The mel within what the voice has heard in training; the refinement sees it as it is.
+    fn known<'a>(&self, mel: &'a MelSpectrogram) -> Result<Cow<'a, MelSpectrogram>> {
+        let Some(trained_on) = &self.config.trained_on else {
+            return Ok(Cow::Borrowed(mel));
+        };
+        let mut columns = mel.transposed().values().to_vec();
+        trained_on.bound(&mut columns);
+        Ok(Cow::Owned(MelSpectrogram::new(columns, mel.frames())?.transposed()))
     }
 
     /// The flow's inverse of noise for the frames of a range. If the nets are small and the range is
@@ -295,6 +310,14 @@ impl Vocoder {
         let samples = samples.narrow(0, (start - from) * hop, out.len())?.to_vec1::<f32>()?;
         out.copy_from_slice(&samples);
         Ok(())
+    }
+}
+
+/// Brings what leaves the flow into a range in which all that follows is finite; what isn't a number
+/// becomes 0.
+fn bound(residual: &mut [f32]) {
+    for e in residual {
+        *e = if e.is_nan() { 0.0 } else { e.clamp(-MAX_RESIDUAL, MAX_RESIDUAL) };
     }
 }
 

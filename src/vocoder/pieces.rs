@@ -2,7 +2,7 @@
 
 use super::noise::Noise;
 use super::refine_live::LiveRefinement;
-use super::{Engine, SynthOptions, Vocoder};
+use super::{Engine, SynthOptions, Vocoder, bound};
 use crate::mel::MelSpectrogram;
 use crate::voice::Lookahead;
 use crate::{Error, Result};
@@ -72,6 +72,7 @@ impl Vocoder {
             _ => None,
         };
         let halo = self.refiner.reach(passes);
+        let known = self.known(mel)?;
         let (piece, filters) = match &self.engine {
             Engine::Stream(packed) => (piece, &packed.filters),
             // blocks keep their places
@@ -89,12 +90,13 @@ impl Vocoder {
             let end = (start + piece).min(frames);
             let flowing = |part: f32| report(start as f32 + part * (end - start) as f32, refined as f32);
             let draw = (&noise, sigma);
-            let residual = match &self.engine {
-                Engine::Stream(packed) => self.residual(packed, mel, start..end, draw, &flowing),
-                Engine::Blocks(flow, _) => self.residual_in_blocks(flow, mel, start..end, draw, &flowing)?,
+            let mut residual = match &self.engine {
+                Engine::Stream(packed) => self.residual(packed, &known, start..end, draw, &flowing),
+                Engine::Blocks(flow, _) => self.residual_in_blocks(flow, &known, start..end, draw, &flowing)?,
             };
+            bound(&mut residual);
             let sound = match filters {
-                Some(filters) => filters.inverse(&residual, mel, start..end, &mut past),
+                Some(filters) => filters.inverse(&residual, &known, start..end, &mut past),
                 None => residual,
             };
             if let Some(live) = &mut live {

@@ -9,6 +9,7 @@ use crate::flow::filters::Synthesis;
 use crate::flow::stream::State;
 use crate::voice::Lookahead;
 use crate::{Error, Result};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 /// Frames that go through the flow at a time: enough to keep its products busy, few enough to keep
@@ -176,7 +177,14 @@ impl Streamer<'_> {
         };
         self.frames += frames.len() / self.vocoder.config.mel.n_mels;
         self.refine.aim(frames);
+        let mut frames = Cow::Borrowed(frames);
+        if let Some(trained_on) = &self.vocoder.config.trained_on {
+            trained_on.bound(frames.to_mut());
+        }
+        let frames = &*frames;
+        let before = self.residual.len();
         self.flow.push(flow, frames, last, draw, &mut self.residual);
+        super::bound(&mut self.residual[before..]);
         let mut sound = Vec::new();
         let taken = match (&mut self.synthesis, filters) {
             (Some(synthesis), Some(filters)) => {

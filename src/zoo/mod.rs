@@ -225,7 +225,7 @@ impl Zoo<'_> {
         let folder = self.options.out.join("recordings");
         std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         for clip in &held[..self.table.settings.spoken] {
-            wav::write(&sound_file(&folder, clip), &clip.sound(), sample_rate, WavFormat::Int16)?;
+            wav::write(&sound_file(&folder, clip), &clip.samples(), sample_rate, WavFormat::Int16)?;
         }
         if let (Some(scorer), Some(clip)) = (self.scorer(), held.first()) {
             let recording = sound_file(&folder, clip);

@@ -6,7 +6,7 @@ use melglow::flow::config::{
     RowwiseConfig, SeparableConfig, SequenceConfig, Split, StepConfig, TransformerConfig, WaveNetConfig,
     WhiteningConfig,
 };
-use melglow::flow::{Flow, Segment, nll};
+use melglow::flow::{Flow, Likelihood, Segment, nll};
 use melglow::mel::{MelConfig, MelSpectrogram, extract::extract};
 use melglow::net::{CondNet, Params, WaveNet};
 
@@ -219,6 +219,29 @@ fn log_det_is_that_of_the_numerical_jacobian() {
         }
         let numerical = log_abs_det(columns);
         assert!((numerical - f64::from(log_det)).abs() < 0.02, "{name}: numerical {numerical}, stated {log_det}");
+    }
+}
+
+/// Log-determinants by step sum up to the whole, and belong to their time: a changed last step leaves
+/// those alone that it is out of reach of.
+#[test]
+fn log_det_by_step_is_local_and_sums_up() {
+    for (name, config) in designs() {
+        let (flow, _) = unsettled(&config);
+        let (x, mel) = inputs(&flow, 2, 20);
+        let (z, whole) = flow.forward(&x, &mel).unwrap();
+        let (z_by_step, by_step) = flow.forward_by_step(&x, &mel).unwrap();
+        assert_eq!(max_abs(&z, &z_by_step), 0.0, "{name}");
+        assert!(max_abs(&whole, &by_step.sum(1).unwrap()) < 1e-3, "{name}");
+        // without a limit to its reach, or as an estimate, a log-determinant is spread evenly
+        let (Some(halo), Likelihood::Exact) = (flow.halo_steps(), flow.likelihood_kind()) else { continue };
+        let (samples, group) = (20 * 16, flow.group());
+        let last: Vec<f32> = (0..samples).map(|i| if i + group < samples { 0.0 } else { 2.0 }).collect();
+        let changed = x.broadcast_add(&Tensor::from_vec(last, (1, 1, samples), &CPU).unwrap()).unwrap();
+        let (_, after) = flow.forward_by_step(&changed, &mel).unwrap();
+        let steps = samples / group - 1 - halo;
+        let early = |t: &Tensor| t.narrow(1, 0, steps).unwrap();
+        assert!(max_abs(&early(&by_step), &early(&after)) < 1e-6, "{name}");
     }
 }
 

@@ -3,6 +3,7 @@
 mod cli;
 mod denoise;
 mod distill;
+mod eval;
 mod golden;
 mod import;
 mod laws;

@@ -12,7 +12,7 @@ use melglow::net::params::{named_rng, normal};
 use melglow::train::Recipe;
 use melglow::vocoder::noise::Noise;
 use melglow::vocoder::{SynthOptions, Vocoder};
-use melglow::voice::{Lookahead, SynthesisConfig, Voice, VoiceConfig};
+use melglow::voice::{Lookahead, SynthesisConfig, TrainedOn, Voice, VoiceConfig};
 
 /// A convention with a hop of 16.
 fn mel_config() -> MelConfig {
@@ -148,6 +148,29 @@ fn streamed_equals_whole_for_every_design_and_chunking() {
                 );
             }
         }
+    }
+}
+
+/// The flow hears values outside of the range of training at its ends, in streams too; the refinement
+/// aims at the mel as it is.
+#[test]
+fn mels_beyond_training_sound_as_its_ends() {
+    let plain = voice("plain", &designs()[0].1);
+    let known = TrainedOn { clips: Vec::new(), low: vec![-4.5; 5], high: vec![-3.8; 5] };
+    let config = VoiceConfig { trained_on: Some(known.clone()), ..plain.config().clone() };
+    let tensors: Vec<_> = plain.tensors().unwrap().into_iter().collect();
+    let bounded = Vocoder::new(&Voice::from_parts(config, &tensors).unwrap()).unwrap();
+    let plain = Vocoder::new(&plain).unwrap();
+    let mel = mel(40);
+    let mut columns = mel.transposed().values().to_vec();
+    known.bound(&mut columns);
+    let ends = MelSpectrogram::new(columns, 40).unwrap().transposed();
+    let speak = |vocoder: &Vocoder, mel, passes| vocoder.vocode(mel, &options(passes), None).unwrap().samples;
+    assert!(bits(&speak(&bounded, &mel, 0)) == bits(&speak(&plain, &ends, 0)));
+    assert!(bits(&speak(&bounded, &mel, 0)) != bits(&speak(&plain, &mel, 0)));
+    assert!(bits(&speak(&bounded, &mel, 2)) != bits(&speak(&plain, &ends, 2)));
+    for passes in [0, 2] {
+        assert!(bits(&streamed(&bounded, &mel, &options(passes), 3)) == bits(&speak(&bounded, &mel, passes)));
     }
 }
 

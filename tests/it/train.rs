@@ -192,15 +192,18 @@ fn eval_says_what_training_said() {
     let mut recipe = recipe(6);
     recipe.flow = rich_recipe(6).flow;
     let summary = place.train(&recipe, "run");
-    let (code, out, err) = place.run(&["eval", "--voice", "run/step-6", "--data", "data", "--json"]);
+    let (code, out, err) =
+        place.run(&["eval", "--voice", "run/step-6", "--data", "data", "--likelihood-only", "--json"]);
     assert_eq!(code, 0, "{err}");
     let eval: Value = serde_json::from_str(&out).unwrap();
     // JSON's decimals may cost the last bit
     assert!((eval["per_sample"].as_f64().unwrap() - summary.bits.unwrap()).abs() < 1e-12);
     assert_eq!(eval["clips"].as_array().unwrap().len(), 2);
-    let (code, out, _) = place.run(&["eval", "--voice", "run/step-6", "--data", "data", "--clips", "a..b,d"]);
+    let (code, out, err) =
+        place.run(&["eval", "--voice", "run/step-6", "--data", "data", "--clips", "a..b,e", "--likelihood-only"]);
     assert_eq!(code, 0);
     assert!(out.contains("mean of 3 clips "), "{out}");
+    assert!(err.contains("these clips were trained on, by their names: a, b (2 clips of 3)"), "{err}");
 }
 
 #[test]
@@ -331,7 +334,8 @@ fn an_imported_checkpoint_is_fine_tuned() {
         assert_eq!(code, 0, "{err}");
         assert!(err.contains("none starts fresh"), "{err}");
         let bits = |voice: &str| {
-            let (code, out, err) = place.run(&["eval", "--voice", voice, "--data", "data", "--clips", "f", "--json"]);
+            let (code, out, err) =
+                place.run(&["eval", "--voice", voice, "--data", "data", "--clips", "f", "--likelihood-only", "--json"]);
             assert_eq!(code, 0, "{err}");
             serde_json::from_str::<Value>(&out).unwrap()["per_sample"].as_f64().unwrap()
         };

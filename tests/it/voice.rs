@@ -2,7 +2,8 @@
 
 use super::{Place, tiny_flow, tiny_mel, tiny_voice};
 use candle_core::{DType, Device, Tensor};
-use melglow::mel::MelConfig;
+use melglow::mel::{MelConfig, MelSpectrogram};
+use melglow::vocoder::denoise::Denoiser;
 use melglow::vocoder::{SynthOptions, Vocoder};
 use melglow::voice::{SynthesisConfig, Voice, VoiceConfig};
 use std::fs;
@@ -37,6 +38,29 @@ fn saved_and_loaded_is_the_same_bytes() {
     }
     assert_eq!(place.names("."), ["again", "voice"]);
     assert_eq!(place.names("voice"), ["config.json", "model.safetensors"]);
+}
+
+/// Digital silence, which no recording of its training had, gave numbers that aren't; so did a mel far
+/// louder than speech.
+#[test]
+fn the_built_in_voice_answers_silence_and_noise_with_numbers() {
+    let Ok(voice) = Voice::embedded() else { return eprintln!("SKIPPED: no voice is built in") };
+    let vocoder = Vocoder::new(&voice).unwrap();
+    let loudest = |value: f32, sigma: f32, refine| {
+        let mel = MelSpectrogram::new(vec![value; 80 * 20], 80).unwrap();
+        let options = SynthOptions { sigma: Some(sigma), refine: Some(refine), ..SynthOptions::default() };
+        let samples = vocoder.vocode(&mel, &options, None).unwrap().samples;
+        assert!(samples.iter().all(|s| s.is_finite()), "{value}, sigma {sigma}, {refine} passes");
+        samples.iter().fold(0.0f32, |most, s| most.max(s.abs()))
+    };
+    for (sigma, refine) in [(0.0, 0), (1.0, 0), (1.0, 3)] {
+        let most = loudest(MelConfig::nvidia().silence(), sigma, refine);
+        assert!(most < 1e-3, "{most} in silence, sigma {sigma}, {refine} passes");
+        loudest(0.0, sigma, refine);
+        loudest(-4.0, sigma, refine);
+    }
+    let hum = Denoiser::new(&vocoder).unwrap();
+    assert!(hum.bias().iter().all(|&bin| bin < 1e-2), "a hum of 1e-5 of full scale at most");
 }
 
 #[test]
@@ -125,6 +149,10 @@ fn damaged_folders_are_refused_in_one_line() {
     assert!(with("\"name\"", "\"colour\": 1, \"name\"").starts_with("config.json: unknown field `colour`, expected"));
     assert!(with("\"sigma\"", "\"sigmoid\"").starts_with("config.json: unknown field `sigmoid`, expected"));
     assert!(with("\"name\": \"tiny\",", "").starts_with("config.json: missing field `name` at line"));
+    assert_eq!(
+        with("\"weights_sha256\"", "\"trained_on\": {\"clips\": [], \"low\": [0], \"high\": []}, \"weights_sha256\""),
+        "config.json: trained_on has 1 low and 0 high values, expected 80"
+    );
     assert_eq!(
         with("\"format\": 1", "\"format\": 2"),
         "config.json: format is 2, expected 1: another version of melglow wrote this voice"
