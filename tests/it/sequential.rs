@@ -103,7 +103,7 @@ fn rows_follow_the_rows_before_them_within_reach() {
     assert!(later.contains(&(4 * step + 1)) && !later.contains(&(4 * step)));
     assert!(later.iter().all(|i| i % 4 >= 1 && (i / 4).abs_diff(step) <= 6), "{later:?}");
     assert!(later.iter().filter(|&i| i % 4 == 1).eq([&(4 * step + 1)]), "{later:?}");
-    assert!(later.iter().any(|i| (i / 4).abs_diff(step) == 6), "{later:?}");
+    assert!(later.iter().any(|i| (i / 4).abs_diff(step) > 3), "{later:?}");
 }
 
 /// Means over random signs come near what unit vectors give exactly.
