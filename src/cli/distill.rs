@@ -30,7 +30,7 @@ pub struct DistillArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// As [`distill`].
+/// As [`distill()`].
 pub fn run(args: &DistillArgs) -> anyhow::Result<()> {
     super::use_threads(args.run.threads)?;
     let teacher = super::voice(Some(&args.teacher))?;

@@ -113,7 +113,6 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         return print(args, &table(&bits), &serde_json::to_value(&bits)?);
     }
     let folder = args.out.as_deref().map(Folder::open).transpose()?;
-    let speaker = Speaker::new(&voice, flow, device, options, args.denoise)?;
     let setting = Setting {
         voice: config.name.clone(),
         data: args.data.display().to_string(),
@@ -121,9 +120,11 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         refine: args.refine.unwrap_or(config.synthesis.refine),
         seed: args.seed,
         denoise: args.denoise,
+        likelihood: flow.likelihood_kind(),
         threads: rayon::current_num_threads(),
         remarks,
     };
+    let speaker = Speaker::new(&voice, flow, device, options, args.denoise)?;
     let mut report = Report { setting, clips: Vec::new() };
     let mut examples: Vec<(f64, Example)> = Vec::new();
     let mut progress = Progress::new("eval", 0, dataset.clips.len());

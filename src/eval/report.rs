@@ -6,7 +6,7 @@ use crate::audio::wav::{self, WavFormat};
 use crate::plot::Size;
 use crate::plot::spectrogram::Spectrogram;
 use crate::statistics::Mean;
-use crate::{Error, Result};
+use crate::{Error, Result, flow};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
@@ -37,6 +37,8 @@ pub struct Setting {
     pub seed: u64,
     /// Strength of the denoiser.
     pub denoise: f32,
+    /// What the voice's bits per sample are worth.
+    pub likelihood: flow::Likelihood,
     /// Threads in use.
     pub threads: usize,
     /// Said about the data: clips that the voice was trained on, were resampled or left out.
@@ -173,8 +175,9 @@ impl Report {
         let (clips, seconds, bits) = (self.clips.len(), self.seconds(), number(self.bits_per_sample(), BITS_DIGITS));
         let _ = write!(
             text,
-            "\n{}; {clips} clips, {seconds:.1} s; {bits} bits per sample over all samples\n\n{:18} {:>20} {:>20}\n",
+            "\n{}; {clips} clips, {seconds:.1} s; {bits} bits per sample over all samples{}\n\n{:18} {:>20} {:>20}\n",
             self.setting.line(),
+            self.setting.likelihood.remark(),
             "mean ± 95 %",
             self.setting.voice,
             "Griffin-Lim"
@@ -194,7 +197,7 @@ impl Report {
 
     /// As JSON; what isn't defined is null.
     pub fn json(&self) -> Value {
-        let Setting { voice, data, sigma, refine, seed, denoise, threads, remarks } = &self.setting;
+        let Setting { voice, data, sigma, refine, seed, denoise, likelihood, threads, remarks } = &self.setting;
         let scores = |of: fn(&ClipScores) -> &Scores| -> Value {
             let means = (0..METRICS.len()).map(|i| (METRICS[i].key, self.mean(|clip| of(clip).0[i])));
             means.map(|(key, mean)| (key.to_string(), json!(mean))).collect::<Map<_, _>>().into()
@@ -217,7 +220,7 @@ impl Report {
         };
         json!({
             "voice": voice, "data": data, "sigma": sigma, "refine": refine, "seed": seed, "denoise": denoise,
-            "threads": threads, "remarks": remarks,
+            "threads": threads, "remarks": remarks, "likelihood": likelihood,
             "per_sample": self.bits_per_sample(),
             "means": {
                 "bits": bits,
@@ -239,12 +242,13 @@ impl Report {
             "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
              <meta name=\"viewport\" content=\"width=device-width\">\
              <title>melglow eval: {voice}</title><style>{STYLE}</style></head><body>\n\
-             <h1>Voice {voice}</h1>\n<p>{} clips of {}, {:.1} s; {}. {} bits per sample over all samples.</p>\n",
+             <h1>Voice {voice}</h1>\n<p>{} clips of {}, {:.1} s; {}. {} bits per sample over all samples{}.</p>\n",
             self.clips.len(),
             escape(&self.setting.data),
             self.seconds(),
             self.setting.line(),
             number(self.bits_per_sample(), BITS_DIGITS),
+            self.setting.likelihood.remark(),
         );
         for remark in &self.setting.remarks {
             let _ = writeln!(page, "<p class=\"remark\">{}</p>", escape(remark));
@@ -396,6 +400,7 @@ mod tests {
             refine: 60,
             seed: 0,
             denoise: 0.0,
+            likelihood: flow::Likelihood::LowerBound,
             threads: 1,
             remarks: vec!["1 clip was trained on".to_string()],
         };
@@ -408,10 +413,14 @@ mod tests {
         let text = report.text();
         assert!(text.contains("mel L1                   2.000 ± 12.706                    –\n"), "{text}");
         assert!(text.contains("  silence                             –\n"), "{text}");
-        assert!(text.contains("9.5000 bits per sample over all samples"), "{text}");
+        assert!(
+            text.contains("9.5000 bits per sample over all samples, at most (the likelihood is a lower bound)\n"),
+            "{text}"
+        );
         assert!(!text.contains("NaN"));
         let json = report.json();
         assert_eq!(json["per_sample"], 9.5);
+        assert_eq!(json["likelihood"], "lower_bound");
         assert_eq!(json["means"]["voice"]["mcd_db"]["mean"], 2.0);
         assert!(json["means"]["griffin_lim"]["mcd_db"].is_null() && json["clips"][1]["bits"]["silence"].is_null());
         assert_eq!(json["clips"][1]["voice"]["tone_db"], 3.0);

@@ -66,15 +66,26 @@ impl Autoregressive {
         let rows = self.cond.product(&cond.rows)?;
         if self.reversed { rows.flip(&[1]) } else { Ok(rows) }
     }
-}
 
-impl Bijector for Autoregressive {
-    fn forward(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+    /// Forward, with ln f′ of each value; both as `x`.
+    fn transform(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
         let rows = self.rows(x)?;
         let before = rows.pad_with_zeros(1, 1, 0)?.narrow(1, 0, rows.dim(1)?)?;
         let params = self.net.forward(&before, &self.cond(cond)?, self.cond.bias())?;
         let (z, log_slope) = self.map.forward(&rows, &params)?;
-        Ok((self.steps(&z, x.dims3()?)?, log_slope.sum((1, 2))?))
+        Ok((self.steps(&z, x.dims3()?)?, self.steps(&log_slope, x.dims3()?)?))
+    }
+}
+
+impl Bijector for Autoregressive {
+    fn forward(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        let (z, log_slope) = self.transform(x, cond)?;
+        Ok((z, log_slope.sum((1, 2))?))
+    }
+
+    fn forward_by_step(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        let (z, log_slope) = self.transform(x, cond)?;
+        Ok((z, log_slope.sum(2)?))
     }
 
     fn inverse(&self, z: &Tensor, cond: &Cond) -> Result<Tensor> {

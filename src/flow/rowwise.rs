@@ -41,17 +41,29 @@ impl Rowwise {
     pub fn macs(&self) -> (usize, usize) {
         self.net.macs()
     }
-}
 
-impl Bijector for Rowwise {
-    fn forward(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+    /// Forward, with ln f′ of each value, `[batch, channels, steps]`.
+    fn transform(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
         let (batch, steps, channels) = x.dims3()?;
         let rows = x.transpose(1, 2)?.contiguous()?;
         let before = rows.pad_with_zeros(1, 1, 0)?.narrow(1, 0, channels)?.unsqueeze(3)?;
         let params = self.net.push(&before, &mut self.net.memory(&cond.rows, steps)?)?;
         let flat = |t: &Tensor| t.reshape((batch, channels * steps, ()));
         let (z, log_slope) = self.map.forward(&flat(&rows)?, &flat(&params)?)?;
-        Ok((z.reshape((batch, channels, steps))?.transpose(1, 2)?.contiguous()?, log_slope.sum((1, 2))?))
+        let shape = (batch, channels, steps);
+        Ok((z.reshape(shape)?.transpose(1, 2)?.contiguous()?, log_slope.reshape(shape)?))
+    }
+}
+
+impl Bijector for Rowwise {
+    fn forward(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        let (z, log_slope) = self.transform(x, cond)?;
+        Ok((z, log_slope.sum((1, 2))?))
+    }
+
+    fn forward_by_step(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        let (z, log_slope) = self.transform(x, cond)?;
+        Ok((z, log_slope.sum(1)?))
     }
 
     fn inverse(&self, z: &Tensor, cond: &Cond) -> Result<Tensor> {
