@@ -60,6 +60,10 @@ pub struct TrainedOn {
     pub low: Vec<f32>,
     /// The highest value of each band.
     pub high: Vec<f32>,
+    /// Level of the whitened residual: root mean square, the median of hops. `None` without a whitening
+    /// front. A hop of synthesis that is far above it is the flow's failure, and noise stands in for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual_level: Option<f32>,
 }
 
 impl TrainedOn {
@@ -95,6 +99,13 @@ impl TrainedOn {
         if self.low.len() != bands || self.high.len() != bands {
             let (low, high) = (self.low.len(), self.high.len());
             return Err(Error::invalid(format!("trained_on has {low} low and {high} high values, expected {bands}")));
+        }
+        if let Some(level) = self.residual_level
+            && !(level > 0.0 && level.is_finite())
+        {
+            return Err(Error::invalid(format!(
+                "trained_on: residual_level {level} is out of range, expected above 0"
+            )));
         }
         // NaN is in no order
         match self.low.iter().zip(&self.high).position(|(low, high)| !(low <= high && (high - low).is_finite())) {

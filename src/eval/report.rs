@@ -77,14 +77,19 @@ pub struct Report {
     pub clips: Vec<ClipScores>,
 }
 
-/// A value, or a dash where there is none.
+/// A value, or a dash where there is none. What a flow finds impossible may have thirty digits.
 fn number(value: Option<f64>, digits: usize) -> String {
-    value.filter(|value| value.is_finite()).map_or("–".to_string(), |value| format!("{value:.digits$}"))
+    match value.filter(|value| value.is_finite()) {
+        Some(value) if value.abs() >= 1e6 => format!("{value:.1e}"),
+        Some(value) => format!("{value:.digits$}"),
+        None => "–".to_string(),
+    }
 }
 
 /// A mean with its interval.
 fn interval(mean: Option<Mean>, digits: usize) -> String {
-    let half = mean.and_then(|mean| mean.ci95).map_or(String::new(), |half| format!(" ± {half:.digits$}"));
+    let half =
+        mean.and_then(|mean| mean.ci95).map_or(String::new(), |half| format!(" ± {}", number(Some(half), digits)));
     number(mean.map(|mean| mean.mean), digits) + &half
 }
 

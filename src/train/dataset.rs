@@ -15,6 +15,8 @@ use std::sync::{Mutex, OnceLock};
 
 /// File names that a plain folder of audio may hold.
 const EXTENSIONS: [&str; 8] = ["wav", "flac", "mp3", "ogg", "oga", "m4a", "aac", "mp4"];
+/// Clips by which the level of the residual is measured.
+const LEVEL_CLIPS: usize = 4;
 
 /// A clip: its 16-bit samples and its mel; whitened when first asked for, or for each segment anew
 /// where the whitening learns.
@@ -347,6 +349,27 @@ impl<'a> Sampler<'a> {
             self.whitened(flow, &places, device)?
         };
         Ok(Batch { x, mel: self.mels(flow, &places, device)?, whitening_log_det, clips: names(&places) })
+    }
+
+    /// Level of the whitened residual by a few clips, evenly spread: root mean square, the median of hops.
+    /// `None` if the flow has no whitening front.
+    ///
+    /// # Errors
+    /// As [`Clip::whitened`].
+    pub fn residual_level(&self, flow: &Flow) -> Result<Option<f32>> {
+        if !flow.has_whitening() {
+            return Ok(None);
+        }
+        let stride = self.clips.len().div_ceil(LEVEL_CLIPS);
+        let mut powers = Vec::new();
+        for clip in self.clips.iter().step_by(stride) {
+            let residual = clip.whiten(flow, self.hop)?.residual;
+            powers.extend(residual.chunks(self.hop).map(|hop| hop.iter().map(|e| e * e).sum::<f32>()));
+        }
+        powers.sort_by(f32::total_cmp);
+        let median = (powers[powers.len() / 2] / self.hop as f32).sqrt();
+        // to thousandths, and above 0: short in a file
+        Ok(Some((1000.0 * median).ceil() / 1000.0))
     }
 
     /// Segments out of the whitened clips, `[batch, 1, samples]`, and their log-determinants, `[batch]`.

@@ -222,6 +222,8 @@ fn trained_on(clips: &[Clip], names: &[String]) -> TrainedOn {
         clips: ranges,
         low: (0..bands).map(|band| (100.0 * extreme(band, f32::min)).floor() / 100.0).collect(),
         high: (0..bands).map(|band| (100.0 * extreme(band, f32::max)).ceil() / 100.0).collect(),
+        // measured at each checkpoint: the front may learn along
+        residual_level: None,
     }
 }
 

@@ -92,9 +92,9 @@ impl Session {
             best: None,
             norms: Vec::new(),
         };
-        let run = Self::assemble(options, (recipe, trained_on), (params, flow), teacher, optimiser, state)?;
+        let mut run = Self::assemble(options, (recipe, trained_on), (params, flow), teacher, optimiser, state)?;
         // a first checkpoint, so that the fitted whitening isn't lost and a rollback has a place to go
-        run.save()?;
+        run.save(sampler)?;
         Ok(run)
     }
 
@@ -191,12 +191,12 @@ impl Session {
             let due = step.is_multiple_of(t.eval_every) || over;
             let better = due && self.evaluate(held, &progress, stop)?;
             if (better || step.is_multiple_of(t.checkpoint_every)) && step < end && !over {
-                self.save()?;
+                self.save(sampler)?;
             }
             progress.at(t.cpu_minutes.map_or(step, |_| self.seconds() as usize), || shown.clone());
         }
         let step = self.state.step;
-        self.save()?;
+        self.save(sampler)?;
         let complete = self.is_over();
         if !complete {
             progress.say(&format!("saved at step {step}; go on with --resume"));
@@ -358,7 +358,8 @@ impl Session {
         self.log.line(&Value::Object(line))
     }
 
-    fn save(&self) -> Result<()> {
+    fn save(&mut self, sampler: &Sampler) -> Result<()> {
+        self.trained_on.residual_level = sampler.residual_level(&self.flow)?;
         let known = (&self.recipe, &self.trained_on);
         checkpoint::save(&self.out, known, &self.params, &self.optimiser, &self.state)
     }

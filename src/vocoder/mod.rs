@@ -1,6 +1,7 @@
 //! From mel to sound with a voice.
 
 pub mod denoise;
+mod guard;
 pub mod noise;
 mod pieces;
 pub mod refine;
@@ -141,6 +142,11 @@ impl Vocoder {
             Ok::<_, Error>(())
         })?;
         Ok(Waveform { samples, sample_rate: self.config.mel.sample_rate })
+    }
+
+    /// Level of the residual of speech, where the voice says it.
+    fn residual_level(&self) -> Option<f32> {
+        self.config.trained_on.as_ref()?.residual_level
     }
 
     /// The mel within what the voice has heard in training; the refinement sees it as it is.

@@ -2,7 +2,7 @@
 
 use super::noise::Noise;
 use super::refine_live::LiveRefinement;
-use super::{Engine, SynthOptions, Vocoder, bound};
+use super::{Engine, SynthOptions, Vocoder, bound, guard};
 use crate::mel::MelSpectrogram;
 use crate::voice::Lookahead;
 use crate::{Error, Result};
@@ -94,6 +94,9 @@ impl Vocoder {
                 Engine::Stream(packed) => self.residual(packed, &known, start..end, draw, &flowing),
                 Engine::Blocks(flow, _) => self.residual_in_blocks(flow, &known, start..end, draw, &flowing)?,
             };
+            if let Some(level) = self.residual_level() {
+                guard::repair(&mut residual, hop, start, level, draw);
+            }
             bound(&mut residual);
             let sound = match filters {
                 Some(filters) => filters.inverse(&residual, &known, start..end, &mut past),

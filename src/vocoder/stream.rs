@@ -4,7 +4,7 @@ use super::noise::Noise;
 use super::refine::Refiner;
 use super::refine_live::LiveRefinement;
 use super::refine_stream::RefineStream;
-use super::{Packed, SynthOptions, Vocoder};
+use super::{Packed, SynthOptions, Vocoder, guard};
 use crate::flow::filters::Synthesis;
 use crate::flow::stream::State;
 use crate::voice::Lookahead;
@@ -35,6 +35,8 @@ pub struct Streamer<'a> {
     refine: Refinement,
     /// What the flow has made and the synthesis filter has not taken.
     residual: Vec<f32>,
+    /// Hops that the synthesis filter has taken.
+    hops: usize,
     lookahead: usize,
     frames: usize,
     samples: usize,
@@ -100,6 +102,7 @@ impl Vocoder {
             synthesis: filters.map(Synthesis::new),
             refine,
             residual: Vec::new(),
+            hops: 0,
             lookahead: lookahead + after,
             frames: 0,
             samples: 0,
@@ -182,18 +185,23 @@ impl Streamer<'_> {
             trained_on.bound(frames.to_mut());
         }
         let frames = &*frames;
-        let before = self.residual.len();
         self.flow.push(flow, frames, last, draw, &mut self.residual);
-        super::bound(&mut self.residual[before..]);
         let mut sound = Vec::new();
         let taken = match (&mut self.synthesis, filters) {
             (Some(synthesis), Some(filters)) => {
                 synthesis.hear(filters, frames, last);
                 let whole = synthesis.ready(filters).min(self.residual.len() / flow.hop) * flow.hop;
+                let residual = &mut self.residual[..whole];
+                if let Some(level) = self.vocoder.residual_level() {
+                    guard::repair(residual, flow.hop, self.hops, level, (&noise, sigma));
+                }
+                self.hops += whole / flow.hop;
+                super::bound(residual);
                 synthesis.speak(filters, &self.residual[..whole], &mut sound);
                 whole
             }
             _ => {
+                super::bound(&mut self.residual);
                 sound.extend_from_slice(&self.residual);
                 self.residual.len()
             }

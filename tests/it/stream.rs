@@ -156,7 +156,7 @@ fn streamed_equals_whole_for_every_design_and_chunking() {
 #[test]
 fn mels_beyond_training_sound_as_its_ends() {
     let plain = voice("plain", &designs()[0].1);
-    let known = TrainedOn { clips: Vec::new(), low: vec![-4.5; 5], high: vec![-3.8; 5] };
+    let known = TrainedOn { clips: Vec::new(), low: vec![-4.5; 5], high: vec![-3.8; 5], residual_level: None };
     let config = VoiceConfig { trained_on: Some(known.clone()), ..plain.config().clone() };
     let tensors: Vec<_> = plain.tensors().unwrap().into_iter().collect();
     let bounded = Vocoder::new(&Voice::from_parts(config, &tensors).unwrap()).unwrap();

@@ -2,7 +2,7 @@
 
 use super::{Place, tiny_flow, tiny_mel, tiny_voice};
 use candle_core::{DType, Device, Tensor};
-use melglow::mel::{MelConfig, MelSpectrogram};
+use melglow::mel::{MelConfig, MelSpectrogram, file};
 use melglow::vocoder::denoise::Denoiser;
 use melglow::vocoder::{SynthOptions, Vocoder};
 use melglow::voice::{SynthesisConfig, Voice, VoiceConfig};
@@ -61,6 +61,41 @@ fn the_built_in_voice_answers_silence_and_noise_with_numbers() {
     }
     let hum = Denoiser::new(&vocoder).unwrap();
     assert!(hum.bias().iter().all(|&bin| bin < 1e-2), "a hum of 1e-5 of full scale at most");
+}
+
+/// What a flow of one speaker answers with 10²⁰ and more: silence cut into speech, and louder speech.
+#[test]
+fn the_built_in_voices_keep_their_level_where_the_flow_loses_its_way() {
+    let mel = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/mels/LJ002-0155.npy");
+    let mel = file::read(&mel, 80).unwrap();
+    let rms = |samples: &[f32]| (samples.iter().map(|s| s * s).sum::<f32>() / samples.len() as f32).sqrt();
+    for name in ["lj", "lj-live"] {
+        let vocoder = Vocoder::new(&Voice::embedded_as(name).unwrap()).unwrap();
+        for refine in [0, 4] {
+            let options = SynthOptions { refine: Some(refine), ..SynthOptions::default() };
+            let speak = |mel: &MelSpectrogram| vocoder.vocode(mel, &options, None).unwrap().samples;
+            let plain = rms(&speak(&mel));
+            let altered = |change: &dyn Fn(usize, &mut f32)| {
+                let mut rows = mel.transposed().values().to_vec();
+                rows.iter_mut().enumerate().for_each(|(i, value)| change(i / 80, value));
+                speak(&MelSpectrogram::new(rows, mel.frames()).unwrap().transposed())
+            };
+            let louder = rms(&altered(&|_, value| *value += 1.5));
+            assert!(
+                (1.0..1.5_f32.exp() * 1.5).contains(&(louder / plain)),
+                "{name}, {refine} passes: {}",
+                louder / plain
+            );
+            let silence = MelConfig::nvidia().silence();
+            let cut = altered(&|frame, value| {
+                if (100..130).contains(&frame) {
+                    *value = silence
+                }
+            });
+            assert!((0.5..1.5).contains(&(rms(&cut) / plain)), "{name}, {refine} passes: {}", rms(&cut) / plain);
+            assert!(rms(&cut[105 * 256..125 * 256]) < 1e-2 * plain, "{name}, {refine} passes");
+        }
+    }
 }
 
 #[test]
