@@ -211,6 +211,7 @@ fn conv(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 mod tests {
     use super::*;
     use crate::net::Params;
+    use crate::net::params::scattered;
     use candle_core::Device;
 
     fn net(coefficient: f64) -> LipschitzNet {
@@ -218,8 +219,8 @@ mod tests {
         let params = Params::seeded(1, &Device::Cpu);
         let net = LipschitzNet::new(&config, 4, 5, params.builder()).unwrap();
         // far beyond what the coefficient allows
-        for (_, var) in params.named() {
-            var.set(&(var.as_tensor() + var.rand_like(-2.0, 2.0).unwrap()).unwrap()).unwrap();
+        for (i, (_, var)) in params.named().iter().enumerate() {
+            var.set(&(var.as_tensor() + scattered(i as u64, 2.0, var.shape())).unwrap()).unwrap();
         }
         net
     }
@@ -230,14 +231,14 @@ mod tests {
 
     #[test]
     fn distances_shrink_by_the_coefficient_at_least() {
-        let rows = Tensor::rand(-1f32, 1.0, (1, 6, 5), &Device::Cpu).unwrap();
+        let rows = scattered(0, 1.0, (1, 6, 5));
         for coefficient in [0.3, 0.9] {
             let net = net(coefficient);
             let net = net.prepare(&rows, 4, 20).unwrap();
             let mut worst = 0.0_f32;
             for size in [0.01, 0.3, 3.0] {
-                let a = Tensor::rand(-2f32, 2.0, (1, 20, 4), &Device::Cpu).unwrap();
-                let mut b = (&a + a.rand_like(-size, size).unwrap()).unwrap();
+                let a = scattered(1, 2.0, (1, 20, 4));
+                let mut b = (&a + scattered(2, size as f32, a.shape())).unwrap();
                 // towards the direction that grows most
                 for _ in 0..20 {
                     let apart = (net.value(&b).unwrap() - net.value(&a).unwrap()).unwrap();
@@ -253,9 +254,9 @@ mod tests {
     #[test]
     fn the_tangent_is_the_difference_of_values() {
         let net = net(0.9);
-        let rows = Tensor::rand(-1f32, 1.0, (2, 6, 5), &Device::Cpu).unwrap();
-        let x = Tensor::rand(-1f32, 1.0, (2, 20, 4), &Device::Cpu).unwrap();
-        let v = Tensor::rand(-1f32, 1.0, (2, 20, 4), &Device::Cpu).unwrap();
+        let rows = scattered(0, 1.0, (2, 6, 5));
+        let x = scattered(1, 1.0, (2, 20, 4));
+        let v = scattered(2, 1.0, (2, 20, 4));
         let at = |h: f64| net.prepare(&rows, 4, 20).unwrap().value(&(&x + (&v * h).unwrap()).unwrap()).unwrap();
         let numerical = ((at(0.01) - at(-0.01)).unwrap() / 0.02).unwrap();
         let (value, tangent) = net.prepare(&rows, 4, 20).unwrap().with_tangent(&x).unwrap();

@@ -134,6 +134,14 @@ pub fn normal(rng: &mut ChaCha8Rng) -> f32 {
     ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
 }
 
+/// Uniform values between `-size` and `size`, the same for the same seed, for tests.
+#[cfg(test)]
+pub(crate) fn scattered(seed: u64, size: f32, shape: impl Into<Shape>) -> Tensor {
+    let (mut rng, shape) = (named_rng(seed, "test"), shape.into());
+    let values = (0..shape.elem_count()).map(|_| size * (2.0 * uniform(&mut rng) - 1.0)).collect::<Vec<_>>();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
 fn draw(seed: u64, name: &str, shape: &Shape, init: Init, device: &Device) -> Result<Tensor> {
     let mut rng = named_rng(seed, name);
     let count = shape.elem_count();

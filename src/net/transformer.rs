@@ -235,20 +235,20 @@ impl CondNet for Transformer {
 mod tests {
     use super::*;
     use crate::net::Params;
+    use crate::net::params::scattered;
 
     #[test]
     fn row_by_row_is_the_whole_at_once_and_the_past_alone_matters() {
         let config = TransformerConfig { channels: 12, heads: 3, layers: 2, window: 5, expansion: 2 };
         let params = Params::seeded(1, &Device::Cpu);
         let net = Transformer::new(&config, 2, 4, 4, params.builder()).unwrap();
-        for (_, var) in params.named() {
-            let moved = (var.as_tensor() + var.rand_like(-0.5, 0.5).unwrap()).unwrap();
-            var.set(&moved).unwrap();
+        for (i, (_, var)) in params.named().iter().enumerate() {
+            var.set(&(var.as_tensor() + scattered(i as u64, 0.5, var.shape())).unwrap()).unwrap();
         }
         for rows in [1, 5, 23] {
-            let x = Tensor::rand(-1f32, 1.0, (1, rows, 2), &Device::Cpu).unwrap();
-            let cond = Tensor::rand(-1f32, 1.0, (1, rows.div_ceil(4) + 1, 24), &Device::Cpu).unwrap();
-            let bias = Tensor::rand(-1f32, 1.0, 24, &Device::Cpu).unwrap();
+            let x = scattered(0, 1.0, (1, rows, 2));
+            let cond = scattered(1, 1.0, (1, rows.div_ceil(4) + 1, 24));
+            let bias = scattered(2, 1.0, 24);
             let run = |x: &Tensor| net.forward(x, &cond, &bias).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
             let whole = run(&x);
             let mut recall = net.recall(&cond.get(0).unwrap(), &bias).unwrap();
