@@ -25,7 +25,7 @@ pub struct ZooArgs {
     #[arg(long, value_name = "M", value_parser = minutes)]
     minutes: f64,
     /// Recipes, by name or path; NAME-raw: without the whitening filter [default: all built-in ones, and
-    /// nice, realnvp, glow and waveglow raw as well]
+    /// nice, realnvp, glow and waveglow-64 raw as well]
     #[arg(long, value_name = "NAME|PATH", value_delimiter = ',')]
     recipes: Vec<String>,
     /// Folder of the zoo
