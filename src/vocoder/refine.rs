@@ -13,8 +13,11 @@ use rustfft::num_complex::Complex32;
 pub(super) const MOMENTUM: f32 = 0.9;
 /// Bound of a pass's correction in a band, nats.
 const MAX_CORRECTION: f32 = 4.0;
-/// How far above the top of the highest band bins are still corrected, Hz.
-const ABOVE_TOP: f64 = 200.0;
+/// How far above the top of the highest band the correction has faded to nothing, Hz.
+///
+/// From that band's centre on: held at full strength to 200 Hz above the top instead, it made 7.9 to 8.1 kHz
+/// 1.2 dB too loud beside what lies above (six LJSpeech clips); faded, 0.2 dB.
+const ABOVE_TOP: f64 = 100.0;
 /// The last hop's far end sees little of the last window: no more than this may be divided away.
 pub(super) const MIN_WEIGHT: f32 = 1e-2;
 /// Output frames of one parallel task; the frames that reach over its edges are worked out twice.
@@ -29,7 +32,8 @@ const FRAMES_PER_TASK: usize = 64;
 pub struct Refiner {
     pub(super) stft: Stft,
     bands: MelBands,
-    /// For each corrected bin: the band whose centre is at or below it, and the weight of the next.
+    /// For each corrected bin: the band whose centre is at or below it, and the weight of the next, of
+    /// nothing behind the last.
     between: Vec<(usize, f32)>,
     floor: f32,
 }
@@ -56,13 +60,11 @@ impl Refiner {
             .map(|bin| bin as f64 * hz_per_bin)
             .take_while(|&hz| hz <= config.f_max + ABOVE_TOP)
             .map(|hz| {
-                // held at both edges
                 let above = centres.partition_point(|&centre| centre <= hz);
-                let band = above.saturating_sub(1);
-                match centres.get(above) {
-                    Some(next) if above > 0 => (band, ((hz - centres[band]) / (next - centres[band])) as f32),
-                    _ => (band, 0.0),
-                }
+                // held below the first centre; above the last is nothing to correct by
+                let Some(band) = above.checked_sub(1) else { return (0, 0.0) };
+                let next = centres.get(above).copied().unwrap_or(config.f_max + ABOVE_TOP);
+                (band, ((hz - centres[band]) / (next - centres[band])) as f32)
             })
             .collect();
         Ok(Self { stft, bands: MelBands::new(config), between, floor: config.floor as f32 })
