@@ -90,7 +90,8 @@ impl Packed {
 
     /// Goes over to sixteen bits where that pays, for whatever can; whether anything changed.
     pub fn quantise(&mut self) -> bool {
-        let nets = self.stages.iter_mut().filter_map(|s| if let Stage::Coupling { net, .. } = s { Some(net) } else { None });
+        let nets =
+            self.stages.iter_mut().filter_map(|s| if let Stage::Coupling { net, .. } = s { Some(net) } else { None });
         nets.fold(false, |changed, net| net.quantise() || changed)
     }
 

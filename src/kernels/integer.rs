@@ -201,9 +201,8 @@ impl<V: Integers> Lines<V> for Whole<'_> {
                         for (r, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
                             let scale = V::splat(*row_scales.add(r));
                             // not fused: the same bits on every processor
-                            *sums = std::array::from_fn(|i| {
-                                sums[i].add(V::to_floats(whole[i]).mul(steps[i].mul(scale)))
-                            });
+                            *sums =
+                                std::array::from_fn(|i| sums[i].add(V::to_floats(whole[i]).mul(steps[i].mul(scale))));
                         }
                         weights = weights.add(pairs * 2 * width);
                         scales = scales.add(width);
@@ -254,4 +253,211 @@ unsafe fn avx2(job: &Job<Whole>) {
 unsafe fn avx512(job: &Job<Whole>) {
     // SAFETY: the caller's promise.
     unsafe { tiles::<Avx512, Whole>(job, 0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::product::{self, Matrix};
+    use super::super::quantise::{quantise, stride};
+    use super::*;
+
+    fn values(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
+    }
+
+    /// Rows quantised: values and scales.
+    fn integers(rows: &[f32], width: usize) -> (Vec<i16>, Vec<f32>) {
+        let count = rows.len() / width;
+        let (mut values, mut scales) = (vec![0; count * stride(width)], vec![0.0; count]);
+        quantise(rows, width, &mut values, &mut scales);
+        (values, scales)
+    }
+
+    fn input<'a>((values, scales): &'a (Vec<i16>, Vec<f32>), width: usize) -> Input<'a> {
+        Input { values, scales, width, taps: 1, dilation: 0 }
+    }
+
+    /// Kernels that have a form in integers, here.
+    fn kernels() -> impl DoubleEndedIterator<Item = Kernel> {
+        Kernel::available().filter(|kernel| IntegerPanels::exist_for(*kernel))
+    }
+
+    /// A convolution and a second input: (rows, taps, dilation, width, second, columns).
+    const SHAPES: [[usize; 6]; 8] = [
+        [1, 1, 0, 1, 1, 1],
+        [2, 3, 5, 3, 2, 7],
+        [5, 3, 1, 8, 1, 16],
+        [13, 5, 2, 10, 9, 33],
+        [29, 3, 4, 17, 64, 64],
+        [70, 1, 0, 257, 640, 130],
+        [7, 3, 8, 100, 31, 12],
+        [4, 2, 1, 512, 5, 50],
+    ];
+
+    /// The weights of a shape, its rows, and the widths of the rows that meet the weights.
+    struct Case {
+        shape: [usize; 6],
+        x: Vec<f32>,
+        y: Vec<f32>,
+        weights: Vec<f32>,
+        bias: Vec<f32>,
+        widths: Vec<usize>,
+    }
+
+    impl Case {
+        fn all() -> impl Iterator<Item = Self> {
+            SHAPES.into_iter().map(|shape| {
+                let [rows, taps, dilation, width, second, columns] = shape;
+                // rows of very different magnitudes
+                let mut x = values((rows + (taps - 1) * dilation) * width, 1);
+                x.chunks_exact_mut(width).enumerate().for_each(|(i, row)| {
+                    row.iter_mut().for_each(|x| *x *= [1.0, 1e-3, 40.0][i % 3]);
+                });
+                let widths = [vec![width; taps], vec![second]].concat();
+                let depth = taps * width + second;
+                let (y, weights, bias) = (values(rows * second, 2), values(depth * columns, 3), values(columns, 5));
+                Self { shape, x, y, weights, bias, widths }
+            })
+        }
+
+        fn panels(&self, kernel: Kernel) -> Panels {
+            let columns = self.shape[5];
+            Panels::new(kernel, columns, &self.bias, &[Matrix::new(&self.weights, columns)])
+        }
+
+        fn product(&self, kernel: Kernel, start: Start, out: &mut [f32]) {
+            let [rows, taps, dilation, width, second, columns] = self.shape;
+            let (x, y) = (integers(&self.x, width), integers(&self.y, second));
+            let inputs = [Input { taps, dilation, ..input(&x, width) }, input(&y, second)];
+            IntegerPanels::new(&self.panels(kernel), &self.widths).product(rows, &inputs, start, (out, columns));
+        }
+    }
+
+    /// The same product, number by number.
+    fn reference(case: &Case, start: Start) -> Vec<f32> {
+        let [rows, taps, dilation, width, second, columns] = case.shape;
+        let (x, y) = (integers(&case.x, width), integers(&case.y, second));
+        let mut out = Vec::new();
+        for (t, column) in (0..rows).flat_map(|t| (0..columns).map(move |column| (t, column))) {
+            let mut sum = case.bias[column];
+            if let Start::Rows(rows, stride) = start {
+                sum += rows[t * stride + column];
+            }
+            let met = (0..taps).map(|tap| (&x, width, t + tap * dilation)).chain([(&y, second, t)]);
+            let mut first = 0;
+            for (input, width, row) in met {
+                for from in (0..width).step_by(SEGMENT) {
+                    let count = SEGMENT.min(width - from);
+                    let weights = &case.weights[(first + from) * columns..(first + from + count) * columns];
+                    let step = steps(weights, columns)[column];
+                    let integers = weights.iter().skip(column).step_by(columns).map(|w| (w / step).round() as i32);
+                    let met = input.0[row * stride(width) + from..].iter();
+                    let whole: i32 = integers.zip(met).map(|(w, x)| w * i32::from(*x)).sum();
+                    sum += whole as f32 * (step * input.1[row]);
+                }
+                first += width;
+            }
+            out.push(sum);
+        }
+        out
+    }
+
+    #[test]
+    fn every_kernel_has_the_bits_of_the_reference() {
+        for case in Case::all() {
+            let [rows, .., columns] = case.shape;
+            let before = values(rows * columns, 6);
+            for start in [Start::Bias, Start::Rows(&before, columns)] {
+                let expected = reference(&case, start);
+                for kernel in kernels() {
+                    let mut out = vec![0.0; rows * columns];
+                    case.product(kernel, start, &mut out);
+                    assert!(out == expected, "{}: {:?}", kernel.name(), case.shape);
+                }
+            }
+        }
+    }
+
+    /// Error against f32: half a step of each input times the weights, and half a step of each weight
+    /// times the integer inputs.
+    #[test]
+    fn close_to_f32_by_the_steps() {
+        for case in Case::all() {
+            let [rows, taps, dilation, width, second, columns] = case.shape;
+            let kernel = Kernel::available().next_back().unwrap();
+            let mut float = vec![0.0; rows * columns];
+            let inputs = [
+                product::Input { taps, dilation, ..product::Input::rows(&case.x, width) },
+                product::Input::rows(&case.y, second),
+            ];
+            case.panels(kernel).product(rows, &inputs, Start::Bias, (&mut float, columns));
+            let mut out = vec![0.0; rows * columns];
+            case.product(kernels().next_back().unwrap(), Start::Bias, &mut out);
+            for (i, (out, float)) in out.iter().zip(&float).enumerate() {
+                let (t, column) = (i / columns, i % columns);
+                let met = (0..taps).map(|tap| (&case.x, width, t + tap * dilation)).chain([(&case.y, second, t)]);
+                let (mut bound, mut size, mut first) = (0.0, 0.0, 0);
+                for (rows, width, row) in met {
+                    let row = &rows[row * width..][..width];
+                    let most = row.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+                    for from in (0..width).step_by(SEGMENT) {
+                        let row = &row[from..width.min(from + SEGMENT)];
+                        let weights = &case.weights[(first + from) * columns..][..row.len() * columns];
+                        let step = f64::from(steps(weights, columns)[column]);
+                        for (x, w) in row.iter().zip(weights.iter().skip(column).step_by(columns)) {
+                            let half = 0.5 * f64::from(most) / f64::from(MOST);
+                            bound += half * f64::from(w.abs()) + 0.5 * step * (f64::from(x.abs()) + half);
+                            size += f64::from((x * w).abs());
+                        }
+                    }
+                    first += width;
+                }
+                let error = f64::from((out - float).abs());
+                // f32's own rounding besides
+                assert!(error <= 1.001 * bound + 1e-6 * size + 1e-6, "{:?}: {error}, bound {bound}", case.shape);
+            }
+        }
+    }
+
+    /// At the worst: whole segments of the largest weights and inputs, of one sign.
+    #[test]
+    fn no_sum_leaves_i32() {
+        for (depth, magnitude) in [(1, 1.0), (2, 1e30), (SEGMENT, 1.0), (SEGMENT - 1, 1e-30), (3 * SEGMENT, 7.0)] {
+            let weights = vec![magnitude; depth];
+            for sign in [1.0, -1.0] {
+                let x = vec![sign * 3.0; depth];
+                let rows = integers(&x, depth);
+                for kernel in kernels() {
+                    let panels = Panels::new(kernel, 1, &[0.0], &[Matrix::new(&weights, 1)]);
+                    let mut out = [0.0];
+                    let panels = IntegerPanels::new(&panels, &[depth]);
+                    panels.product(1, &[input(&rows, depth)], Start::Bias, (&mut out, 1));
+                    let expected = sign * 3.0 * magnitude * depth as f32;
+                    assert!((out[0] / expected - 1.0).abs() < 2e-3, "{}: {} of {expected}", kernel.name(), out[0]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_in_its_rows_and_columns() {
+        let (columns, depth) = (20, 6);
+        let mut weights = values(depth * columns, 1);
+        weights[7] = f32::NAN;
+        weights[columns + 8] = f32::INFINITY;
+        let mut x = values(4 * depth, 2);
+        (x[depth], x[2 * depth + 3], x[3 * depth]) = (f32::NAN, f32::NEG_INFINITY, f32::MAX);
+        let rows = integers(&x, depth);
+        for kernel in kernels() {
+            let panels = Panels::new(kernel, columns, &vec![0.0; columns], &[Matrix::new(&weights, columns)]);
+            let mut out = vec![0.0; 4 * columns];
+            let panels = IntegerPanels::new(&panels, &[depth]);
+            panels.product(4, &[input(&rows, depth)], Start::Bias, (&mut out, columns));
+            for (i, out) in out.iter().enumerate() {
+                let (row, column) = (i / columns, i % columns);
+                let sound = (row == 0 || row == 3) && column != 7 && column != 8;
+                assert_eq!(out.is_nan(), !sound, "{}: row {row}, column {column}: {out}", kernel.name());
+            }
+        }
+    }
 }

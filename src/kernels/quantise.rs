@@ -45,9 +45,7 @@ pub(crate) fn quantise(rows: &[f32], width: usize, values: &mut [i16], scales: &
     const ROUND: f32 = 12_582_912.0;
     debug_assert!(rows.len() == scales.len() * width && values.len() == scales.len() * stride(width));
     wide(|| {
-        for ((row, values), scale) in
-            rows.chunks_exact(width).zip(values.chunks_exact_mut(stride(width))).zip(scales)
-        {
+        for ((row, values), scale) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride(width))).zip(scales) {
             // magnitudes are ordered as their bits are, and all below infinity's and NaN's
             let most = row.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).cast_signed().max(most));
             let most = f32::from_bits(most.cast_unsigned());
@@ -119,8 +117,10 @@ mod tests {
     #[test]
     fn rows_are_kept_to_half_a_step() {
         for (width, most) in [(1, 3.0_f32), (2, 1e-20), (7, 1e20), (64, f32::MAX), (129, 1.0)] {
-            let rows: Vec<f32> =
-                (0..5 * width).map(|i| ((i * 7919 % 2003) as f32 / 1001.0 - 1.0) * most).chain(vec![most; width]).collect();
+            let rows: Vec<f32> = (0..5 * width)
+                .map(|i| ((i * 7919 % 2003) as f32 / 1001.0 - 1.0) * most)
+                .chain(vec![most; width])
+                .collect();
             let (mut values, mut scales) = (vec![1; 6 * stride(width)], vec![0.0; 6]);
             quantise(&rows, width, &mut values, &mut scales);
             for (row, (values, scale)) in rows.chunks(width).zip(values.chunks(stride(width)).zip(&scales)) {
