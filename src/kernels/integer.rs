@@ -21,11 +21,14 @@
 //! the bits of an answer depend on its inputs alone.
 
 use super::choice::Kernel;
-use super::product::{Job, Layout, Lines, Panels, Start, pair, reach, tiles};
+use super::product::{Layout, Lines, Panels, Start, pair, reach, tiles};
 use super::quantise::{Input, MOST};
-#[cfg(target_arch = "x86_64")]
-use super::vector::{Avx2, Avx512};
 use super::vector::{Integers, Portable};
+#[cfg(target_arch = "x86_64")]
+use super::{
+    product::Job,
+    vector::{Avx2, Avx512},
+};
 
 /// Rows of a matrix whose products are added in i32: more would leave fewer bits for each weight, and
 /// fewer take longer.

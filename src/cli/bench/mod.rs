@@ -36,6 +36,7 @@ const SECONDS: f64 = 4.0;
 /// With --precision int16 rounds of f32 come in turn, and its effect is told: the ratio of their
 /// processor times, and how far the bare flow's sound is from that in f32: the signal-to-noise ratio,
 /// and the mean difference of the log-mels from the mel that was spoken, in nats, for both.
+/// Judge a voice by a real mel (--mel): the made-up one it cannot speak.
 ///
 /// With --train: steps on random data, already whitened: forward, backward, optimiser.
 ///
