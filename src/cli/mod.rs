@@ -119,7 +119,7 @@ pub(crate) fn voice(choice: Option<&str>) -> Result<Voice> {
 #[derive(Args, Clone, Copy, Debug)]
 pub struct PrecisionArgs {
     /// Numbers that the flow is worked out in: 32-bit floats, or 16-bit integers where that pays: faster
-    /// for wide nets, 59 dB or more from f32 ("melglow bench --precision int16" tells what it does here)
+    /// for wide nets, about 60 dB or more from f32 ("melglow bench --precision int16" tells what it does here)
     #[arg(long, value_name = "NUMBERS", default_value = "f32", value_parser = precisions())]
     precision: Precision,
 }
