@@ -2,7 +2,7 @@
 
 use super::source::is_stdio;
 use super::train::DeviceName;
-use super::{say, use_threads, voice};
+use super::{PrecisionArgs, say, use_threads, voice};
 use crate::audio::wav::{self, WavFormat};
 use crate::eval::griffin_lim::GriffinLim;
 use crate::eval::report::{Example, Report, Setting};
@@ -79,6 +79,8 @@ pub struct EvalArgs {
     /// Passes of refinement towards the mel, 0 (the bare flow) to 1000 [default: the voice's]
     #[arg(long, value_name = "PASSES")]
     refine: Option<usize>,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Take away this much of the voice's constant hum, 0 to 10
     #[arg(long, value_name = "STRENGTH", default_value_t = 0.0)]
     denoise: f32,
@@ -124,7 +126,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         threads: rayon::current_num_threads(),
         remarks,
     };
-    let speaker = Speaker::new(&voice, flow, device, options, args.denoise)?;
+    let speaker = Speaker::new(args.precision.vocoder(&voice)?, flow, device, options, args.denoise)?;
     let mut report = Report { setting, clips: Vec::new() };
     let mut examples: Vec<(f64, Example)> = Vec::new();
     let mut progress = Progress::new("eval", 0, dataset.clips.len());
@@ -210,8 +212,8 @@ struct Speaker {
 }
 
 impl Speaker {
-    fn new(voice: &Voice, flow: Flow, device: Device, options: SynthOptions, denoise: f32) -> Result<Self> {
-        let (vocoder, config) = (Vocoder::new(voice)?, voice.config());
+    fn new(vocoder: Vocoder, flow: Flow, device: Device, options: SynthOptions, denoise: f32) -> Result<Self> {
+        let config = vocoder.config();
         let denoiser = if denoise > 0.0 { Some((Denoiser::new(&vocoder)?, denoise)) } else { None };
         Ok(Self {
             judge: Judge::new(&config.mel, config.flow.group)?,

@@ -22,10 +22,11 @@ mod synth_stream;
 pub mod train;
 pub mod zoo;
 
+use crate::vocoder::{Precision, Vocoder};
 use crate::voice::Voice;
 use anyhow::Result;
-use clap::builder::RangedU64ValueParser;
-use clap::{Parser, Subcommand};
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -112,6 +113,33 @@ pub(crate) fn voice(choice: Option<&str>) -> Result<Voice> {
         return Ok(voice);
     }
     Ok(Voice::open(choice)?)
+}
+
+/// `--precision`, for commands that speak.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct PrecisionArgs {
+    /// Numbers that the flow is worked out in: 32-bit floats, or 16-bit integers where that pays: faster
+    /// for wide nets, about 60 dB or more from f32 ("melglow bench --precision int16" tells what it does here)
+    #[arg(long, value_name = "NUMBERS", default_value = "f32", value_parser = precisions())]
+    precision: Precision,
+}
+
+impl PrecisionArgs {
+    /// A vocoder in this precision; says so where the voice runs in another.
+    pub fn vocoder(self, voice: &Voice) -> Result<Vocoder> {
+        let vocoder = Vocoder::with_precision(voice, self.precision)?;
+        let (asked, given) = (self.precision.name(), vocoder.precision().name());
+        if asked != given {
+            say(&format!("{}: no {asked} here for a flow of this design: it runs in {given}", voice.config().name));
+        }
+        Ok(vocoder)
+    }
+}
+
+fn precisions() -> impl TypedValueParser<Value = Precision> {
+    let named = |name: &str| Precision::ALL.into_iter().find(|precision| precision.name() == name);
+    PossibleValuesParser::new(Precision::ALL.map(Precision::name))
+        .try_map(move |name| named(&name).ok_or_else(|| crate::Error::invalid(name)))
 }
 
 /// The numbers of threads that a command takes.

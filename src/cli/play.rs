@@ -1,5 +1,6 @@
 //! `melglow play`: mels spoken through the sound card while they are made.
 
+use super::PrecisionArgs;
 use super::conventions::MelArgs;
 use crate::voice::Lookahead;
 use anyhow::Result;
@@ -46,6 +47,9 @@ pub struct PlayArgs {
     /// Folder of a voice or checkpoint, or the name of a built-in one: lj, lj-live [default: lj]
     #[arg(long, value_name = "DIR|NAME")]
     pub voice: Option<String>,
+    /// The flow's numbers.
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
     /// Standard deviation of the noise, 0 to 10 [default: the voice's]
     #[arg(long)]
     pub sigma: Option<f32>,

@@ -65,7 +65,7 @@ pub(super) fn run(args: PlayArgs) -> anyhow::Result<()> {
         refine_lookahead: args.refine_lookahead,
     };
     options.validate()?;
-    let vocoder = Vocoder::new(&voice)?;
+    let vocoder = args.precision.vocoder(&voice)?;
     let cannot_stream = vocoder.stream(&options).err();
     let mel = &vocoder.config().mel;
     let reader = MelReader::new(&args.mel, voice.config())?;

@@ -3,7 +3,7 @@
 use super::conventions::{MelArgs, MelReader};
 use super::source::{Source, is_stdio, sources};
 use super::synth_stream::{self, SinkError};
-use super::{one_line, say, use_threads, voice, watched};
+use super::{PrecisionArgs, one_line, say, use_threads, voice, watched};
 use crate::atomic;
 use crate::audio::wav::{self, WavFormat};
 use crate::mel::{MelConfig, MelSpectrogram};
@@ -51,6 +51,8 @@ pub struct SynthArgs {
     /// Folder of a voice or checkpoint, or the name of a built-in one: lj, lj-live [default: lj]
     #[arg(long, value_name = "DIR|NAME")]
     voice: Option<String>,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Standard deviation of the noise, 0 to 10 [default: the voice's]
     #[arg(long)]
     sigma: Option<f32>,
@@ -126,7 +128,7 @@ pub fn run(args: SynthArgs) -> Result<()> {
     };
     options.validate()?;
     let reader = MelReader::new(&args.mel, voice.config())?;
-    let vocoder = Vocoder::new(&voice)?;
+    let vocoder = args.precision.vocoder(&voice)?;
     // the vocoder has the weights in a form of its own
     drop(voice);
     let denoiser = if args.denoise > 0.0 { Some((Denoiser::new(&vocoder)?, args.denoise)) } else { None };

@@ -88,6 +88,13 @@ impl Packed {
         self.rates().map(|(s, rate)| if let Stage::Coupling { net, .. } = s { steps(net) * rate } else { 0 }).sum()
     }
 
+    /// Goes over to sixteen bits where that pays, for whatever can; whether anything changed.
+    pub fn quantise(&mut self) -> bool {
+        let nets =
+            self.stages.iter_mut().filter_map(|s| if let Stage::Coupling { net, .. } = s { Some(net) } else { None });
+        nets.fold(false, |changed, net| net.quantise() || changed)
+    }
+
     /// Whether threads share the work of so many frames well: then the layers of every net are large.
     pub fn shares_well(&self, frames: usize) -> bool {
         let steps = frames * self.hop / self.group;

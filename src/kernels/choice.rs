@@ -9,7 +9,7 @@ pub enum Kernel {
     Scalar,
     /// x86-64 with AVX2 and FMA, eight values.
     Avx2,
-    /// x86-64 with AVX-512F, sixteen values.
+    /// x86-64 with AVX-512F and BW, sixteen values.
     Avx512,
     /// 64-bit Arm, four values.
     Neon,
@@ -36,7 +36,7 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => is_x86_feature_detected!("avx512f"),
+            Self::Avx512 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw"),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[allow(unreachable_patterns, reason = "which sets are left depends on the target")]
@@ -69,6 +69,30 @@ impl Kernel {
         let known = Self::ALL.iter().any(|kernel| kernel.name() == name);
         let problem = if known { "this processor hasn't" } else { "nobody knows" };
         Err(Error::invalid(format!("MELGLOW_KERNEL is {name:?}, which {problem}; here there are {}", here.join(", "))))
+    }
+}
+
+/// The numbers that a flow's inverse is worked out in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// Integers of 16 bits and exact sums, where products are large: the layers of WaveNets behind their
+    /// first. What is added up, and all the rest, stays in f32.
+    Int16,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Int16];
+
+    /// The name that the command line knows it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Int16 => "int16",
+        }
     }
 }
 

@@ -7,10 +7,12 @@
 pub mod attention;
 pub mod choice;
 pub mod gate;
+pub(crate) mod integer;
 pub mod plane;
 pub mod pointwise;
 pub mod predict;
 pub mod product;
+pub(crate) mod quantise;
 pub mod recall;
 pub mod rows;
 pub mod spectral;

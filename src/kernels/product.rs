@@ -46,18 +46,55 @@ impl<'a> Matrix<'a> {
     }
 }
 
+/// How the columns of an answer are dealt out to panels.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    pub kernel: Kernel,
+    pub panels: usize,
+    /// Values in a row of the answer.
+    pub columns: usize,
+    pub gated: bool,
+}
+
+impl Layout {
+    /// Columns of a panel.
+    pub fn width(&self) -> usize {
+        2 * lanes(self.kernel)
+    }
+
+    /// A product to do, its rows and lines checked by the caller.
+    ///
+    /// # Panics
+    /// If `count` is 0, or start or answer have too few values.
+    pub fn job<'a, L>(&self, count: usize, lines: L, start: Start<'a>, out: (&mut [f32], usize)) -> Job<'a, L> {
+        match start {
+            Start::Bias | Start::Answer => {}
+            Start::Rows(rows, stride) => assert!(rows.len() >= reach(count, stride, self.columns)),
+            Start::Between(rows, stride, up, first) => {
+                assert!(rows.len() >= reach((first + count - 1) / up + 2, stride, self.panels * self.width()));
+            }
+        }
+        // gated panels start between rows or with the bias: their columns and the answer's differ
+        assert!(!self.gated || matches!(start, Start::Bias | Start::Between(..)));
+        assert!(out.0.len() >= reach(count, out.1, self.columns));
+        Job { layout: *self, count, lines, start, out: out.0.as_mut_ptr(), stride: out.1 }
+    }
+}
+
+/// Values from the first of `rows` rows, one at least, to the end of the last.
+pub(super) fn reach(rows: usize, stride: usize, width: usize) -> usize {
+    (rows - 1) * stride + width
+}
+
 /// Matrices one above the other, and a bias, in panels.
 #[derive(Debug)]
 pub struct Panels {
-    kernel: Kernel,
+    layout: Layout,
     /// Panels one after the other, from a line of the cache on.
     values: Vec<f32>,
     begin: usize,
     /// Lines of a panel, without the bias.
     depth: usize,
-    /// Values in a row of the answer.
-    columns: usize,
-    gated: bool,
 }
 
 /// Input of a product: rows that are read as they lie.
@@ -133,13 +170,15 @@ impl Panels {
                 values.extend(columns.iter().map(|from| from.map_or(0.0, |from| line[from])));
             }
         }
-        Self { kernel, values, begin, depth, columns, gated }
+        let layout = Layout { kernel, panels: order.len() / width, columns, gated };
+        Self { layout, values, begin, depth }
     }
 
     /// Replaces the bias of panels that aren't gated.
     pub(crate) fn set_bias(&mut self, bias: &[f32]) {
-        assert!(!self.gated && bias.len() == self.columns);
-        let (width, size) = (2 * lanes(self.kernel), (self.depth + 1) * 2 * lanes(self.kernel));
+        assert!(!self.layout.gated && bias.len() == self.layout.columns);
+        let width = self.layout.width();
+        let size = (self.depth + 1) * width;
         for (bias, panel) in bias.chunks(width).zip(self.values[self.begin..].chunks_mut(size)) {
             panel[..bias.len()].copy_from_slice(bias);
         }
@@ -147,7 +186,7 @@ impl Panels {
 
     /// Values in a row of the answer.
     pub fn columns(&self) -> usize {
-        self.columns
+        self.layout.columns
     }
 
     /// Rows of the matrices.
@@ -157,16 +196,22 @@ impl Panels {
 
     /// The kernels that these panels are for.
     pub fn kernel(&self) -> Kernel {
-        self.kernel
-    }
-
-    fn panels(&self) -> usize {
-        (self.values.len() - self.begin) / (self.depth + 1) / (2 * lanes(self.kernel))
+        self.layout.kernel
     }
 
     /// Columns of all panels, those that fill the last one up among them.
     pub fn row_width(&self) -> usize {
-        self.panels() * 2 * lanes(self.kernel)
+        self.layout.panels * self.layout.width()
+    }
+
+    /// How columns are dealt out.
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The lines of each panel, the bias in front.
+    pub(super) fn lines(&self) -> impl Iterator<Item = &[f32]> {
+        self.values[self.begin..].chunks_exact((self.depth + 1) * self.layout.width())
     }
 
     /// The answer's first `count` rows, `stride` apart in `out`.
@@ -177,26 +222,16 @@ impl Panels {
         if count == 0 {
             return;
         }
-        let reach = |rows: usize, stride: usize, width: usize| (rows - 1) * stride + width;
         assert!(inputs.iter().map(|i| i.width * i.taps).sum::<usize>() == self.depth);
         for i in inputs {
             assert!(i.rows.len() >= reach(count + (i.taps - 1) * i.dilation, i.stride, i.width));
         }
-        match start {
-            Start::Bias | Start::Answer => {}
-            Start::Rows(rows, stride) => assert!(rows.len() >= reach(count, stride, self.columns)),
-            Start::Between(rows, stride, up, first) => {
-                assert!(rows.len() >= reach((first + count - 1) / up + 2, stride, self.row_width()));
-            }
-        }
-        // gated panels start between rows or with the bias: their columns and the answer's differ
-        assert!(!self.gated || matches!(start, Start::Bias | Start::Between(..)));
-        assert!(out.0.len() >= reach(count, out.1, self.columns));
-        let job = Job { panels: self, count, inputs, start, out: out.0.as_mut_ptr(), stride: out.1 };
-        // SAFETY: the assertions keep every address within its slice, and panels exist only for
-        // kernels that run here.
+        let lines = Floats { panels: self.values[self.begin..].as_ptr(), depth: self.depth, inputs };
+        let job = self.layout.job(count, lines, start, out);
+        // SAFETY: the assertions, here and of the job, keep every address within its slice, and panels
+        // exist only for kernels that run here.
         unsafe {
-            match self.kernel {
+            match self.layout.kernel {
                 #[cfg(target_arch = "x86_64")]
                 Kernel::Avx2 => avx2(&job),
                 #[cfg(target_arch = "x86_64")]
@@ -231,33 +266,84 @@ fn gated_order(kernel: Kernel, channels: usize) -> Vec<Option<usize>> {
     (0..channels.div_ceil(lanes)).flat_map(|panel| half(panel, 0).chain(half(panel, channels))).collect()
 }
 
-/// A checked product.
-struct Job<'a> {
-    panels: &'a Panels,
+/// A checked product of whatever numbers.
+pub(super) struct Job<'a, L> {
+    layout: Layout,
     count: usize,
-    inputs: &'a [Input<'a>],
+    lines: L,
     start: Start<'a>,
     out: *mut f32,
     stride: usize,
 }
 
+/// The lines of a product's panels, and the rows that meet them.
+pub(super) trait Lines<V: Vector> {
+    /// Where a panel's bias stands.
+    ///
+    /// # Safety
+    /// The panel must be there.
+    unsafe fn bias(&self, panel: usize) -> *const f32;
+
+    /// Adds the products of `R` rows from `row` on with a panel's lines; by value, so that the sums
+    /// stay in registers.
+    ///
+    /// # Safety
+    /// The panel and the rows must be there.
+    unsafe fn accumulate<const R: usize>(&self, panel: usize, row: usize, sums: [[V; 2]; R]) -> [[V; 2]; R];
+}
+
+/// Of f32.
+struct Floats<'a> {
+    panels: *const f32,
+    depth: usize,
+    inputs: &'a [Input<'a>],
+}
+
+impl<V: Vector> Lines<V> for Floats<'_> {
+    #[inline(always)]
+    unsafe fn bias(&self, panel: usize) -> *const f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.panels.add(panel * (self.depth + 1) * 2 * V::LANES) }
+    }
+
+    #[inline(always)]
+    unsafe fn accumulate<const R: usize>(&self, panel: usize, row: usize, mut sums: [[V; 2]; R]) -> [[V; 2]; R] {
+        let width = 2 * V::LANES;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut weights = <Self as Lines<V>>::bias(self, panel).add(width);
+            for input in self.inputs {
+                let mut rows = input.rows.as_ptr().add(row * input.stride);
+                for tap in 0..input.taps {
+                    if tap > 0 {
+                        rows = rows.add(input.dilation * input.stride);
+                    }
+                    sums = accumulate(sums, rows, input.stride, input.width, weights);
+                    weights = weights.add(input.width * width);
+                }
+            }
+        }
+        sums
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(job: &Job) {
+unsafe fn avx2(job: &Job<Floats>) {
     // SAFETY: the caller's promise.
     unsafe { run::<Avx2>(job) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512(job: &Job) {
+unsafe fn avx512(job: &Job<Floats>) {
     // SAFETY: the caller's promise.
     unsafe { run::<Avx512>(job) }
 }
 
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon")]
-unsafe fn neon(job: &Job) {
+unsafe fn neon(job: &Job<Floats>) {
     // SAFETY: the caller's promise.
     unsafe { run::<Neon>(job) }
 }
@@ -265,15 +351,25 @@ unsafe fn neon(job: &Job) {
 /// # Safety
 /// The processor must have the vector's feature, and the job be checked.
 #[inline(always)]
-unsafe fn run<V: Vector>(job: &Job) {
-    let columns = if job.panels.gated { V::LANES } else { 2 * V::LANES };
+unsafe fn run<V: Vector>(job: &Job<Floats>) {
+    let columns = if job.layout.gated { V::LANES } else { 2 * V::LANES };
     let mut first = 0;
-    while job.count == 1 && (first + ABREAST) * columns <= job.panels.columns {
+    while job.count == 1 && (first + ABREAST) * columns <= job.layout.columns {
         // SAFETY: the caller's promise; the panels are full.
         unsafe { abreast::<V>(job, first) };
         first += ABREAST;
     }
-    for panel in first..job.panels.panels() {
+    // SAFETY: the caller's promise.
+    unsafe { tiles::<V, Floats>(job, first) }
+}
+
+/// The panels from `first` on.
+///
+/// # Safety
+/// The processor must have the vector's feature, and the job be checked.
+#[inline(always)]
+pub(super) unsafe fn tiles<V: Vector, L: Lines<V>>(job: &Job<L>, first: usize) {
+    for panel in first..job.layout.panels {
         let mut row = 0;
         while row < job.count {
             // tiles of much the same height: a low one is slow
@@ -282,18 +378,18 @@ unsafe fn run<V: Vector>(job: &Job) {
             // SAFETY: the caller's promise; the rows are the job's.
             unsafe {
                 match rows {
-                    1 => tile::<V, 1>(job, panel, row),
-                    2 => tile::<V, 2>(job, panel, row),
-                    3 => tile::<V, 3>(job, panel, row),
-                    4 => tile::<V, 4>(job, panel, row),
-                    5 => tile::<V, 5>(job, panel, row),
-                    6 => tile::<V, 6>(job, panel, row),
-                    7 => tile::<V, 7>(job, panel, row),
-                    8 => tile::<V, 8>(job, panel, row),
-                    9 => tile::<V, 9>(job, panel, row),
-                    10 => tile::<V, 10>(job, panel, row),
-                    11 => tile::<V, 11>(job, panel, row),
-                    _ => tile::<V, 12>(job, panel, row),
+                    1 => tile::<V, L, 1>(job, panel, row),
+                    2 => tile::<V, L, 2>(job, panel, row),
+                    3 => tile::<V, L, 3>(job, panel, row),
+                    4 => tile::<V, L, 4>(job, panel, row),
+                    5 => tile::<V, L, 5>(job, panel, row),
+                    6 => tile::<V, L, 6>(job, panel, row),
+                    7 => tile::<V, L, 7>(job, panel, row),
+                    8 => tile::<V, L, 8>(job, panel, row),
+                    9 => tile::<V, L, 9>(job, panel, row),
+                    10 => tile::<V, L, 10>(job, panel, row),
+                    11 => tile::<V, L, 11>(job, panel, row),
+                    _ => tile::<V, L, 12>(job, panel, row),
                 }
             }
             row += rows;
@@ -309,13 +405,13 @@ const ABREAST: usize = 6;
 /// # Safety
 /// As [`run`].
 #[inline(always)]
-unsafe fn abreast<V: Vector>(job: &Job, first: usize) {
-    let (panels, width) = (job.panels, 2 * V::LANES);
-    let columns = if panels.gated { V::LANES } else { width };
-    let size = (panels.depth + 1) * width;
+unsafe fn abreast<V: Vector>(job: &Job<Floats>, first: usize) {
+    let (lines, width) = (&job.lines, 2 * V::LANES);
+    let columns = if job.layout.gated { V::LANES } else { width };
+    let size = (lines.depth + 1) * width;
     // SAFETY: `product` has checked that all these lie within their slices.
     unsafe {
-        let mut weights = panels.values.as_ptr().add(panels.begin + first * size);
+        let mut weights = lines.panels.add(first * size);
         let out = job.out.add(first * columns);
         let mut sums = [[V::splat(0.0); 2]; ABREAST];
         for (p, sums) in sums.iter_mut().enumerate() {
@@ -331,7 +427,7 @@ unsafe fn abreast<V: Vector>(job: &Job, first: usize) {
             }
         }
         weights = weights.add(width);
-        for input in job.inputs {
+        for input in lines.inputs {
             for tap in 0..input.taps {
                 let row = input.rows.as_ptr().add(tap * input.dilation * input.stride);
                 for k in 0..input.width {
@@ -345,7 +441,7 @@ unsafe fn abreast<V: Vector>(job: &Job, first: usize) {
             }
         }
         for (p, sums) in sums.into_iter().enumerate() {
-            finish(panels.gated, sums, out.add(p * columns));
+            finish(job.layout.gated, sums, out.add(p * columns));
         }
     }
 }
@@ -356,16 +452,15 @@ const WIDEST: usize = 32;
 /// `R` rows of one panel's columns.
 ///
 /// # Safety
-/// As [`run`]; the rows must be the job's.
+/// As [`tiles`]; the rows must be the job's.
 #[inline(always)]
-unsafe fn tile<V: Vector, const R: usize>(job: &Job, panel: usize, row: usize) {
+unsafe fn tile<V: Vector, L: Lines<V>, const R: usize>(job: &Job<L>, panel: usize, row: usize) {
     if R > V::ROWS {
         return;
     }
-    let panels = job.panels;
-    let columns = if panels.gated { V::LANES } else { 2 * V::LANES };
+    let columns = if job.layout.gated { V::LANES } else { 2 * V::LANES };
     let first = panel * columns;
-    let filled = columns.min(panels.columns - first);
+    let filled = columns.min(job.layout.columns - first);
     // SAFETY: `product` has checked that all these lie within their slices.
     unsafe {
         let out = job.out.add(row * job.stride + first);
@@ -375,7 +470,7 @@ unsafe fn tile<V: Vector, const R: usize>(job: &Job, panel: usize, row: usize) {
             Start::Rows(rows, stride) => Some((rows.as_ptr().add(row * stride + first), stride)),
         };
         if filled == columns {
-            full::<V, R>(job, (panel, row), rows, (out, job.stride));
+            full::<V, L, R>(job, (panel, row), rows, (out, job.stride));
             return;
         }
         // a panel that isn't full works on a copy that is
@@ -386,7 +481,7 @@ unsafe fn tile<V: Vector, const R: usize>(job: &Job, panel: usize, row: usize) {
             }
         }
         let at = copy.as_mut_ptr().cast::<f32>();
-        full::<V, R>(job, (panel, row), rows.map(|_| (at.cast_const(), WIDEST)), (at, WIDEST));
+        full::<V, L, R>(job, (panel, row), rows.map(|_| (at.cast_const(), WIDEST)), (at, WIDEST));
         for (r, copy) in copy.iter().enumerate() {
             std::ptr::copy_nonoverlapping(copy.as_ptr(), out.add(r * job.stride), filled);
         }
@@ -400,17 +495,16 @@ unsafe fn tile<V: Vector, const R: usize>(job: &Job, panel: usize, row: usize) {
 /// # Safety
 /// As [`tile`]; `R` rows of the panel's width must be at both.
 #[inline(always)]
-unsafe fn full<V: Vector, const R: usize>(
-    job: &Job,
+unsafe fn full<V: Vector, L: Lines<V>, const R: usize>(
+    job: &Job<L>,
     (panel, row): (usize, usize),
     rows: Option<(*const f32, usize)>,
     (out, out_stride): (*mut f32, usize),
 ) {
-    let (panels, width) = (job.panels, 2 * V::LANES);
+    let width = 2 * V::LANES;
     // SAFETY: the caller's promise, and what `product` has checked.
     unsafe {
-        let mut weights = panels.values.as_ptr().add(panels.begin + panel * (panels.depth + 1) * width);
-        let mut sums = [pair(weights); R];
+        let mut sums = [pair(job.lines.bias(panel)); R];
         if matches!(job.start, Start::Answer) {
             sums = [[V::splat(0.0); 2]; R];
         }
@@ -430,19 +524,9 @@ unsafe fn full<V: Vector, const R: usize>(
                 }
             }
         }
-        weights = weights.add(width);
-        for input in job.inputs {
-            let mut rows = input.rows.as_ptr().add(row * input.stride);
-            for tap in 0..input.taps {
-                if tap > 0 {
-                    rows = rows.add(input.dilation * input.stride);
-                }
-                sums = accumulate(sums, rows, input.stride, input.width, weights);
-                weights = weights.add(input.width * width);
-            }
-        }
+        let sums = job.lines.accumulate(panel, row, sums);
         for (r, sums) in sums.into_iter().enumerate() {
-            finish(panels.gated, sums, out.add(r * out_stride));
+            finish(job.layout.gated, sums, out.add(r * out_stride));
         }
     }
 }
@@ -452,7 +536,7 @@ unsafe fn full<V: Vector, const R: usize>(
 /// # Safety
 /// Two vectors must stand at `at`, and the processor must have the vector's feature.
 #[inline(always)]
-unsafe fn pair<V: Vector>(at: *const f32) -> [V; 2] {
+pub(super) unsafe fn pair<V: Vector>(at: *const f32) -> [V; 2] {
     // SAFETY: the caller's promise.
     unsafe { [V::load(at), V::load(at.add(V::LANES))] }
 }

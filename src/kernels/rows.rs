@@ -4,8 +4,8 @@ use std::ops::Range;
 
 /// The rows of a sequence that are still needed, by their place in the whole sequence.
 #[derive(Clone, Debug)]
-pub struct Rows {
-    values: Vec<f32>,
+pub struct Rows<T = f32> {
+    values: Vec<T>,
     width: usize,
     /// Place of the first row in `values`.
     base: usize,
@@ -13,7 +13,7 @@ pub struct Rows {
     first: usize,
 }
 
-impl Rows {
+impl<T: Copy + Default> Rows<T> {
     /// No rows yet, of `width` values each.
     pub fn new(width: usize) -> Self {
         Self { values: Vec::new(), width, base: 0, first: 0 }
@@ -35,15 +35,15 @@ impl Rows {
     }
 
     /// Puts whole rows at the end.
-    pub fn extend(&mut self, rows: &[f32]) {
+    pub fn extend(&mut self, rows: &[T]) {
         debug_assert!(rows.len().is_multiple_of(self.width));
         self.values.extend_from_slice(rows);
     }
 
     /// Makes `count` rows of zeros at the end and gives them.
-    pub fn grow(&mut self, count: usize) -> &mut [f32] {
+    pub fn grow(&mut self, count: usize) -> &mut [T] {
         let from = self.values.len();
-        self.values.resize(from + count * self.width, 0.0);
+        self.values.resize(from + count * self.width, T::default());
         &mut self.values[from..]
     }
 
@@ -51,7 +51,7 @@ impl Rows {
     ///
     /// # Panics
     /// If one isn't there.
-    pub fn get(&self, places: Range<usize>) -> &[f32] {
+    pub fn get(&self, places: Range<usize>) -> &[T] {
         &self.values[(places.start - self.base) * self.width..(places.end - self.base) * self.width]
     }
 
@@ -59,7 +59,7 @@ impl Rows {
     ///
     /// # Panics
     /// If one isn't there.
-    pub fn get_mut(&mut self, places: Range<usize>) -> &mut [f32] {
+    pub fn get_mut(&mut self, places: Range<usize>) -> &mut [T] {
         &mut self.values[(places.start - self.base) * self.width..(places.end - self.base) * self.width]
     }
 

@@ -43,6 +43,36 @@ pub(super) trait Vector: Copy {
     fn times_pow2(self, n: Self) -> Self;
 }
 
+/// A vector with integers of its size: pairs of i16 that are multiplied, and sums of i32.
+///
+/// The sums are exact, and so the same for every type, as long as they stay within i32.
+pub(super) trait Integers: Vector {
+    /// `LANES` pairs of i16.
+    type Pairs: Copy;
+    /// `LANES` values of i32.
+    type Sums: Copy;
+
+    /// Nothing yet.
+    ///
+    /// # Safety
+    /// The processor must have the type's feature.
+    unsafe fn zeros() -> Self::Sums;
+    /// One pair in every lane.
+    ///
+    /// # Safety
+    /// The processor must have the type's feature, and two values must stand at `at`.
+    unsafe fn splat_pair(at: *const i16) -> Self::Pairs;
+    /// Pairs in a row.
+    ///
+    /// # Safety
+    /// The processor must have the type's feature, and `2 · LANES` values must stand at `at`.
+    unsafe fn load_pairs(at: *const i16) -> Self::Pairs;
+    /// `sums + a₀ b₀ + a₁ b₁` in each lane.
+    fn multiply_add(a: Self::Pairs, b: Self::Pairs, sums: Self::Sums) -> Self::Sums;
+    /// The sums, each rounded to f32.
+    fn to_floats(sums: Self::Sums) -> Self;
+}
+
 /// 1.5 · 2²³: adding it rounds to an integer, which then stands in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
@@ -134,12 +164,42 @@ impl Vector for Portable {
     }
 }
 
+impl Integers for Portable {
+    type Pairs = [[i16; 2]; 4];
+    type Sums = [i32; 4];
+
+    #[inline(always)]
+    unsafe fn zeros() -> Self::Sums {
+        [0; 4]
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(at: *const i16) -> Self::Pairs {
+        // SAFETY: the caller's promise.
+        [unsafe { at.cast::<[i16; 2]>().read_unaligned() }; 4]
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(at: *const i16) -> Self::Pairs {
+        // SAFETY: the caller's promise.
+        unsafe { at.cast::<Self::Pairs>().read_unaligned() }
+    }
+    #[inline(always)]
+    fn multiply_add(a: Self::Pairs, b: Self::Pairs, sums: Self::Sums) -> Self::Sums {
+        let product = |i: usize, j: usize| i32::from(a[i][j]) * i32::from(b[i][j]);
+        std::array::from_fn(|i| sums[i] + (product(i, 0) + product(i, 1)))
+    }
+    #[inline(always)]
+    fn to_floats(sums: Self::Sums) -> Self {
+        Self(sums.map(|sum| sum as f32))
+    }
+}
+
 /// The methods of an x86 vector from the names of its intrinsics.
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86 {
     ($name:ident, $inner:ident, $lanes:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $fma:ident,
      $add:ident, $sub:ident, $mul:ident, $div:ident, $max:ident, $min:ident,
-     $to_bits:ident, $from_bits:ident, $add_int:ident, $shift:ident) => {
+     $to_bits:ident, $from_bits:ident, $add_int:ident, $shift:ident,
+     $ints:ident, $zeros:ident, $splat_int:ident, $load_ints:ident, $multiply:ident, $to_floats:ident) => {
         #[derive(Clone, Copy)]
         pub(in crate::kernels) struct $name($inner);
 
@@ -189,12 +249,39 @@ macro_rules! x86 {
                 unsafe { Self($from_bits($add_int($to_bits(self.0), $shift::<23>($to_bits(n.0))))) }
             }
         }
+
+        #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all: see the module's first lines")]
+        impl Integers for $name {
+            type Pairs = $ints;
+            type Sums = $ints;
+
+            #[inline(always)]
+            unsafe fn zeros() -> $ints {
+                unsafe { $zeros() }
+            }
+            #[inline(always)]
+            unsafe fn splat_pair(at: *const i16) -> $ints {
+                unsafe { $splat_int(at.cast::<i32>().read_unaligned()) }
+            }
+            #[inline(always)]
+            unsafe fn load_pairs(at: *const i16) -> $ints {
+                unsafe { $load_ints(at.cast()) }
+            }
+            #[inline(always)]
+            fn multiply_add(a: $ints, b: $ints, sums: $ints) -> $ints {
+                unsafe { $add_int(sums, $multiply(a, b)) }
+            }
+            #[inline(always)]
+            fn to_floats(sums: $ints) -> Self {
+                Self(unsafe { $to_floats(sums) })
+            }
+        }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Vector;
+    use super::{Integers, Vector};
     use std::arch::x86_64::*;
 
     // sixteen registers: twelve of sums
@@ -216,7 +303,13 @@ mod x86 {
         _mm256_castps_si256,
         _mm256_castsi256_ps,
         _mm256_add_epi32,
-        _mm256_slli_epi32
+        _mm256_slli_epi32,
+        __m256i,
+        _mm256_setzero_si256,
+        _mm256_set1_epi32,
+        _mm256_loadu_si256,
+        _mm256_madd_epi16,
+        _mm256_cvtepi32_ps
     );
 
     // thirty-two registers: twenty-four of sums
@@ -238,7 +331,13 @@ mod x86 {
         _mm512_castps_si512,
         _mm512_castsi512_ps,
         _mm512_add_epi32,
-        _mm512_slli_epi32
+        _mm512_slli_epi32,
+        __m512i,
+        _mm512_setzero_si512,
+        _mm512_set1_epi32,
+        _mm512_loadu_si512,
+        _mm512_madd_epi16,
+        _mm512_cvtepi32_ps
     );
 }
 #[cfg(target_arch = "x86_64")]

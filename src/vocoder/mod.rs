@@ -14,6 +14,7 @@ use crate::flow::Flow;
 use crate::flow::filters::Filters;
 use crate::flow::stream::{self as flow_stream, State};
 use crate::kernels::choice::Kernel;
+pub use crate::kernels::choice::Precision;
 use crate::mel::MelSpectrogram;
 use crate::voice::{Lookahead, SynthesisConfig, Voice, VoiceConfig};
 use crate::{Error, Result};
@@ -46,6 +47,7 @@ pub struct Vocoder {
     engine: Engine,
     refiner: Refiner,
     macs_per_sample: f64,
+    precision: Precision,
 }
 
 /// How the flow runs.
@@ -88,11 +90,20 @@ impl SynthOptions {
 }
 
 impl Vocoder {
-    /// Builds the voice's flow.
+    /// Builds the voice's flow, to run in f32.
     ///
     /// # Errors
     /// If the weights don't fit the flow.
     pub fn new(voice: &Voice) -> Result<Self> {
+        Self::with_precision(voice, Precision::F32)
+    }
+
+    /// Builds the voice's flow, to run in a precision as far as its design and the processor's kernels
+    /// have it: [`Self::precision`] tells.
+    ///
+    /// # Errors
+    /// If the weights don't fit the flow.
+    pub fn with_precision(voice: &Voice, precision: Precision) -> Result<Self> {
         let flow = voice.build_frozen_flow()?;
         let config = voice.config().clone();
         let refiner = Refiner::new(&config.mel)?;
@@ -103,7 +114,18 @@ impl Vocoder {
             Some(flow) => Engine::Stream(Packed { flow, filters }),
             None => Engine::Blocks(flow, filters),
         };
-        Ok(Self { config, engine, refiner, macs_per_sample })
+        let mut vocoder = Self { config, engine, refiner, macs_per_sample, precision: Precision::F32 };
+        if let (Precision::Int16, Engine::Stream(packed)) = (precision, &mut vocoder.engine)
+            && packed.flow.quantise()
+        {
+            vocoder.precision = precision;
+        }
+        Ok(vocoder)
+    }
+
+    /// The precision that the flow runs in.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     fn packed(&self) -> Option<&Packed> {

@@ -1,8 +1,10 @@
 //! The real program in a temporary folder: exit codes, exact messages, bytes.
 
-use super::{Place, npy, tiny_mel};
+use super::{Place, npy, seeded_voice, tiny_flow, tiny_mel};
 use assert_cmd::Command;
+use melglow::flow::config::{MapConfig, StepConfig};
 use melglow::kernels::choice::Kernel;
+use melglow::mel::MelConfig;
 use std::fs;
 use std::path::Path;
 
@@ -448,6 +450,57 @@ fn bench_measures_synthesis_with_each_number_of_threads() {
     // the table has the same runs
     let table = String::from_utf8(out).unwrap();
     assert_eq!(table.lines().count(), 3 + runs.len(), "{table}");
+}
+
+#[test]
+fn bench_tells_what_int16_does() {
+    let place = Place::new();
+    place.mel("a.npy", 60);
+    let args = ["bench", "--voice", "voice", "--mel", "a.npy", "--rounds", "1", "--threads", "1", "--json", "b.json"];
+    let (code, out, err) = run(&place, &[&args[..], &["--precision", "int16"]].concat(), b"");
+    assert_eq!((code, err.as_str()), (0, ""));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(place.path("b.json")).unwrap()).unwrap();
+    let run = &report["runs"][0];
+    assert_eq!(run["precision"], "int16");
+    let effect = |figure: &str| run["effect"][figure].as_f64().unwrap();
+    assert!(effect("speed") > 0.0);
+    assert!((effect("mel_l1") - effect("mel_l1_f32")).abs() < 1e-3 * effect("mel_l1_f32"));
+    assert!(String::from_utf8(out).unwrap().contains("× as fast as f32"));
+}
+
+#[test]
+fn precision_is_refused_or_said_where_it_is_unknown() {
+    let place = Place::new();
+    place.mel("a.npy", 9);
+    for unknown in ["bf16", "int8"] {
+        let args = ["synth", "a.npy", "-o", "a.wav", "--voice", "voice", "--precision", unknown];
+        let (code, _, err) = run(&place, &args, b"");
+        let message =
+            format!("error: invalid value '{unknown}' for '--precision <NUMBERS>'\n  [possible values: f32, int16]");
+        assert!(code == 2 && err.starts_with(&message), "{err}");
+        assert!(!place.path("a.wav").exists());
+    }
+    // a map without a streaming form
+    let mut flow = tiny_flow();
+    for step in &mut flow.blocks[0].steps {
+        if let StepConfig::Coupling { map, .. } = step {
+            *map = MapConfig::MixLogistic { components: 2 };
+        }
+    }
+    seeded_voice("whole", MelConfig::nvidia(), flow).save(place.path("whole")).unwrap();
+    for (voice, said) in
+        [("voice", ""), ("whole", "melglow: whole: no int16 here for a flow of this design: it runs in f32\n")]
+    {
+        let synth = |precision| {
+            let args = ["synth", "a.npy", "-o", "-", "--voice", voice, "--precision", precision];
+            run(&place, &args, b"")
+        };
+        let (code, whole, err) = synth("int16");
+        // and the line that every run ends with
+        assert!(code == 0 && err.starts_with(said) && err.lines().count() == said.lines().count() + 1, "{err}");
+        // a voice that has just begun does nothing in its couplings
+        assert!(whole == synth("f32").1);
+    }
 }
 
 #[test]

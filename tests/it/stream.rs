@@ -11,7 +11,7 @@ use melglow::net::Params;
 use melglow::net::params::{named_rng, normal};
 use melglow::train::Recipe;
 use melglow::vocoder::noise::Noise;
-use melglow::vocoder::{SynthOptions, Vocoder};
+use melglow::vocoder::{Precision, SynthOptions, Vocoder};
 use melglow::voice::{Lookahead, SynthesisConfig, TrainedOn, Voice, VoiceConfig};
 
 /// A convention with a hop of 16.
@@ -204,6 +204,43 @@ fn whole_is_the_same_for_any_threads() {
         let one = run(1);
         assert!(bits(&one) == bits(&run(3)), "{name}");
         assert!(bits(&one) == bits(&streamed(&vocoder, &mel, &options(2), 5)), "{name}");
+    }
+}
+
+#[test]
+fn integers_are_the_same_in_any_pieces_and_threads() {
+    for (name, flow, _) in designs() {
+        let vocoder = Vocoder::with_precision(&voice(name, &flow), Precision::Int16).unwrap();
+        let mel = mel(200);
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| bits(&vocoder.vocode(&mel, &options(0), None).unwrap().samples))
+        };
+        let whole = run(1);
+        assert!(whole == run(2), "{name}");
+        for chunk in [1, 3, 17] {
+            assert!(whole == bits(&streamed(&vocoder, &mel, &options(0), chunk)), "{name}, {chunk} at a time");
+        }
+    }
+}
+
+/// The difference is 60 dB and more below the sound, whatever the design.
+#[test]
+fn integers_are_close_to_floats() {
+    for (name, flow, _) in designs() {
+        let voice = voice(name, &flow);
+        let vocoder = Vocoder::with_precision(&voice, Precision::Int16).unwrap();
+        if vocoder.precision() != Precision::Int16 {
+            eprintln!("SKIPPED: no int16 on this processor");
+            return;
+        }
+        let speak = |vocoder: &Vocoder| vocoder.vocode(&mel(200), &options(0), None).unwrap().samples;
+        let (whole, float) = (speak(&vocoder), speak(&Vocoder::new(&voice).unwrap()));
+        let power = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+        let difference = power(&mut whole.iter().zip(&float).map(|(a, b)| a - b));
+        let snr = 10.0 * (power(&mut float.iter().copied()) / difference).log10();
+        // infinite if nothing were in integers
+        assert!((60.0..200.0).contains(&snr), "{name}: {snr} dB");
     }
 }
 

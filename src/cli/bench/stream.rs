@@ -4,7 +4,6 @@ use super::machine::Machine;
 use super::{BenchArgs, publish, spoken};
 use crate::mel::MelSpectrogram;
 use crate::vocoder::{SynthOptions, Vocoder};
-use crate::voice::Voice;
 use anyhow::{Result, bail};
 use serde::Serialize;
 use std::io::{self, Write};
@@ -42,10 +41,9 @@ struct Streamed {
 ///
 /// # Errors
 /// If the voice or the mel is bad, or the voice cannot stream.
-pub fn run(args: &BenchArgs, voice: &Voice) -> Result<()> {
-    let vocoder = Vocoder::new(voice)?;
+pub fn run(args: &BenchArgs, vocoder: &Vocoder) -> Result<()> {
     let config = vocoder.config();
-    let mel = spoken(args, &vocoder)?;
+    let mel = spoken(args, vocoder)?;
     let options = SynthOptions { refine: args.refine, refine_lookahead: args.refine_lookahead, ..Default::default() };
     let look_ahead = vocoder.stream(&options)?.latency_frames();
     if mel.frames() <= look_ahead {
@@ -61,7 +59,7 @@ pub fn run(args: &BenchArgs, voice: &Voice) -> Result<()> {
         vocoder.vocode(&mel, &options, None)?;
         whole = whole.min(start.elapsed().as_secs_f64());
         for (chunk, best) in chunks.iter().zip(&mut streams) {
-            let now = streamed(&vocoder, &mel, &options, *chunk, frame_ms)?;
+            let now = streamed(vocoder, &mel, &options, *chunk, frame_ms)?;
             *best = Some(match best.take() {
                 Some(best) => Streamed {
                     seconds: best.seconds.min(now.seconds),

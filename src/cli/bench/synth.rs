@@ -2,8 +2,10 @@
 
 use super::machine::{Spread, cpu_time, forget_peak_memory, gemm_peak, peak_memory};
 use super::{Report, Run, giga, megabytes, share};
+use crate::eval::spectral::mel_l1;
 use crate::mel::MelSpectrogram;
-use crate::vocoder::{SynthOptions, Vocoder};
+use crate::mel::extract::extract;
+use crate::vocoder::{Precision, SynthOptions, Vocoder};
 use crate::voice::Lookahead;
 use crate::voice::Voice;
 use anyhow::Result;
@@ -31,6 +33,10 @@ pub struct Synthesis {
     gemm_share: f64,
     /// At most, loading included.
     peak_memory_bytes: Option<u64>,
+    /// `f32` or `int16`.
+    precision: String,
+    /// The effect of another precision.
+    effect: Option<Effect>,
 }
 
 /// With refinement.
@@ -40,8 +46,24 @@ struct Refined {
     real_time_factor: Spread,
 }
 
+/// What a precision does to the bare flow.
+#[derive(Serialize, Deserialize)]
+struct Effect {
+    /// Processor time in f32 over that in this precision; elapsed time where the system doesn't tell, or
+    /// there is too little to tell.
+    speed: f64,
+    /// Of the sound in f32 over the difference, dB; none without a difference.
+    snr_db: Option<f64>,
+    /// Mean difference of the log-mel from the mel that was spoken, nats.
+    mel_l1: Option<f64>,
+    /// The same in f32.
+    mel_l1_f32: Option<f64>,
+}
+
 /// What to speak, and how often.
 pub struct Plan<'a> {
+    /// The numbers that the flow is worked out in.
+    pub precision: Precision,
     /// Passes of refinement, or the voice's.
     pub refine: Option<usize>,
     /// Its look-ahead, or the voice's.
@@ -67,32 +89,62 @@ pub fn measure(
     forget_peak_memory();
     let begun = Instant::now();
     let voice = ready.map_or_else(open, Ok)?;
-    let vocoder = Vocoder::new(&voice)?;
+    let vocoder = Vocoder::with_precision(&voice, plan.precision)?;
     let load_seconds = begun.elapsed().as_secs_f64();
     drop(voice);
     let config = vocoder.config();
     let mel = (plan.mel)(&vocoder)?;
     let audio_seconds = (mel.frames() * config.mel.hop_length) as f64 / f64::from(config.mel.sample_rate);
     let passes = plan.refine.unwrap_or(config.synthesis.refine);
-    let factor = |refine| -> Result<f64> {
+    let speak = |vocoder: &Vocoder, refine| {
         let options =
             SynthOptions { refine: Some(refine), refine_lookahead: plan.refine_lookahead, ..Default::default() };
+        vocoder.vocode(&mel, &options, None)
+    };
+    let factor = |refine| -> Result<f64> {
         let begun = Instant::now();
-        vocoder.vocode(&mel, &options, None)?;
+        speak(&vocoder, refine)?;
         Ok(begun.elapsed().as_secs_f64() / audio_seconds)
     };
-    factor(0)?;
+    let sound = speak(&vocoder, 0)?.samples;
+    if passes > 0 {
+        factor(passes)?;
+    }
+    let peak_memory_bytes = peak_memory();
+    let float = (vocoder.precision() != Precision::F32).then(|| Vocoder::new(&open()?).map_err(anyhow::Error::from));
+    let float = float.transpose()?;
+    let sound_f32 = float.as_ref().map(|float| speak(float, 0)).transpose()?;
     let (mut bare, mut cpu, mut refined, mut gemm) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    // in f32 and in the voice's precision
+    let (mut elapsed, mut worked) = ((0.0, 0.0), (0.0, 0.0));
     // turn by turn, so that a busy moment of the machine strikes all alike
     for _ in 0..plan.rounds {
-        let before = cpu_time();
-        bare.push(factor(0)?);
-        cpu.extend(cpu_time().zip(before).map(|(after, before)| (after - before) / audio_seconds));
+        let (seconds, busy) = timed(|| speak(&vocoder, 0))?;
+        bare.push(seconds / audio_seconds);
+        cpu.extend(busy.map(|busy| busy / audio_seconds));
+        if let Some(float) = &float {
+            let (seconds_f32, busy_f32) = timed(|| speak(float, 0))?;
+            elapsed = (elapsed.0 + seconds_f32, elapsed.1 + seconds);
+            worked = (worked.0 + busy_f32.unwrap_or(0.0), worked.1 + busy.unwrap_or(0.0));
+        }
         if passes > 0 {
             refined.push(factor(passes)?);
         }
         gemm.push(gemm_peak(threads));
     }
+    let effect = sound_f32.map(|sound_f32| -> Result<Effect> {
+        // without the last sample there are as many frames as the mel has
+        let heard = |samples: &[f32]| {
+            Ok::<_, crate::Error>(mel_l1(&extract(&samples[..samples.len() - 1], &config.mel)?, &mel))
+        };
+        Ok(Effect {
+            speed: if worked.0 > 0.0 && worked.1 > 0.0 { worked.0 / worked.1 } else { elapsed.0 / elapsed.1 },
+            snr_db: snr_db(&sound_f32.samples, &sound),
+            mel_l1: heard(&sound)?,
+            mel_l1_f32: heard(&sound_f32.samples)?,
+        })
+    });
+    let effect = effect.transpose()?;
     let (bare, gemm) = (Spread::of(bare), Spread::of(gemm));
     let macs = vocoder.macs_per_sample() * f64::from(config.mel.sample_rate);
     let run = Synthesis {
@@ -105,16 +157,37 @@ pub fn measure(
         refined: (passes > 0).then(|| Refined { passes, real_time_factor: Spread::of(refined) }),
         gemm_macs_per_second: gemm,
         gemm_share: macs / bare.median / gemm.median,
-        peak_memory_bytes: peak_memory(),
+        peak_memory_bytes,
+        precision: vocoder.precision().name().to_string(),
+        effect,
     };
     Ok((config.name.clone(), run))
+}
+
+/// How long something takes, and how much processor time where the system tells, seconds.
+fn timed<T>(work: impl FnOnce() -> crate::Result<T>) -> Result<(f64, Option<f64>)> {
+    let (begun, before) = (Instant::now(), cpu_time());
+    work()?;
+    Ok((begun.elapsed().as_secs_f64(), cpu_time().zip(before).map(|(after, before)| after - before)))
+}
+
+/// The power of a sound over that of its difference from another, dB, if there is one.
+fn snr_db(sound: &[f32], other: &[f32]) -> Option<f64> {
+    let power = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+    let difference = power(&mut sound.iter().zip(other).map(|(a, b)| f64::from(a - b)));
+    let ratio = power(&mut sound.iter().map(|&x| f64::from(x))) / difference;
+    Some(10.0 * ratio.log10()).filter(|snr| snr.is_finite())
 }
 
 impl Run for Synthesis {
     fn print(report: &Report<Self>, out: &mut dyn Write) -> std::io::Result<()> {
         let Some(first) = report.runs.first() else { return Ok(()) };
         let macs = giga(first.macs_per_audio_second);
-        writeln!(out, "{:.2} s of sound; the flow takes {macs} GMAC a second of sound", first.audio_seconds)?;
+        writeln!(
+            out,
+            "{:.2} s of sound; the flow takes {macs} GMAC a second of sound, in {}",
+            first.audio_seconds, first.precision
+        )?;
         // a column that is there where anything is refined
         let column = |text: String| if first.refined.is_some() { format!("  {text:>22}") } else { String::new() };
         let passes = first.refined.as_ref().map_or(0, |refined| refined.passes);
@@ -131,6 +204,18 @@ impl Run for Synthesis {
                 giga(run.macs_per_audio_second / run.bare.median),
                 share(run.gemm_share, run.gemm_macs_per_second.median),
                 megabytes(run.peak_memory_bytes),
+            )?;
+        }
+        for (effect, threads) in report.runs.iter().filter_map(|run| Some((run.effect.as_ref()?, run.threads))) {
+            let figure =
+                |value: Option<f64>, digits| value.map_or("–".to_string(), |value| format!("{value:.digits$}"));
+            writeln!(
+                out,
+                "{threads:>7}  {:.2} × as fast as f32; {} dB over the difference; mel L1 {}, in f32 {}",
+                effect.speed,
+                figure(effect.snr_db, 1),
+                figure(effect.mel_l1, 4),
+                figure(effect.mel_l1_f32, 4),
             )?;
         }
         Ok(())
