@@ -92,7 +92,8 @@ impl Packed {
     pub fn quantise(&mut self) -> bool {
         let nets =
             self.stages.iter_mut().filter_map(|s| if let Stage::Coupling { net, .. } = s { Some(net) } else { None });
-        nets.fold(false, |changed, net| net.quantise() || changed)
+        // every one of them, not up to the first
+        nets.map(|net| net.quantise()).filter(|&changed| changed).count() > 0
     }
 
     /// Whether threads share the work of so many frames well: then the layers of every net are large.

@@ -174,13 +174,13 @@ mod tests {
     #[test]
     fn blocks_make_the_samples_of_the_whole_in_pieces_too() {
         let voice = Voice::embedded().unwrap();
-        let Vocoder { config, engine: Engine::Stream(Packed { filters, .. }), refiner, macs_per_sample } =
+        let Vocoder { config, engine: Engine::Stream(Packed { filters, .. }), refiner, macs_per_sample, precision } =
             Vocoder::new(&voice).unwrap()
         else {
             panic!("the built-in voice streams")
         };
         let engine = Engine::Blocks(voice.build_frozen_flow().unwrap(), filters);
-        let vocoder = Vocoder { config, engine, refiner, macs_per_sample };
+        let vocoder = Vocoder { config, engine, refiner, macs_per_sample, precision };
         let (whole, _) = speak(&vocoder, 500, (1, Lookahead::All), 1000);
         let (parts, pieces) = speak(&vocoder, 500, (1, Lookahead::All), 1);
         assert!(whole == parts && pieces == 2, "{pieces}");
