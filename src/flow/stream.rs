@@ -5,10 +5,10 @@
 
 use super::split::Parts;
 use super::{conditioning, scalar};
+use crate::kernels::conditioner::{State as NetState, Weights};
 use crate::kernels::pointwise;
 use crate::kernels::product::{Input, Panels, Start};
 use crate::kernels::rows::Rows;
-use crate::kernels::stream::{State as NetState, Weights};
 use crate::kernels::wavenet::interpolation;
 
 /// A step's inverse on slices, ready to stream.
@@ -96,12 +96,12 @@ impl Packed {
 
     /// Frames after its own that a frame's sound depends on.
     pub fn lookahead_frames(&self) -> usize {
-        self.conditioning.lookahead() + (self.groups(|net| net.shape.lookahead()) * self.group).div_ceil(self.hop)
+        self.conditioning.lookahead() + (self.groups(|net| net.lookahead()) * self.group).div_ceil(self.hop)
     }
 
     /// Frames on each side that a frame's sound depends on, at most.
     pub fn reach_frames(&self) -> usize {
-        let steps = self.groups(|net| net.shape.reach());
+        let steps = self.groups(|net| net.reach());
         let context = self.conditioning.context().max(self.conditioning.lookahead());
         context + (steps * self.group).div_ceil(self.hop)
     }
@@ -172,8 +172,7 @@ impl State {
     ) {
         self.conditioning.push(&packed.conditioning, frames, last, &mut self.features);
         let up = packed.conditioning.up();
-        // between rows stand whole frames of steps
-        let known = if up == 1 { self.features.end() } else { self.features.end().saturating_sub(1) * up };
+        let known = packed.conditioning.steps(self.features.end());
         let from = self.latents.end();
         noise(from, self.latents.grow(known - from));
 
@@ -251,7 +250,7 @@ impl Coupling {
         };
         let params = self.net.push(net, rows, features, last, threads);
         let at = self.waiting.start();
-        let ready = at..at + params.len() / net.shape.outputs;
+        let ready = at..at + params.len() / net.outputs();
         x.clear();
         x.extend_from_slice(self.waiting.get(ready.clone()));
         self.waiting.forget(ready.end);
@@ -260,7 +259,7 @@ impl Coupling {
                 pointwise::uncouple(x, known, params, moved, *bound);
             }
             _ => {
-                for (x, params) in x.chunks_exact_mut(channels).zip(params.chunks_exact(net.shape.outputs)) {
+                for (x, params) in x.chunks_exact_mut(channels).zip(params.chunks_exact(net.outputs())) {
                     for (i, c) in parts.moved_channels().enumerate() {
                         x[c] = map.inverse(x[c], i, moved, params);
                     }

@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod choice;
+pub mod conditioner;
 pub mod gate;
 pub mod plane;
 pub mod pointwise;
@@ -13,6 +14,7 @@ pub mod predict;
 pub mod product;
 pub mod recall;
 pub mod rows;
+pub mod separable;
 pub mod spectral;
 pub mod stream;
 mod vector;
