@@ -11,6 +11,10 @@ use crate::kernels::product::{Input, Panels, Start};
 use crate::kernels::rows::Rows;
 use crate::kernels::wavenet::interpolation;
 
+/// Frames of a piece at least, and its steps: enough to keep the products busy and to be worth the way
+/// of the weights from memory, few enough to keep the activations in the cache.
+const PIECE: (usize, usize) = (32, 192);
+
 /// A step's inverse on slices, ready to stream.
 pub enum Stage {
     /// Values by themselves: `x · scale + shift` per channel.
@@ -92,6 +96,11 @@ impl Packed {
     pub fn shares_well(&self, frames: usize) -> bool {
         let steps = frames * self.hop / self.group;
         self.stages.iter().all(|s| if let Stage::Coupling { net, .. } = s { net.shares_well(steps) } else { true })
+    }
+
+    /// Frames that best go through the flow together, where there are as many.
+    pub fn piece_frames(&self) -> usize {
+        PIECE.0.max((PIECE.1 * self.group).div_ceil(self.hop))
     }
 
     /// Frames after its own that a frame's sound depends on.
@@ -288,5 +297,68 @@ fn gain(x: &mut [f32], at: usize, features: &Rows, up: usize, weights: &Panels, 
         let x = &mut x[(steps.start - at) * channels..(steps.end - at) * channels];
         let (now, next) = log_gain.split_at(channels);
         pointwise::ungain(x, now, next, steps.map(|t| interpolation(t, up).1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::import::{Options, import};
+    use crate::kernels::choice::Kernel;
+    use crate::mel::file::tests::parity;
+    use crate::mel::file::{TensorData, read_array};
+    use candle_core::{Device, Tensor};
+
+    /// The values of a golden file, `[channels, steps]`, by step.
+    fn rows(name: &str) -> Vec<Vec<f32>> {
+        let TensorData { shape, values, .. } = read_array(&parity(name).unwrap()).unwrap();
+        let steps = shape[shape.len() - 1];
+        (0..steps).map(|t| values.iter().skip(t).step_by(steps).copied().collect()).collect()
+    }
+
+    /// SqueezeWave's golden noise, mel and sound, in both forms of its batch norm.
+    #[test]
+    fn squeezewave_streams_as_the_reference_sounds() {
+        for file in ["s128", "s128_fused", "s256", "s256_fused"] {
+            let set = &file[..4];
+            let Some(path) = parity(&format!("{file}_state_dict.pt")) else { return };
+            let flow = import(&path, "x", &Options::default()).unwrap().voice.build_frozen_flow().unwrap();
+            // what comes in front after flow 2, then the start
+            let z: Vec<Vec<f32>> = rows(&format!("{set}_z1.npy"))
+                .into_iter()
+                .zip(rows(&format!("{set}_z0.npy")))
+                .map(|(early, start)| [early, start].concat())
+                .collect();
+            let (mel, group, steps) = (rows(&format!("{set}_mel.npy")), z[0].len(), z.len());
+            let tensor = |rows: &[Vec<f32>]| {
+                let tensor = Tensor::from_vec(rows.concat(), (1, rows.len(), rows[0].len()), &Device::Cpu).unwrap();
+                tensor.transpose(1, 2).unwrap().contiguous().unwrap()
+            };
+            let defined = flow.inverse(&tensor(&z), &tensor(&mel)).unwrap().flatten_all().unwrap();
+            let defined: Vec<f32> = defined.to_vec1().unwrap();
+            let golden = rows(&format!("{file}_audio_sigma1.0.npy")).concat();
+            let loudest = golden.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+            for kernel in Kernel::available() {
+                let packed = flow.pack(kernel).unwrap().expect("every step streams");
+                let speak = |piece: usize| {
+                    let (mut state, mut out) = (State::new(&packed, 1), Vec::new());
+                    let mut draw = |first: usize, out: &mut [f32]| {
+                        out.chunks_exact_mut(group).zip(&z[first..]).for_each(|(out, z)| out.copy_from_slice(z));
+                    };
+                    mel.chunks(piece).for_each(|mel| state.push(&packed, &mel.concat(), false, &mut draw, &mut out));
+                    state.push(&packed, &[], true, &mut draw, &mut out);
+                    assert_eq!(out.len(), steps * group);
+                    out
+                };
+                let whole = speak(mel.len());
+                for (name, expected) in [("the reference", &golden), ("its definition", &defined)] {
+                    let worst = whole.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    assert!(worst < 1e-4 * loudest, "{file}, {}: {worst} of {loudest} off {name}", kernel.name());
+                }
+                for piece in [1, 3, 7] {
+                    assert!(speak(piece) == whole, "{file}, {}: {piece} at a time", kernel.name());
+                }
+            }
+        }
     }
 }

@@ -27,7 +27,7 @@ use super::vector::{Portable, Vector};
 
 /// Steps that go through a layer at a time: few enough that what passes between its products stays
 /// in the cache, and a multiple of every tile's height.
-const BLOCK: usize = 96;
+const BLOCK: usize = 192;
 
 /// Multiply-adds of a layer below which another thread costs more than it saves.
 const MIN_SHARED: usize = 2 << 20;
