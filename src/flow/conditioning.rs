@@ -122,14 +122,14 @@ impl Conditioning {
         }
     }
 
-    /// The weights for streaming, if this kind can.
-    pub fn pack(&self, kernel: Kernel) -> Result<Option<Packed>> {
+    /// The weights for streaming.
+    pub fn pack(&self, kernel: Kernel) -> Result<Packed> {
         let pack = |weight: &Tensor, bias: &[f32]| -> Result<Panels> {
             let values = weight.flatten_all()?.to_vec1::<f32>()?;
             Ok(Panels::new(kernel, bias.len(), bias, &[Matrix::new(&values, bias.len())]))
         };
-        Ok(Some(match self {
-            Self::Mel { .. } => return Ok(None),
+        Ok(match self {
+            &Self::Mel { n_mels, up } => Packed::Mel { n_mels, up },
             Self::Upsample(net) => {
                 let (taps, _, columns) = net.weight.dims3()?;
                 let width = net.n_mels * net.group;
@@ -147,7 +147,7 @@ impl Conditioning {
                 up: net.up,
                 lookahead: net.lookahead,
             },
-        }))
+        })
     }
 
     /// A mel window `[batch, n_mels, left + frames + right]` → rows for `frames` frames.
@@ -228,6 +228,13 @@ pub enum Packed {
         /// Frames after its own that a row sees.
         lookahead: usize,
     },
+    /// As [`Conditioning::Mel`].
+    Mel {
+        /// Bands.
+        n_mels: usize,
+        /// Steps per frame.
+        up: usize,
+    },
 }
 
 impl Packed {
@@ -236,6 +243,7 @@ impl Packed {
         match self {
             Self::Upsample { features, .. } => *features,
             Self::Frame { convs, .. } => convs[0].columns(),
+            Self::Mel { n_mels, .. } => *n_mels,
         }
     }
 
@@ -243,14 +251,23 @@ impl Packed {
     pub fn up(&self) -> usize {
         match self {
             Self::Upsample { .. } => 1,
-            Self::Frame { up, .. } => *up,
+            Self::Frame { up, .. } | Self::Mel { up, .. } => *up,
+        }
+    }
+
+    /// Steps that so many rows are enough for.
+    pub fn steps(&self, rows: usize) -> usize {
+        match self {
+            // between rows stand whole frames of steps
+            Self::Frame { up, .. } if *up > 1 => rows.saturating_sub(1) * up,
+            _ => rows * self.up(),
         }
     }
 
     /// Frames after a frame that its steps depend on.
     pub fn lookahead(&self) -> usize {
         match self {
-            Self::Upsample { .. } => 0,
+            Self::Upsample { .. } | Self::Mel { .. } => 0,
             Self::Frame { lookahead, .. } => lookahead + 1,
         }
     }
@@ -259,6 +276,7 @@ impl Packed {
     pub fn context(&self) -> usize {
         match self {
             Self::Upsample { taps, .. } => taps - 1,
+            Self::Mel { .. } => 0,
             Self::Frame { convs, lookahead, .. } => 2 + 2 * convs.len() - lookahead,
         }
     }
@@ -284,6 +302,7 @@ impl State {
                 inputs[0] = Rows::new(*n_mels);
                 (inputs, vec![rows; convs.len() - 1])
             }
+            Packed::Mel { .. } => (Vec::new(), Vec::new()),
         };
         Self { inputs, residuals, last_frame: Vec::new() }
     }
@@ -292,6 +311,7 @@ impl State {
     pub fn push(&mut self, packed: &Packed, frames: &[f32], last: bool, features: &mut Rows) {
         match packed {
             Packed::Upsample { weight, taps, .. } => self.upsample(weight, *taps, frames, features),
+            Packed::Mel { .. } => features.extend(frames),
             Packed::Frame { convs, n_mels, lookahead, .. } => {
                 // log-mels lie between −11.5 and 2: bring them near unit scale
                 let scaled: Vec<f32> = frames.iter().map(|v| v * 0.25 + 1.25).collect();

@@ -663,7 +663,7 @@ impl Flow {
         if self.latent.is_some() {
             return Ok(None);
         }
-        let Some(conditioning) = self.conditioning.pack(kernel)? else { return Ok(None) };
+        let conditioning = self.conditioning.pack(kernel)?;
         Ok(Some(stream::Packed { conditioning, stages, group: self.group, hop: self.hop }))
     }
 

@@ -5,11 +5,15 @@
 
 use super::split::Parts;
 use super::{conditioning, scalar};
+use crate::kernels::conditioner::{State as NetState, Weights};
 use crate::kernels::pointwise;
 use crate::kernels::product::{Input, Panels, Start};
 use crate::kernels::rows::Rows;
-use crate::kernels::stream::{State as NetState, Weights};
 use crate::kernels::wavenet::interpolation;
+
+/// Frames of a piece at least, and its steps: enough to keep the products busy and to be worth the way
+/// of the weights from memory, few enough to keep the activations in the cache.
+const PIECE: (usize, usize) = (32, 192);
 
 /// A step's inverse on slices, ready to stream.
 pub enum Stage {
@@ -102,14 +106,19 @@ impl Packed {
         self.stages.iter().all(|s| if let Stage::Coupling { net, .. } = s { net.shares_well(steps) } else { true })
     }
 
+    /// Frames that best go through the flow together, where there are as many.
+    pub fn piece_frames(&self) -> usize {
+        PIECE.0.max((PIECE.1 * self.group).div_ceil(self.hop))
+    }
+
     /// Frames after its own that a frame's sound depends on.
     pub fn lookahead_frames(&self) -> usize {
-        self.conditioning.lookahead() + (self.groups(|net| net.shape.lookahead()) * self.group).div_ceil(self.hop)
+        self.conditioning.lookahead() + (self.groups(|net| net.lookahead()) * self.group).div_ceil(self.hop)
     }
 
     /// Frames on each side that a frame's sound depends on, at most.
     pub fn reach_frames(&self) -> usize {
-        let steps = self.groups(|net| net.shape.reach());
+        let steps = self.groups(|net| net.reach());
         let context = self.conditioning.context().max(self.conditioning.lookahead());
         context + (steps * self.group).div_ceil(self.hop)
     }
@@ -180,8 +189,7 @@ impl State {
     ) {
         self.conditioning.push(&packed.conditioning, frames, last, &mut self.features);
         let up = packed.conditioning.up();
-        // between rows stand whole frames of steps
-        let known = if up == 1 { self.features.end() } else { self.features.end().saturating_sub(1) * up };
+        let known = packed.conditioning.steps(self.features.end());
         let from = self.latents.end();
         noise(from, self.latents.grow(known - from));
 
@@ -259,7 +267,7 @@ impl Coupling {
         };
         let params = self.net.push(net, rows, features, last, threads);
         let at = self.waiting.start();
-        let ready = at..at + params.len() / net.shape.outputs;
+        let ready = at..at + params.len() / net.outputs();
         x.clear();
         x.extend_from_slice(self.waiting.get(ready.clone()));
         self.waiting.forget(ready.end);
@@ -268,7 +276,7 @@ impl Coupling {
                 pointwise::uncouple(x, known, params, moved, *bound);
             }
             _ => {
-                for (x, params) in x.chunks_exact_mut(channels).zip(params.chunks_exact(net.shape.outputs)) {
+                for (x, params) in x.chunks_exact_mut(channels).zip(params.chunks_exact(net.outputs())) {
                     for (i, c) in parts.moved_channels().enumerate() {
                         x[c] = map.inverse(x[c], i, moved, params);
                     }
@@ -297,5 +305,68 @@ fn gain(x: &mut [f32], at: usize, features: &Rows, up: usize, weights: &Panels, 
         let x = &mut x[(steps.start - at) * channels..(steps.end - at) * channels];
         let (now, next) = log_gain.split_at(channels);
         pointwise::ungain(x, now, next, steps.map(|t| interpolation(t, up).1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::import::{Options, import};
+    use crate::kernels::choice::Kernel;
+    use crate::mel::file::tests::parity;
+    use crate::mel::file::{TensorData, read_array};
+    use candle_core::{Device, Tensor};
+
+    /// The values of a golden file, `[channels, steps]`, by step.
+    fn rows(name: &str) -> Vec<Vec<f32>> {
+        let TensorData { shape, values, .. } = read_array(&parity(name).unwrap()).unwrap();
+        let steps = shape[shape.len() - 1];
+        (0..steps).map(|t| values.iter().skip(t).step_by(steps).copied().collect()).collect()
+    }
+
+    /// SqueezeWave's golden noise, mel and sound, in both forms of its batch norm.
+    #[test]
+    fn squeezewave_streams_as_the_reference_sounds() {
+        for file in ["s128", "s128_fused", "s256", "s256_fused"] {
+            let set = &file[..4];
+            let Some(path) = parity(&format!("{file}_state_dict.pt")) else { return };
+            let flow = import(&path, "x", &Options::default()).unwrap().voice.build_frozen_flow().unwrap();
+            // what comes in front after flow 2, then the start
+            let z: Vec<Vec<f32>> = rows(&format!("{set}_z1.npy"))
+                .into_iter()
+                .zip(rows(&format!("{set}_z0.npy")))
+                .map(|(early, start)| [early, start].concat())
+                .collect();
+            let (mel, group, steps) = (rows(&format!("{set}_mel.npy")), z[0].len(), z.len());
+            let tensor = |rows: &[Vec<f32>]| {
+                let tensor = Tensor::from_vec(rows.concat(), (1, rows.len(), rows[0].len()), &Device::Cpu).unwrap();
+                tensor.transpose(1, 2).unwrap().contiguous().unwrap()
+            };
+            let defined = flow.inverse(&tensor(&z), &tensor(&mel)).unwrap().flatten_all().unwrap();
+            let defined: Vec<f32> = defined.to_vec1().unwrap();
+            let golden = rows(&format!("{file}_audio_sigma1.0.npy")).concat();
+            let loudest = golden.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+            for kernel in Kernel::available() {
+                let packed = flow.pack(kernel).unwrap().expect("every step streams");
+                let speak = |piece: usize| {
+                    let (mut state, mut out) = (State::new(&packed, 1), Vec::new());
+                    let draw = |first: usize, out: &mut [f32]| {
+                        out.chunks_exact_mut(group).zip(&z[first..]).for_each(|(out, z)| out.copy_from_slice(z));
+                    };
+                    mel.chunks(piece).for_each(|mel| state.push(&packed, &mel.concat(), false, draw, &mut out));
+                    state.push(&packed, &[], true, draw, &mut out);
+                    assert_eq!(out.len(), steps * group);
+                    out
+                };
+                let whole = speak(mel.len());
+                for (name, expected) in [("the reference", &golden), ("its definition", &defined)] {
+                    let worst = whole.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    assert!(worst < 1e-4 * loudest, "{file}, {}: {worst} of {loudest} off {name}", kernel.name());
+                }
+                for piece in [1, 3, 7] {
+                    assert!(speak(piece) == whole, "{file}, {}: {piece} at a time", kernel.name());
+                }
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod choice;
+pub mod conditioner;
 pub mod gate;
 pub(crate) mod integer;
 pub mod plane;
@@ -15,6 +16,7 @@ pub mod product;
 pub(crate) mod quantise;
 pub mod recall;
 pub mod rows;
+pub mod separable;
 pub mod spectral;
 pub mod stream;
 mod vector;

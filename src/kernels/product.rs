@@ -73,9 +73,12 @@ impl Layout {
             Start::Between(rows, stride, up, first) => {
                 assert!(rows.len() >= reach((first + count - 1) / up + 2, stride, self.panels * self.width()));
             }
+            Start::Held(rows, stride, up, first) => {
+                assert!(rows.len() >= reach((first + count - 1) / up + 1, stride, self.panels * self.width()));
+            }
         }
         // gated panels start between rows or with the bias: their columns and the answer's differ
-        assert!(!self.gated || matches!(start, Start::Bias | Start::Between(..)));
+        assert!(!self.gated || matches!(start, Start::Bias | Start::Between(..) | Start::Held(..)));
         assert!(out.0.len() >= reach(count, out.1, self.columns));
         Job { layout: *self, count, lines, start, out: out.0.as_mut_ptr(), stride: out.1 }
     }
@@ -129,6 +132,8 @@ pub(crate) enum Start<'a> {
     /// Between rows in the panels' own order of columns, [`Panels::row_width`] of them and more:
     /// rows, stride, steps per row, and the first step, counted from the first row.
     Between(&'a [f32], usize, usize, usize),
+    /// As `Between`, but each row is held for its steps.
+    Held(&'a [f32], usize, usize, usize),
 }
 
 impl Panels {
@@ -424,6 +429,9 @@ unsafe fn abreast<V: Vector>(job: &Job<Floats>, first: usize) {
                     let now = rows.as_ptr().add(from / up * stride + (first + p) * width);
                     *sums = between(*sums, now, stride, part_of(from % up, up));
                 }
+                Start::Held(rows, stride, up, from) => {
+                    *sums = plus(*sums, pair(rows.as_ptr().add(from / up * stride + (first + p) * width)));
+                }
             }
         }
         weights = weights.add(width);
@@ -465,7 +473,7 @@ unsafe fn tile<V: Vector, L: Lines<V>, const R: usize>(job: &Job<L>, panel: usiz
     unsafe {
         let out = job.out.add(row * job.stride + first);
         let rows = match job.start {
-            Start::Bias | Start::Between(..) => None,
+            Start::Bias | Start::Between(..) | Start::Held(..) => None,
             Start::Answer => Some((out.cast_const(), job.stride)),
             Start::Rows(rows, stride) => Some((rows.as_ptr().add(row * stride + first), stride)),
         };
@@ -518,6 +526,17 @@ unsafe fn full<V: Vector, L: Lines<V>, const R: usize>(
             let mut now = rows.as_ptr().add(at * stride + panel * width);
             for sum in &mut sums {
                 *sum = between(*sum, now, stride, part_of(step, up));
+                step += 1;
+                if step == up {
+                    (now, step) = (now.wrapping_add(stride), 0);
+                }
+            }
+        }
+        if let Start::Held(rows, stride, up, from) = job.start {
+            let (at, mut step) = ((from + row) / up, (from + row) % up);
+            let mut now = rows.as_ptr().add(at * stride + panel * width);
+            for sum in &mut sums {
+                *sum = plus(*sum, pair(now));
                 step += 1;
                 if step == up {
                     (now, step) = (now.wrapping_add(stride), 0);

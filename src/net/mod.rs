@@ -9,8 +9,8 @@ pub mod transformer;
 pub mod wavenet;
 
 use crate::kernels::choice::Kernel;
+use crate::kernels::conditioner::Weights;
 use crate::kernels::recall::Recall;
-use crate::kernels::stream::Weights;
 use candle_core::{Result, Tensor};
 pub use lipschitz::LipschitzNet;
 pub use params::Params;

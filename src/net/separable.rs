@@ -2,8 +2,11 @@
 
 use super::CondNet;
 use super::wavenet::Projection;
+use crate::kernels::choice::Kernel;
+use crate::kernels::conditioner::Weights;
 use crate::kernels::gate;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use crate::kernels::separable::{self, Affine, LayerParams, Params, Shape};
+use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +136,40 @@ impl CondNet for SeparableNet {
         self.end.forward(&h)
     }
 
+    fn pack(&self, projection: &Projection, kernel: Kernel) -> Result<Option<Weights>> {
+        let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
+        let affine =
+            |p: &Projection| -> Result<_> { Ok(Affine { weight: flat(&p.weight()?)?, bias: flat(p.bias())? }) };
+        let layer = |layer: &Layer| -> Result<_> {
+            Ok(LayerParams {
+                norm: layer
+                    .norm
+                    .as_ref()
+                    .map(|(scale, shift)| Ok::<_, Error>((flat(scale)?, flat(shift)?)))
+                    .transpose()?,
+                depth: flat(&layer.depth)?,
+                depth_bias: flat(&layer.depth_bias)?,
+                point: affine(&layer.point)?,
+                out: affine(&layer.out)?,
+            })
+        };
+        let params = Params {
+            start: affine(&self.start)?,
+            layers: self.layers.iter().map(layer).collect::<Result<_>>()?,
+            end: affine(&self.end)?,
+            cond: affine(projection)?,
+        };
+        let shape = Shape {
+            inputs: self.inputs,
+            channels: self.config.channels,
+            outputs: self.outputs,
+            kernel: self.config.kernel,
+            layers: self.config.layers,
+            up: self.up,
+        };
+        Ok(Some(Weights::Separable(separable::Weights::new(kernel, &shape, &params))))
+    }
+
     fn cond_width(&self) -> usize {
         2 * self.config.channels * self.config.layers
     }
@@ -176,7 +213,7 @@ impl CustomOp1 for Gate {
         "gate"
     }
 
-    fn cpu_fwd(&self, pre: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, pre: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
         let (batch, steps, _) = layout.shape().dims3()?;
         let (_, act, c) = run_gate(pre, layout)?;
         Ok((CpuStorage::F32(act), (batch, steps, c).into()))

@@ -2,8 +2,9 @@
 
 use super::CondNet;
 use crate::kernels::choice::Kernel;
+use crate::kernels::conditioner::Weights;
 use crate::kernels::recall::{Recall, WaveNetRecall};
-use crate::kernels::stream::Weights;
+use crate::kernels::stream;
 use crate::kernels::wavenet::{self as kernel, Shape};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -254,7 +255,7 @@ impl CondNet for WaveNet {
     fn pack(&self, projection: &Projection, kernel: Kernel) -> Result<Option<Weights>> {
         let params: Vec<f32> = self.flat_params(projection.bias())?.to_vec1()?;
         let cond: Vec<f32> = projection.0.weight()?.flatten_all()?.to_vec1()?;
-        Ok(Some(Weights::new(kernel, &self.shape, &params, &cond)))
+        Ok(Some(Weights::WaveNet(stream::Weights::new(kernel, &self.shape, &params, &cond))))
     }
 
     fn recall(&self, cond: &Tensor, cond_bias: &Tensor) -> Result<Box<dyn Recall>> {

@@ -32,9 +32,6 @@ pub use stream::Streamer;
 /// to hold.
 const MIN_BLOCK: usize = 256;
 
-/// Frames that a thread takes through the flow at a time.
-const FRAMES: usize = 32;
-
 /// Bound of what leaves the flow, so that whatever follows stays finite: speech has residuals to about 11
 /// (three-second stretches of six LJSpeech clips).
 const MAX_RESIDUAL: f32 = 1e4;
@@ -192,9 +189,9 @@ impl Vocoder {
         progress: &dyn Fn(f32),
     ) -> Vec<f32> {
         let (hop, n_mels) = (self.config.mel.hop_length, mel.n_mels());
-        let halo = packed.flow.reach_frames();
+        let (halo, frames) = (packed.flow.reach_frames(), packed.flow.piece_frames());
         let threads = rayon::current_num_threads();
-        let stretches = if packed.flow.shares_well(FRAMES) { 1 } else { range.len() / (4 * halo + FRAMES) };
+        let stretches = if packed.flow.shares_well(frames) { 1 } else { range.len() / (4 * halo + frames) };
         let workers = threads.min(stretches).max(1);
         // without a stretch for each, they share the pieces
         let threads = if workers == 1 { threads } else { 1 };
@@ -217,8 +214,8 @@ impl Vocoder {
                     // samples to drop in front, and where the next go
                     let (mut skip, mut at) = ((start - from) * hop, 0);
                     let mut piece = Vec::new();
-                    for first in (from..to).step_by(FRAMES) {
-                        let end = (first + FRAMES).min(to);
+                    for first in (from..to).step_by(frames) {
+                        let end = (first + frames).min(to);
                         let rows = &columns[(first - seen.start) * n_mels..(end - seen.start) * n_mels];
                         piece.clear();
                         state.push(&packed.flow, rows, end == to, draw, &mut piece);

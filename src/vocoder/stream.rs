@@ -12,9 +12,6 @@ use crate::{Error, Result};
 use std::borrow::Cow;
 use std::collections::VecDeque;
 
-/// Frames that go through the flow at a time: enough to keep its products busy, few enough to keep
-/// its activations in the cache.
-const FRAMES: usize = 32;
 /// Part of a hop over which a muted frame's sound fades.
 const FADE: f32 = 0.25;
 
@@ -138,7 +135,7 @@ impl Streamer<'_> {
         if !frames.len().is_multiple_of(n_mels) {
             return Err(Error::invalid(format!("{} values are no whole frames of {n_mels} bands", frames.len())));
         }
-        for frames in frames.chunks(FRAMES * n_mels) {
+        for frames in frames.chunks(self.packed.flow.piece_frames() * n_mels) {
             if frames.iter().all(|v| v.is_finite()) {
                 self.advance(frames, false, out);
             } else {

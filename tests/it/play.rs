@@ -3,9 +3,8 @@
 
 use super::{Place, seeded_voice, tiny_flow, tiny_mel, tiny_voice};
 use melglow::audio::resample::resample;
-use melglow::flow::config::{Block, ConditioningConfig, FlowConfig, StepConfig};
+use melglow::flow::config::{Block, ConditioningConfig, FlowConfig, LipschitzConfig, StepConfig};
 use melglow::mel::{MelConfig, file};
-use melglow::net::separable::SeparableConfig;
 use melglow::vocoder::{SynthOptions, Vocoder};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -327,31 +326,25 @@ fn live_frames_are_muted_when_not_finite_and_end_where_they_are_cut() {
 fn a_voice_that_cannot_stream_is_played_when_it_has_spoken() {
     let place = Place::new();
     let folder = card(&place, "format FLOAT_LE channels 1 rate 22050 speed 10");
-    let net = SeparableConfig { channels: 8, kernel: 3, layers: 2, weight_norm: true, norm: true };
-    let flow = FlowConfig {
-        dequantisation: None,
-        latent: None,
-        whitening: None,
-        conditioning: ConditioningConfig::Mel,
-        group: 128,
-        blocks: vec![Block {
-            repeat: 2,
-            steps: vec![StepConfig::mix(), StepConfig::SeparableCoupling { net, bound: None }],
-        }],
-    };
-    let voice = seeded_voice("squeeze", MelConfig::nvidia(), flow);
-    voice.save(place.path("squeeze")).unwrap();
+    let net = LipschitzConfig { channels: 8, kernel: 3, layers: 2, coefficient: 0.6 };
+    let flow = FlowConfig::new(
+        ConditioningConfig::Frame { channels: 8, residual_layers: 1, lookahead: None },
+        32,
+        vec![Block { repeat: 1, steps: vec![StepConfig::mix(), StepConfig::Residual { net, terms: 8, probes: 2 }] }],
+    );
+    let voice = seeded_voice("residual", MelConfig::nvidia(), flow);
+    voice.save(place.path("residual")).unwrap();
     place.mel("a.npy", 40);
     place.mel("b.npy", 3);
     let mut command = in_folder(Command::new(env!("CARGO_BIN_EXE_melglow")), &folder);
-    let args = ["play", "a.npy", "b.npy", "--save", "all.wav", "--voice", "squeeze"];
+    let args = ["play", "a.npy", "b.npy", "--save", "all.wav", "--voice", "residual"];
     let output = command.current_dir(place.path("")).args(args).output().unwrap();
     assert!(output.status.success());
     let lines: Vec<String> = stderr(&output).lines().map(String::from).collect();
     assert_eq!(
         lines,
         [
-            "melglow: voice squeeze cannot stream: a step of its flow has no streaming form: playing begins when all \
+            "melglow: voice residual cannot stream: a step of its flow has no streaming form: playing begins when all \
              is made",
             "melglow: 0.50 s played at 22050 Hz, 1 channel, f32: no underrun",
         ]

@@ -4,7 +4,8 @@ use super::{seeded_voice, tiny_mel, tiny_voice};
 use candle_core::{Device, Tensor};
 use melglow::flow::Flow;
 use melglow::flow::config::{
-    Block, ConditioningConfig, FlowConfig, MapConfig, MixForm, Split, StepConfig, WaveNetConfig, WhiteningConfig,
+    Block, ConditioningConfig, FlowConfig, MapConfig, MixForm, SeparableConfig, Split, StepConfig, WaveNetConfig,
+    WhiteningConfig,
 };
 use melglow::mel::{MelConfig, MelSpectrogram};
 use melglow::net::Params;
@@ -65,6 +66,14 @@ fn designs() -> Vec<(&'static str, FlowConfig, usize)> {
         StepConfig::Swap,
         StepConfig::Scale,
     ];
+    let separable = |kernel, layers, norm| StepConfig::SeparableCoupling {
+        net: SeparableConfig { channels: 9, kernel, layers, weight_norm: true, norm },
+        bound: None,
+    };
+    let squeezewave =
+        vec![StepConfig::mix(), separable(3, 2, true), StepConfig::early(2), StepConfig::mix(), separable(5, 1, false)];
+    let squeezed_mel =
+        vec![separable(3, 3, true), StepConfig::Squeeze { by: 2 }, StepConfig::mix(), separable(3, 2, true)];
     let every_step = vec![StepConfig::mix(), coupling(false, true, true, None)];
     vec![
         // 3 rows after, one more to interpolate; two nets of 7 steps of 4 samples
@@ -75,6 +84,11 @@ fn designs() -> Vec<(&'static str, FlowConfig, usize)> {
         ("waveglow", design(None, ConditioningConfig::Upsample { kernel: 64 }, 8, &[waveglow]), 7),
         // nets of 7 steps of 2, 4, 4 and 8 samples
         ("squeezed", design(None, frame(None), 2, &[squeezed]), 5 + 8),
+        // nets of 2 steps each
+        ("squeezewave", design(None, ConditioningConfig::Mel, 8, std::slice::from_ref(&squeezewave)), 2),
+        ("squeezewave, a step per frame", design(None, ConditioningConfig::Mel, 16, &[squeezewave]), 4),
+        // nets of 3 steps of 4 samples and 2 of 8
+        ("squeezewave, squeezed", design(None, ConditioningConfig::Mel, 4, &[squeezed_mel]), 2),
         ("a step per frame", design(None, ConditioningConfig::Upsample { kernel: 16 }, 16, &[every_step]), 0),
     ]
 }

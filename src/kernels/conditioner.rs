@@ -1,0 +1,92 @@
+//! The conditioners that run on packed weights, whichever they are.
+
+use super::rows::Rows;
+use super::{separable, stream};
+
+/// A conditioner's weights in panels.
+pub enum Weights {
+    /// A WaveNet's.
+    WaveNet(stream::Weights),
+    /// SqueezeWave's.
+    Separable(separable::Weights),
+}
+
+impl Weights {
+    /// Output channels.
+    pub fn outputs(&self) -> usize {
+        match self {
+            Self::WaveNet(net) => net.shape.outputs,
+            Self::Separable(net) => net.shape.outputs,
+        }
+    }
+
+    /// Steps before a step that its output depends on.
+    pub fn reach(&self) -> usize {
+        match self {
+            Self::WaveNet(net) => net.shape.reach(),
+            Self::Separable(net) => net.shape.reach(),
+        }
+    }
+
+    /// Steps after a step that its output depends on.
+    pub fn lookahead(&self) -> usize {
+        match self {
+            Self::WaveNet(net) => net.shape.lookahead(),
+            Self::Separable(net) => net.shape.reach(),
+        }
+    }
+
+    /// Goes over to sixteen bits where that pays, which for separable layers nobody has shown; whether
+    /// anything changed.
+    pub fn quantise(&mut self) -> bool {
+        match self {
+            Self::WaveNet(net) => net.quantise(),
+            Self::Separable(_) => false,
+        }
+    }
+
+    /// Whether threads share the work of so many steps at hardly any cost.
+    pub fn shares_well(&self, steps: usize) -> bool {
+        match self {
+            Self::WaveNet(net) => net.shares_well(steps),
+            Self::Separable(net) => net.shares_well(steps),
+        }
+    }
+}
+
+/// What a conditioner remembers of one sequence.
+pub enum State {
+    /// A WaveNet.
+    WaveNet(stream::State),
+    /// SqueezeWave's net.
+    Separable(separable::State),
+}
+
+impl State {
+    /// Before the first step.
+    pub fn new(weights: &Weights) -> Self {
+        match weights {
+            Weights::WaveNet(net) => Self::WaveNet(stream::State::new(net)),
+            Weights::Separable(net) => Self::Separable(separable::State::new(net)),
+        }
+    }
+
+    /// As [`stream::State::push`].
+    ///
+    /// # Panics
+    /// If the weights are of another kind of net.
+    pub fn push(
+        &mut self,
+        weights: &Weights,
+        x: (&[f32], usize),
+        features: &Rows,
+        last: bool,
+        threads: usize,
+    ) -> &[f32] {
+        match (self, weights) {
+            (Self::WaveNet(state), Weights::WaveNet(net)) => state.push(net, x, features, last, threads),
+            (Self::Separable(state), Weights::Separable(net)) => state.push(net, x, features, last, threads),
+            _ => panic!("weights and state are of different nets"),
+        }
+    }
+}
