@@ -97,6 +97,9 @@ pub struct Training {
     /// other mels and other groups of the same sound.
     #[serde(default = "one")]
     pub shifts: usize,
+    /// Further copies of each training clip as other speakers and rooms would have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variety: Option<Variety>,
     /// Whether the whitening front's net goes on learning with the flow, by the same likelihood.
     #[serde(default)]
     pub joint_whitening: bool,
@@ -104,6 +107,36 @@ pub struct Training {
     /// whitening: TarFlow's augmentation. Held-out figures are without it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub noise: f64,
+}
+
+/// How far copies of training clips stray from the recording, each drawn evenly (speed and level by their
+/// logarithms) between both bounds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variety {
+    /// Copies of each clip, at most 64: they are kept in memory.
+    pub copies: usize,
+    /// Speed, and pitch and formants with it: from `1 / speed` to `speed`, at most 2, to the nearest fiftieth.
+    pub speed: f64,
+    /// Level: from `-level_db` to `level_db`, but never beyond full scale; dB, at most 60.
+    pub level_db: f64,
+    /// Colour: the sample before is added, times `-colour` to `colour`; at most 0.9. 0.5 moves the lowest
+    /// frequencies 10 dB against the highest, up or down.
+    pub colour: f64,
+}
+
+impl Variety {
+    /// Names the first field that is out of range.
+    fn problem(&self) -> Option<String> {
+        let bounds = [
+            ("copies", self.copies as f64, 0.0..=64.0),
+            ("speed", self.speed, 1.0..=2.0),
+            ("level_db", self.level_db, 0.0..=60.0),
+            ("colour", self.colour, 0.0..=0.9),
+        ];
+        let (name, value, range) = bounds.into_iter().find(|(_, value, range)| !range.contains(value))?;
+        Some(format!("variety.{name} is {value}, expected {} to {}", range.start(), range.end()))
+    }
 }
 
 fn is_zero(value: &f64) -> bool {
@@ -205,6 +238,7 @@ impl Recipe {
                 checkpoint_every: 500,
                 init_batch: 4,
                 shifts: 1,
+                variety: None,
                 joint_whitening: false,
                 noise: 0.0,
             },
@@ -262,6 +296,8 @@ impl Recipe {
             format!("segment_samples is {}, expected a multiple of hop_length {hop}", t.segment_samples)
         } else if t.shifts > hop {
             format!("shifts is {}, expected at most hop_length {hop}", t.shifts)
+        } else if let Some(problem) = t.variety.as_ref().and_then(Variety::problem) {
+            problem
         } else if t.joint_whitening && self.flow.whitening.is_none() {
             "joint_whitening wants a flow with whitening".to_string()
         } else if !(t.learning_rate > 0.0 && t.learning_rate.is_finite()) {
@@ -333,6 +369,22 @@ mod tests {
         recipe.training.joint_whitening = true;
         let error = recipe.validate().unwrap_err().to_string();
         assert!(error.contains("joint_whitening wants a flow with whitening"), "{error}");
+    }
+
+    #[test]
+    fn variety_has_its_bounds() {
+        let mut recipe = Recipe::open("tiny").unwrap();
+        for (copies, speed, level_db, colour, name) in [
+            (65, 1.2, 6.0, 0.1, "copies"),
+            (1, 0.9, 6.0, 0.1, "speed"),
+            (1, 1.2, -1.0, 0.1, "level_db"),
+            (1, 1.2, 6.0, 1.0, "colour"),
+            (1, f64::NAN, 6.0, 0.1, "speed"),
+        ] {
+            recipe.training.variety = Some(Variety { copies, speed, level_db, colour });
+            let error = recipe.validate().unwrap_err().to_string();
+            assert!(error.contains(&format!("variety.{name} is")), "{error}");
+        }
     }
 
     #[test]

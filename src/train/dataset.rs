@@ -1,6 +1,6 @@
 //! Clips on disk → whitened residuals in memory → random segments.
 
-use super::config::Recipe;
+use super::config::{Recipe, Variety};
 use super::log::Progress;
 use crate::flow::{Flow, Segment};
 use crate::mel::{MelConfig, MelSpectrogram};
@@ -17,6 +17,9 @@ use std::sync::{Mutex, OnceLock};
 const EXTENSIONS: [&str; 8] = ["wav", "flac", "mp3", "ogg", "oga", "m4a", "aac", "mp4"];
 /// Clips by which the level of the residual is measured.
 const LEVEL_CLIPS: usize = 4;
+
+/// Speeds per unit that varied clips may have.
+const SPEEDS: u32 = 50;
 
 /// A clip: its 16-bit samples and its mel; whitened when first asked for, or for each segment anew
 /// where the whitening learns.
@@ -197,6 +200,34 @@ impl Clip {
     /// If less than a hop would be left.
     pub fn shifted(&self, shift: usize, config: &MelConfig) -> Result<Self> {
         Self::new(&self.name, self.samples().get(shift..).unwrap_or_default(), config)
+    }
+
+    /// The clip as it would be at another speed and level and of another colour: copy `copy` of it, the
+    /// same one each time, whatever the run's seed.
+    ///
+    /// # Errors
+    /// If less than a hop would be left.
+    pub fn varied(&self, copy: usize, variety: &Variety, config: &MelConfig) -> Result<Self> {
+        let mut rng = named_rng(copy as u64, &self.name);
+        let mut within = |bound: f64| bound * (2.0 * f64::from(uniform(&mut rng)) - 1.0);
+        let speed = within(variety.speed.ln()).exp();
+        let (colour, level) = (within(variety.colour) as f32, 10_f64.powf(within(variety.level_db) / 20.0) as f32);
+        // of the rates that have a common divisor with the clip's: cheap to convert
+        let step = f64::from((config.sample_rate / SPEEDS).max(1));
+        let rate = ((f64::from(config.sample_rate) * speed / step).round() * step) as u32;
+        let mut samples = audio::resample::resample(&self.samples(), rate, config.sample_rate)?;
+        let mut before = 0.0;
+        for x in &mut samples {
+            let now = *x;
+            *x = now + colour * before;
+            before = now;
+        }
+        let peak = |x: &[f32]| x.iter().fold(0.0_f32, |peak, x| peak.max(x.abs()));
+        // coloured, as loud as before
+        let gain = level * peak(&self.samples()) / peak(&samples).max(1e-9);
+        let gain = gain.min(0.99 / peak(&samples).max(1e-9));
+        samples.iter_mut().for_each(|x| *x *= gain);
+        Self::new(&self.name, &samples, config)
     }
 
     /// Whole frames of sound: the mel's frames without the one that is centred on or after the end.
@@ -385,5 +416,80 @@ impl<'a> Sampler<'a> {
             log_det.push(hops.iter().map(|&v| f64::from(v)).sum::<f64>() as f32);
         }
         Ok((Tensor::from_vec(x, (batch, 1, samples), device)?, Tensor::from_vec(log_det, batch, device)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frequency of a tone by its upward crossings of zero, Hz, and its peak.
+    fn tone(samples: &[f32], rate: u32) -> (f64, f32) {
+        let crossings: Vec<usize> = (1..samples.len()).filter(|&i| samples[i - 1] < 0.0 && samples[i] >= 0.0).collect();
+        let span = (crossings[crossings.len() - 1] - crossings[0]) as f64;
+        let peak = samples.iter().fold(0.0_f32, |peak, x| peak.max(x.abs()));
+        ((crossings.len() - 1) as f64 * f64::from(rate) / span, peak)
+    }
+
+    #[test]
+    fn varied_clips_stray_within_their_bounds() {
+        let mel = Recipe::open("tiny").unwrap().mel;
+        let rate = mel.sample_rate;
+        let sound: Vec<f32> = (0..rate).map(|i| 0.3 * (i as f32 * 0.1).sin()).collect();
+        let clip = Clip::new("tone", &sound, &mel).unwrap();
+        let (pitch, peak) = tone(&clip.samples(), rate);
+        let variety = Variety { copies: 12, speed: 1.3, level_db: 12.0, colour: 0.5 };
+        let (mut speeds, mut levels) = (Vec::new(), Vec::new());
+        for copy in 0..variety.copies {
+            let varied = clip.varied(copy, &variety, &mel).unwrap();
+            let again = clip.varied(copy, &variety, &mel).unwrap();
+            assert_eq!((&varied.samples, &varied.mel), (&again.samples, &again.mel));
+            let (now, level) = tone(&varied.samples(), rate);
+            let speed = now / pitch;
+            // as much shorter as faster
+            let length = clip.samples.len() as f64 / varied.samples.len() as f64;
+            assert!((speed / length - 1.0).abs() < 0.01, "{speed} {length}");
+            speeds.push(speed);
+            levels.push(20.0 * f64::from(level / peak).log10());
+        }
+        let ends = |values: &[f64]| {
+            (values.iter().copied().fold(f64::MAX, f64::min), values.iter().copied().fold(f64::MIN, f64::max))
+        };
+        let ((slow, fast), (soft, loud)) = (ends(&speeds), ends(&levels));
+        assert!((0.75..0.95).contains(&slow) && (1.05..1.32).contains(&fast), "{speeds:?}");
+        assert!((-12.2..-2.0).contains(&soft) && (2.0..10.6).contains(&loud), "{levels:?}");
+    }
+
+    /// Decibels of what changes from sample to sample against what doesn't.
+    fn tilt(samples: &[f32]) -> f64 {
+        let power = |sign: f32| samples.windows(2).map(|x| f64::from(x[1] + sign * x[0]).powi(2)).sum::<f64>();
+        10.0 * (power(-1.0) / power(1.0)).log10()
+    }
+
+    #[test]
+    fn varied_clips_are_coloured() {
+        let mel = Recipe::open("tiny").unwrap().mel;
+        let mut rng = named_rng(1, "noise");
+        let sound: Vec<f32> = (0..mel.sample_rate).map(|_| 0.5 * uniform(&mut rng) - 0.25).collect();
+        let clip = Clip::new("noise", &sound, &mel).unwrap();
+        let tilts = |colour| -> Vec<f64> {
+            let variety = Variety { copies: 12, speed: 1.0, level_db: 0.0, colour };
+            (0..12).map(|copy| tilt(&clip.varied(copy, &variety, &mel).unwrap().samples())).collect()
+        };
+        assert!(tilts(0.0).iter().all(|tilt| tilt.abs() < 0.3));
+        // of white noise through 1 + a/z: 10 log10 ((1 - a + a²) / (1 + a + a²))
+        let most = 10.0 * (0.75_f64 / 1.75).log10().abs() + 0.3;
+        let tilts = tilts(0.5);
+        assert!(tilts.iter().all(|tilt| tilt.abs() < most), "{tilts:?}");
+        assert!(tilts.iter().any(|&tilt| tilt > 1.0) && tilts.iter().any(|&tilt| tilt < -1.0), "{tilts:?}");
+    }
+
+    #[test]
+    fn a_variety_of_nothing_is_the_clip() {
+        let mel = Recipe::open("tiny").unwrap().mel;
+        let sound: Vec<f32> = (0..9999).map(|i| 0.3 * (i as f32 * 0.1).sin()).collect();
+        let clip = Clip::new("tone", &sound, &mel).unwrap();
+        let varied = clip.varied(1, &Variety { copies: 1, speed: 1.0, level_db: 0.0, colour: 0.0 }, &mel).unwrap();
+        assert_eq!(varied.samples, clip.samples);
     }
 }

@@ -196,8 +196,9 @@ pub(crate) fn data(folder: &Path, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Cli
         held.len(),
         duration(seconds(&held))
     );
-    let shifted = shifted(&clips, recipe)?;
+    let (shifted, varied) = (shifted(&clips, recipe)?, varied(&clips, recipe)?);
     clips.extend(shifted);
+    clips.extend(varied);
     Ok((clips, held))
 }
 
@@ -238,6 +239,18 @@ fn shifted(clips: &[Clip], recipe: &Recipe) -> Result<Vec<Clip>> {
         .collect::<Vec<_>>()
         .into_par_iter()
         .map(|(clip, shift)| clip.shifted(shift, &recipe.mel))
+        .collect()
+}
+
+/// The recipe's further copies of the clips, as others would have spoken them.
+fn varied(clips: &[Clip], recipe: &Recipe) -> Result<Vec<Clip>> {
+    let Some(variety) = &recipe.training.variety else { return Ok(Vec::new()) };
+    let long = |clip: &&Clip| clip.frames(recipe.mel.hop_length) > 2;
+    (0..variety.copies)
+        .flat_map(|copy| clips.iter().filter(long).map(move |clip| (clip, copy)))
+        .collect::<Vec<_>>()
+        .into_par_iter()
+        .map(|(clip, copy)| clip.varied(copy, variety, &recipe.mel))
         .collect()
 }
 

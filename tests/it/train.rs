@@ -5,7 +5,7 @@ use candle_core::Device;
 use melglow::audio::wav::{self, WavFormat};
 use melglow::flow::config::{Block, StepConfig, WhiteningConfig};
 use melglow::mel::MelConfig;
-use melglow::train::config::Validation;
+use melglow::train::config::{Validation, Variety};
 use melglow::train::dataset::Dataset;
 use melglow::train::{Options, Recipe, Summary, checkpoint, train};
 use melglow::voice::Voice;
@@ -99,6 +99,7 @@ pub(super) fn rich_recipe(steps: usize) -> Recipe {
     recipe.training.batch = 3;
     recipe.training.weight_decay = 0.01;
     recipe.training.shifts = 3;
+    recipe.training.variety = Some(Variety { copies: 1, speed: 1.2, level_db: 6.0, colour: 0.3 });
     recipe
 }
 
