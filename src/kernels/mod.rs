@@ -5,6 +5,7 @@
 //! ([`product`]), training on the `gemm` crate, since its weights change with every step.
 
 pub mod attention;
+mod blocks;
 pub mod choice;
 pub mod conditioner;
 pub mod gate;

@@ -704,9 +704,12 @@ mod tests {
     }
 
     #[test]
-    fn gated_panels_stand_between_rows() {
+    fn gated_panels_start_between_rows_or_with_held_ones() {
         for kernel in Kernel::available() {
-            for (channels, up, first, rows) in [(1, 4, 3, 9), (8, 2, 0, 6), (10, 16, 5, 40), (37, 32, 31, 13)] {
+            // single rows of many channels go through panels abreast
+            for (channels, up, first, rows) in
+                [(1, 4, 3, 9), (8, 2, 0, 6), (10, 16, 5, 40), (37, 32, 31, 13), (100, 4, 6, 1), (208, 2, 3, 1)]
+            {
                 let width = 2 * channels;
                 let (x, weight, bias) = (values(rows * 5, 1), values(5 * width, 2), values(width, 3));
                 let features = values(((first + rows) / up + 2) * 3, 4);
@@ -718,25 +721,31 @@ mod tests {
 
                 let panels = Panels::gated(kernel, channels, &bias, &[Matrix::new(&weight, width)]);
                 assert_eq!(panels.row_width() * 2, cond.columns());
-                let mut out = vec![0.0; rows * channels];
                 // the second of the two layers
-                let start = Start::Between(&between[panels.row_width()..], cond.columns(), up, first);
-                panels.product(rows, &[Input::rows(&x, 5)], start, (&mut out, channels));
-                for t in 0..rows {
-                    let pre = |j: usize| {
-                        let row = |r: usize| -> f64 {
-                            let term = |i: usize| features[r * 3 + i] * project[i * 2 * width + width + j];
-                            (0..3).map(|i| f64::from(term(i))).sum()
+                let second = &between[panels.row_width()..];
+                for (held, start) in [
+                    (false, Start::Between(second, cond.columns(), up, first)),
+                    (true, Start::Held(second, cond.columns(), up, first)),
+                ] {
+                    let mut out = vec![0.0; rows * channels];
+                    panels.product(rows, &[Input::rows(&x, 5)], start, (&mut out, channels));
+                    for t in 0..rows {
+                        let pre = |j: usize| {
+                            let row = |r: usize| -> f64 {
+                                let term = |i: usize| features[r * 3 + i] * project[i * 2 * width + width + j];
+                                (0..3).map(|i| f64::from(term(i))).sum()
+                            };
+                            let at = (first + t) as f64 + 0.5;
+                            let r = (first + t) / up;
+                            let part = if held { 0.0 } else { at / up as f64 - r as f64 };
+                            let own: f64 = (0..5).map(|i| f64::from(x[t * 5 + i] * weight[i * width + j])).sum();
+                            f64::from(bias[j]) + own + row(r) * (1.0 - part) + row(r + 1) * part
                         };
-                        let at = (first + t) as f64 + 0.5;
-                        let (r, part) = ((first + t) / up, at / up as f64 - ((first + t) / up) as f64);
-                        let own: f64 = (0..5).map(|i| f64::from(x[t * 5 + i] * weight[i * width + j])).sum();
-                        f64::from(bias[j]) + own + row(r) * (1.0 - part) + row(r + 1) * part
-                    };
-                    for j in 0..channels {
-                        let expected = pre(j).tanh() / (1.0 + (-pre(channels + j)).exp());
-                        let error = (f64::from(out[t * channels + j]) - expected).abs();
-                        assert!(error < 2e-6, "{}: step {t}, channel {j} of {channels}: {error}", kernel.name());
+                        for j in 0..channels {
+                            let expected = pre(j).tanh() / (1.0 + (-pre(channels + j)).exp());
+                            let error = (f64::from(out[t * channels + j]) - expected).abs();
+                            assert!(error < 2e-6, "{}: step {t}, channel {j} of {channels}: {error}", kernel.name());
+                        }
                     }
                 }
             }

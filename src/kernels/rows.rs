@@ -50,7 +50,7 @@ impl<T: Copy + Default> Rows<T> {
     /// Rows by their places.
     ///
     /// # Panics
-    /// If one isn't there.
+    /// If one hasn't come yet. Forgotten ones may be anything.
     pub fn get(&self, places: Range<usize>) -> &[T] {
         &self.values[(places.start - self.base) * self.width..(places.end - self.base) * self.width]
     }
@@ -58,7 +58,7 @@ impl<T: Copy + Default> Rows<T> {
     /// Rows by their places, to be changed.
     ///
     /// # Panics
-    /// If one isn't there.
+    /// If one hasn't come yet. Forgotten ones may be anything.
     pub fn get_mut(&mut self, places: Range<usize>) -> &mut [T] {
         &mut self.values[(places.start - self.base) * self.width..(places.end - self.base) * self.width]
     }

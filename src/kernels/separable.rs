@@ -16,6 +16,7 @@
 //!
 //! What comes out doesn't depend on the pieces, bit for bit: see [`super::product`].
 
+use super::blocks::{WELL_SHARED, division, share};
 use super::choice::Kernel;
 use super::product::{Input, Matrix, Panels, Start};
 use super::rows::Rows;
@@ -25,14 +26,8 @@ use super::vector::Neon;
 use super::vector::{Avx2, Avx512};
 use super::vector::{Portable, Vector};
 
-/// Steps that go through a layer at a time: few enough that what passes between its products stays
-/// in the cache, and a multiple of every tile's height.
-const BLOCK: usize = 192;
-
 /// Multiply-adds of a layer below which another thread costs more than it saves.
 const MIN_SHARED: usize = 2 << 20;
-/// Multiply-adds of a layer above which what threads cost doesn't show.
-const WELL_SHARED: usize = 64 << 20;
 
 /// Shape of a conditioner; every count in channels.
 #[derive(Clone, Debug)]
@@ -290,20 +285,7 @@ impl State {
 impl Weights {
     /// How many threads share so many steps, and the steps of a block.
     fn division(&self, steps: usize, threads: usize) -> (usize, usize) {
-        let threads = if self.macs(steps) >= MIN_SHARED { threads } else { 1 };
-        // as many blocks for each thread, of about a block's size
-        let count = steps.div_ceil(BLOCK).max(1).next_multiple_of(threads);
-        (threads, steps.div_ceil(count).next_multiple_of(12).max(12))
-    }
-}
-
-/// Runs every job, on threads if there is more than one.
-fn share<J: Send>(threads: usize, jobs: impl Iterator<Item = J> + Send, run: impl Fn(J) + Sync) {
-    if threads == 1 {
-        jobs.for_each(run);
-    } else {
-        let run = &run;
-        rayon::scope(|scope| jobs.for_each(|job| scope.spawn(move |_| run(job))));
+        division(steps, self.macs(steps), MIN_SHARED, threads)
     }
 }
 

@@ -14,6 +14,7 @@
 //! `answer` is a layer's share of the output: its skip, or without skips its residual, times `end`.
 //! The channel of ones carries `start`'s bias, so that the zeros beyond the ends stay zeros.
 
+use super::blocks::{WELL_SHARED, division, share};
 use super::choice::Kernel;
 use super::integer::IntegerPanels;
 use super::product::{Input, Matrix, Panels, Start};
@@ -21,14 +22,8 @@ use super::quantise::{self, QuantisedRows, quantise};
 use super::rows::Rows;
 use super::wavenet::Shape;
 
-/// Steps that go through a layer at a time: few enough that what passes between its products stays
-/// in the cache, and a multiple of every tile's height.
-const BLOCK: usize = 192;
-
 /// Multiply-adds of a layer below which another thread costs more than it saves.
 const MIN_SHARED: usize = 8 << 20;
-/// Multiply-adds of a layer above which what threads cost doesn't show.
-const WELL_SHARED: usize = 8 * MIN_SHARED;
 
 /// A WaveNet's weights in panels, and those of its projection of the mel's features.
 pub struct Weights {
@@ -102,7 +97,7 @@ impl Weights {
     /// few channels. Whether anything changed.
     pub fn quantise(&mut self) -> bool {
         let c = self.shape.channels;
-        if !IntegerPanels::exist_for(self.layers[0].conv.kernel()) {
+        if !self.integers.is_empty() || !IntegerPanels::exist_for(self.layers[0].conv.kernel()) {
             return false;
         }
         let taps = self.shape.kernel;
@@ -283,11 +278,7 @@ impl State {
         if l == 0 {
             self.answer.grow(steps);
         }
-        let shared = threads > 1 && weights.macs(l, steps) >= MIN_SHARED;
-        let threads = if shared { threads } else { 1 };
-        // as many blocks for each thread, of about a block's size
-        let count = steps.div_ceil(BLOCK).next_multiple_of(threads);
-        let block = steps.div_ceil(count).next_multiple_of(12);
+        let (threads, block) = division(steps, weights.macs(l, steps), MIN_SHARED, threads);
         let (next, next_quantised) = next.first_mut().map_or_else(Default::default, |next| next.grow(steps));
         let mut rest = Block {
             from,
@@ -300,16 +291,7 @@ impl State {
         let blocks = std::iter::from_fn(|| rest.split_off(block, shape));
         let quantised_features = self.features.as_ref();
         let work = Work { weights, l, h, cond: &self.cond, features, quantised_features };
-        if threads == 1 {
-            blocks.for_each(|block| work.run(block));
-        } else {
-            rayon::scope(|scope| {
-                for block in blocks {
-                    let work = &work;
-                    scope.spawn(move |_| work.run(block));
-                }
-            });
-        }
+        share(threads, blocks, |block| work.run(block));
         h.forget(to);
         self.done[l] = to;
     }
