@@ -56,8 +56,9 @@ fn replace<T>(
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // What a new file gets (less the umask); a temporary file would be private.
-        builder.permissions(fs::Permissions::from_mode(0o666));
+        // What a new file gets (less the umask), or what the old one had; a temporary file would be private.
+        let old = existing.map(|meta| meta.permissions());
+        builder.permissions(old.unwrap_or_else(|| fs::Permissions::from_mode(0o666)));
     }
     let mut temporary = BufWriter::new(builder.tempfile_in(folder)?);
     let value = fill(&mut temporary)?;
@@ -85,6 +86,18 @@ mod tests {
         assert!(failed.unwrap_err().to_string().starts_with("cannot write"));
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_private_file_stays_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, b"old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        write(&path, |out| out.write_all(b"new")).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -94,8 +94,11 @@ impl TrainedOn {
         }
     }
 
-    fn validate(&self, mel: &MelConfig) -> Result<()> {
+    fn validate(&self, mel: &MelConfig, flow: &FlowConfig) -> Result<()> {
         let bands = mel.n_mels;
+        if self.residual_level.is_some() && flow.whitening.is_none() {
+            return Err(Error::invalid("trained_on: residual_level wants a flow with whitening"));
+        }
         if self.low.len() != bands || self.high.len() != bands {
             let (low, high) = (self.low.len(), self.high.len());
             return Err(Error::invalid(format!("trained_on has {low} low and {high} high values, expected {bands}")));
@@ -191,7 +194,7 @@ impl VoiceConfig {
         }
         self.mel.validate()?;
         self.flow.validate(&self.mel)?;
-        self.trained_on.iter().try_for_each(|known| known.validate(&self.mel))?;
+        self.trained_on.iter().try_for_each(|known| known.validate(&self.mel, &self.flow))?;
         self.synthesis.validate()
     }
 }
@@ -414,16 +417,20 @@ impl Voice {
         write_synced(&staged.path().join(CONFIG_FILE), &config)?;
         write_synced(&staged.path().join(WEIGHTS_FILE), &self.weights)?;
         extra(staged.path())?;
-        if dir.exists() {
-            // A folder cannot be renamed over another: move the old one away first.
-            let old = staging(parent)?;
+        // A folder cannot be renamed over another: the old one is moved away first, and deleted last.
+        let old = if dir.exists() { Some(staging(parent)?) } else { None };
+        if let Some(old) = &old {
             fs::rename(dir, old.path()).map_err(Error::io("replace", dir))?;
         }
-        let staged = staged.keep();
-        fs::rename(&staged, dir).map_err(|e| {
-            let _ = fs::remove_dir_all(&staged);
-            Error::io("create", dir)(e)
-        })
+        if let Err(error) = fs::rename(staged.path(), dir) {
+            if let Some(old) = &old {
+                fs::rename(old.path(), dir).map_err(Error::io("put back", dir))?;
+            }
+            return Err(Error::io("create", dir)(error));
+        }
+        // its name is gone: nothing to delete
+        let _ = staged.keep();
+        Ok(())
     }
 
     fn check(&self) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What a run tells: JSON lines in `log.jsonl`, and a progress bar or a line now and then.
 
-use crate::{Error, Result};
+use crate::{Error, Result, atomic};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
@@ -32,7 +32,7 @@ impl Log {
                 serde_json::from_str(line).ok().and_then(step_of).is_some_and(|s| s <= step as u64)
             };
             let kept: String = old.lines().filter(done).flat_map(|line| [line, "\n"]).collect();
-            fs::write(&path, kept).map_err(Error::io("write", &path))?;
+            atomic::write(&path, |out| out.write_all(kept.as_bytes()))?;
         }
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
         Ok(Self { path, file })
