@@ -13,7 +13,7 @@ use symphonia::core::io::MediaSourceStream;
 use symphonia::core::meta::MetadataOptions;
 
 /// File name extensions that [`is_audio_file`] knows, lower case.
-pub const EXTENSIONS: [&str; 8] = ["wav", "wave", "flac", "mp3", "ogg", "oga", "m4a", "mp4"];
+pub const EXTENSIONS: [&str; 9] = ["wav", "wave", "flac", "mp3", "ogg", "oga", "m4a", "aac", "mp4"];
 
 /// Whether a file's name ends like that of a sound file, in any case.
 pub fn is_audio_file(path: &Path) -> bool {

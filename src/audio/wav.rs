@@ -135,6 +135,11 @@ pub fn write_padding(mut out: impl Write, samples: u64, format: WavFormat) -> io
     if (samples * u64::from(format.bits() / 8)) % 2 == 1 { out.write_all(&[0]) } else { Ok(()) }
 }
 
+/// A name for a file out of a name that may be anything: it leads nowhere else.
+pub(crate) fn plain_name(name: &str) -> String {
+    name.replace(['/', '\\'], "_")
+}
+
 /// The nearest integer of `sample · scale` within `-scale ..= scale - 1`; NaN is 0 and counts.
 fn quantise(sample: f32, scale: f64, saturated: &mut usize) -> i32 {
     let value = (f64::from(sample) * scale).round();

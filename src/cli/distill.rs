@@ -36,6 +36,7 @@ pub fn run(args: &DistillArgs) -> anyhow::Result<()> {
     let teacher = super::voice(Some(&args.teacher))?;
     let recipe = args.recipe.as_deref().map(Recipe::open).transpose()?;
     let options = args.run.options(&args.data, recipe, None)?;
-    say_end(&distill(&teacher, &options, &*stop_on_interrupt()?)?);
+    let summary = distill(&teacher, &options, &*stop_on_interrupt()?)?;
+    say_end(&summary)?;
     Ok(())
 }

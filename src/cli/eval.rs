@@ -281,8 +281,7 @@ impl Folder {
     }
 
     fn write(&self, example: &Example) -> Result<()> {
-        // a name is from the data: it must not lead elsewhere
-        let name = format!("{}.wav", example.clip.replace(['/', '\\'], "_"));
+        let name = format!("{}.wav", wav::plain_name(&example.clip));
         for (folder, samples) in [
             (Self::RECORDING, &example.recording),
             (Self::VOICE, &example.ours),

@@ -57,8 +57,7 @@ enum Command {
 
 /// Runs the command that the process's arguments ask for.
 ///
-/// Exit code 1 for an error (one line on standard error), 2 for wrong usage, 130 for Ctrl-C where
-/// it is waited for, and 0 when whoever reads our output has had enough.
+/// Exit code 1 for an error (one line on standard error), 2 for wrong usage, 130 after Ctrl-C, and 0 when whoever reads our output has had enough.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Mel(args) => mel::run(args),

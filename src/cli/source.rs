@@ -1,5 +1,6 @@
 //! Mels that a command is given: files, folders of them, several in one file, standard input.
 
+use crate::audio::wav::plain_name;
 use crate::mel::MelSpectrogram;
 use crate::mel::file::{self, Layout, Utterance};
 use anyhow::{Context, Result, bail};
@@ -31,8 +32,7 @@ impl Source {
     /// A name for what is made of it, without an extension.
     pub fn stem(&self) -> OsString {
         match &self.utterance {
-            // a key may be anything, a file's name not
-            Some(utterance) => utterance.key.replace(['/', '\\'], "_").into(),
+            Some(utterance) => plain_name(&utterance.key).into(),
             None if is_stdio(&self.path) => "stdin".into(),
             None => self.path.file_stem().unwrap_or_default().to_os_string(),
         }

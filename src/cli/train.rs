@@ -115,7 +115,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let recipe = args.recipe.as_deref().map(Recipe::open).transpose()?;
     let from = args.from.as_deref().map(|choice| super::voice(Some(choice))).transpose()?;
     let options = args.run.options(&args.data, recipe, from)?;
-    say_end(&train::train(&options, &*stop_on_interrupt()?)?);
+    let summary = train::train(&options, &*stop_on_interrupt()?)?;
+    say_end(&summary)?;
     Ok(())
 }
 
@@ -134,8 +135,12 @@ pub(super) fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// How a run ended.
-pub(super) fn say_end(summary: &Summary) {
+/// Says how a run ended.
+///
+/// # Errors
+/// [`Error::Interrupted`] if it was stopped.
+pub(super) fn say_end(summary: &Summary) -> Result<()> {
     let bits = summary.bits.map_or_else(String::new, |bits| format!(", held out {bits:.4} bits per sample"));
     eprintln!("step {}{bits}: {}", summary.step, summary.checkpoint.display());
+    if summary.complete { Ok(()) } else { Err(Error::Interrupted) }
 }

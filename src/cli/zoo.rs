@@ -1,6 +1,7 @@
 //! `melglow zoo`: many flows, trained alike, in one table.
 
 use super::bench::machine::Machine;
+use super::thread_range;
 use super::train::stop_on_interrupt;
 use crate::train::config::Validation;
 use crate::zoo::{self, MARKDOWN_FILE, Options};
@@ -44,7 +45,7 @@ pub struct ZooArgs {
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
     /// Threads of training
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = thread_range())]
     threads: usize,
 }
 
@@ -83,7 +84,7 @@ pub fn run(args: &ZooArgs) -> anyhow::Result<()> {
         }
         Err(Error::Interrupted) => {
             eprintln!("stopped; the same command goes on");
-            Ok(())
+            Err(Error::Interrupted.into())
         }
         Err(error) => Err(error.into()),
     }

@@ -6,6 +6,7 @@ use crate::kernels::choice::Kernel;
 use crate::kernels::pointwise::silu;
 use crate::kernels::product::{Input, Matrix, Panels, Start};
 use crate::kernels::rows::Rows;
+use crate::mel::NEAR_UNIT;
 use crate::net::wavenet::{linear, matmul};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -58,7 +59,7 @@ impl Conditioning {
                     group,
                 }))
             }
-            ConditioningConfig::Mel => Ok(Self::Mel { n_mels, up: hop / group }),
+            ConditioningConfig::Mel {} => Ok(Self::Mel { n_mels, up: hop / group }),
             &ConditioningConfig::Frame { channels, residual_layers, lookahead } => {
                 let conv = |i: usize| -> Result<_> {
                     let (width, inputs) = if i == 0 { (5, n_mels) } else { (3, channels) };
@@ -183,8 +184,8 @@ impl FrameNet {
     }
 
     fn forward(&self, mel: &Tensor) -> Result<Tensor> {
-        // log-mels lie between −11.5 and 2: bring them near unit scale
-        let mut h = conv(&mel.affine(0.25, 1.25)?, &self.convs[0])?;
+        let (factor, summand) = NEAR_UNIT;
+        let mut h = conv(&mel.affine(f64::from(factor), f64::from(summand))?, &self.convs[0])?;
         for layer in &self.convs[1..] {
             let inner = h.narrow(1, 1, h.dim(1)? - 2)?;
             h = (inner + conv(&candle_nn::ops::silu(&h)?, layer)?)?;
@@ -313,8 +314,7 @@ impl State {
             Packed::Upsample { weight, taps, .. } => self.upsample(weight, *taps, frames, features),
             Packed::Mel { .. } => features.extend(frames),
             Packed::Frame { convs, n_mels, lookahead, .. } => {
-                // log-mels lie between −11.5 and 2: bring them near unit scale
-                let scaled: Vec<f32> = frames.iter().map(|v| v * 0.25 + 1.25).collect();
+                let scaled: Vec<f32> = frames.iter().map(|v| v * NEAR_UNIT.0 + NEAR_UNIT.1).collect();
                 if self.inputs[0].end() == 0 && !scaled.is_empty() {
                     // the first frame, as often as the first row looks back
                     let before = 2 + 2 * convs.len() - lookahead;

@@ -94,7 +94,7 @@ pub enum ConditioningConfig {
         lookahead: Option<usize>,
     },
     /// SqueezeWave: the frames as they are; what couplings take from one is held for its steps.
-    Mel,
+    Mel {},
 }
 
 /// Steps, repeated.
@@ -117,9 +117,9 @@ pub enum StepConfig {
         scale: f64,
     },
     /// A gain per channel that follows the mel (frame-rate conditioning only).
-    Gain,
+    Gain {},
     /// Per-channel scale and shift, initialised from data to zero mean and unit variance.
-    Actnorm,
+    Actnorm {},
     /// Invertible 1×1 convolution.
     Mix {
         /// How its matrix is held.
@@ -127,7 +127,7 @@ pub enum StepConfig {
         form: MixForm,
     },
     /// A gain per channel.
-    Scale,
+    Scale {},
     /// Coupling: a part of the channels moves the rest.
     Coupling {
         /// The conditioner.
@@ -149,7 +149,7 @@ pub enum StepConfig {
         bound: Option<f64>,
     },
     /// Exchanges the halves of the channels: around a coupling, the second half moves the first.
-    Swap,
+    Swap {},
     /// So many neighbouring steps become one of as many times the channels.
     Squeeze {
         /// How many.
@@ -258,13 +258,13 @@ impl StepConfig {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Asinh { .. } => "asinh",
-            Self::Gain => "gain",
-            Self::Actnorm => "actnorm",
+            Self::Gain {} => "gain",
+            Self::Actnorm {} => "actnorm",
             Self::Mix { .. } => "mix",
-            Self::Scale => "scale",
+            Self::Scale {} => "scale",
             Self::Coupling { .. } => "coupling",
             Self::SeparableCoupling { .. } => "separable_coupling",
-            Self::Swap => "swap",
+            Self::Swap {} => "swap",
             Self::Squeeze { .. } => "squeeze",
             Self::Early { .. } => "early",
             Self::Autoregressive { .. } => "autoregressive",
@@ -355,7 +355,7 @@ impl FlowConfig {
             _ => {}
         }
         match &self.dequantisation {
-            Some(_) if matches!(self.conditioning, ConditioningConfig::Mel) => {
+            Some(_) if matches!(self.conditioning, ConditioningConfig::Mel {}) => {
                 return wrong("dequantisation: wants upsample or frame conditioning".to_string());
             }
             Some(d) if !(1..=32).contains(&d.couplings) => {
@@ -364,10 +364,9 @@ impl FlowConfig {
             Some(d) => d.net.validate().map_err(|e| Error::invalid(format!("flow config: dequantisation: {e}")))?,
             None => {}
         }
-        // repeats may be beyond counting
-        if self.blocks.iter().fold(0, |n: usize, b| n.saturating_add(b.repeat.saturating_mul(b.steps.len())))
-            > MAX_STEPS
-        {
+        // repeats may be beyond counting, of nothing too
+        let rounds = |b: &Block| b.repeat.saturating_mul(b.steps.len().max(1));
+        if self.blocks.iter().map(rounds).fold(0, usize::saturating_add) > MAX_STEPS {
             return wrong(format!("more than {MAX_STEPS} steps"));
         }
         let mut place = Place { channels: self.group, squeezed: 1 };
@@ -387,9 +386,9 @@ impl FlowConfig {
     /// Checks one step, which stands at `place`.
     fn validate_step(&self, step: &StepConfig, Place { channels, squeezed }: Place, hop: usize) -> Result<()> {
         let frame = matches!(self.conditioning, ConditioningConfig::Frame { .. });
-        let mel = matches!(self.conditioning, ConditioningConfig::Mel);
+        let mel = matches!(self.conditioning, ConditioningConfig::Mel {});
         let problem = match step {
-            StepConfig::Early { channels: done, .. } if *done == 0 || done + 2 > channels => {
+            StepConfig::Early { channels: done, .. } if *done == 0 || *done > channels.saturating_sub(2) => {
                 format!("takes {done} of {channels} channels, at least 2 must remain")
             }
             StepConfig::Early { channels: done, .. } if !done.is_multiple_of(squeezed) => {
@@ -414,8 +413,8 @@ impl FlowConfig {
             StepConfig::Asinh { scale } if !(1e-3..=1e3).contains(scale) => {
                 format!("scale is {scale}, expected 0.001 to 1000")
             }
-            StepConfig::Gain if !frame => "wants frame conditioning".to_string(),
-            StepConfig::Swap if !channels.is_multiple_of(2) => format!("has no halves in {channels} channels"),
+            StepConfig::Gain {} if !frame => "wants frame conditioning".to_string(),
+            StepConfig::Swap {} if !channels.is_multiple_of(2) => format!("has no halves in {channels} channels"),
             StepConfig::Coupling { .. } if mel => {
                 "wants upsample or frame conditioning; see separable_coupling".to_string()
             }

@@ -7,7 +7,7 @@ use crate::kernels::predict::{Predictor, synthesise};
 use crate::kernels::product::{Input, Panels, Start};
 use crate::kernels::rows::Rows;
 use crate::mel::filterbank::{band_centres, mel_filterbank};
-use crate::mel::{MelConfig, MelSpectrogram};
+use crate::mel::{MelConfig, MelSpectrogram, NEAR_UNIT};
 use rayon::prelude::*;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -98,7 +98,7 @@ pub fn net_row<'a>(
 ) -> impl Iterator<Item = f32> {
     (0..config.window())
         .map(move |d| (frame + d).saturating_sub(config.context).min(end - 1))
-        .flat_map(|f| column(f).iter().map(|v| v * 0.25 + 1.25))
+        .flat_map(|f| column(f).iter().map(|v| v * NEAR_UNIT.0 + NEAR_UNIT.1))
 }
 
 /// Everything that makes filters from mel frames.

@@ -76,8 +76,10 @@ impl Mix {
         let mut targets = vec![n; n];
         for (i, moves) in plu.moves.to_vec1::<f32>()?.into_iter().enumerate() {
             let row = (i as f32 + moves).round();
-            // a float's cast saturates: what is no row is found out below
-            if let Some(target) = targets.get_mut(row as usize) {
+            // what is no row is found out below; a float's cast saturates
+            if row >= 0.0
+                && let Some(target) = targets.get_mut(row as usize)
+            {
                 *target = i;
             }
         }

@@ -224,13 +224,13 @@ impl Flow {
             let map = |map: Box<dyn Bijector + Send + Sync>| Step::Map(map);
             let built = match step {
                 StepConfig::Asinh { scale } => map(Box::new(Asinh { scale: *scale })),
-                StepConfig::Gain => map(Box::new(Gain::new(features, channels, vb)?)),
-                StepConfig::Actnorm => map(Box::new(Actnorm::new(channels, vb)?)),
+                StepConfig::Gain {} => map(Box::new(Gain::new(features, channels, vb)?)),
+                StepConfig::Actnorm {} => map(Box::new(Actnorm::new(channels, vb)?)),
                 StepConfig::Mix { form } => {
                     cost.add((channels * channels, 0), Some(0), samples);
                     map(Box::new(Mix::new(channels, *form, vb)?))
                 }
-                StepConfig::Scale => map(Box::new(Scale::new(channels, vb)?)),
+                StepConfig::Scale {} => map(Box::new(Scale::new(channels, vb)?)),
                 StepConfig::Coupling { net, bound, map: scalar, split } => {
                     let coupling = level.coupling(split.of(channels), net, (scalar, *bound), vb)?;
                     cost.add(coupling.macs(), Some(coupling.reach()), samples);
@@ -245,7 +245,7 @@ impl Flow {
                     cost.add(coupling.macs(), Some(coupling.reach()), samples);
                     map(Box::new(coupling))
                 }
-                StepConfig::Swap => map(Box::new(Swap)),
+                StepConfig::Swap {} => map(Box::new(Swap)),
                 StepConfig::Squeeze { by } => Step::Squeeze(*by),
                 StepConfig::Early { channels: done, prior } => {
                     let parts = Parts::Blocks { known: channels - done, moved: *done, known_first: false };
@@ -729,7 +729,7 @@ mod tests {
         let mel = MelConfig { n_fft: 64, win_length: 64, hop_length: 16, n_mels: 5, ..MelConfig::nvidia() };
         let dilations = vec![1, 2];
         let net = WaveNetConfig { channels: 6, kernel: 3, dilations, weight_norm: false, skip: false, causal: false };
-        let steps = vec![StepConfig::Gain, StepConfig::coupling(net, None)];
+        let steps = vec![StepConfig::Gain {}, StepConfig::coupling(net, None)];
         let conditioning = ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None };
         let config = FlowConfig {
             latent: Some(LatentConfig { width: 3, hidden: 7 }),

@@ -63,14 +63,15 @@ impl Residual {
         Ok((probes, count, if exact { 1.0 } else { 1.0 / count as f64 }))
     }
 
+    /// By step, `[batch, steps]`: each has its own part of the trace.
     fn log_det(&self, x: &Tensor, tangent: &Tangent) -> Result<Tensor> {
         let (v, count, weight) = self.probes(x)?;
-        let batch = x.dim(0)?;
-        let trace = |w: &Tensor| (&v * w)?.sum((1, 2))?.reshape((count, batch))?.sum(0)? * weight;
+        let (batch, steps, _) = x.dims3()?;
+        let trace = |w: &Tensor| (&v * w)?.sum(2)?.reshape((count, batch, steps))?.sum(0)? * weight;
         let fixed = tangent.detached();
         // the power Jᵏ v, and Σ (−J)ᵏ v: the inverse of 1 + J in the gradient tr((1 + J)⁻¹ dJ)
         let (mut power, mut inverse) = (v.clone(), v.zeros_like()?);
-        let mut value = Tensor::zeros(batch, x.dtype(), x.device())?;
+        let mut value = Tensor::zeros((batch, steps), x.dtype(), x.device())?;
         for k in 1..=self.terms {
             let sign = if k.is_multiple_of(2) { -1.0 } else { 1.0 };
             inverse = (inverse + (&power * sign)?)?;
@@ -84,6 +85,11 @@ impl Residual {
 
 impl Bijector for Residual {
     fn forward(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
+        let (z, log_det) = self.forward_by_step(x, cond)?;
+        Ok((z, log_det.sum(1)?))
+    }
+
+    fn forward_by_step(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
         let x = x.contiguous()?;
         let (g, tangent) = self.net.prepare(&cond.rows, cond.up, x.dim(1)?)?.with_tangent(&x)?;
         Ok(((&x + g)?, self.log_det(&x, &tangent)?))

@@ -142,7 +142,7 @@ impl Design {
             }
             Family::SqueezeWave { batch_norm } => {
                 let net = SeparableConfig { channels, kernel, layers: self.layers, weight_norm, norm: batch_norm };
-                (ConditioningConfig::Mel, StepConfig::SeparableCoupling { net, bound: None })
+                (ConditioningConfig::Mel {}, StepConfig::SeparableCoupling { net, bound: None })
             }
         };
         let mut steps = Vec::new();
@@ -152,7 +152,7 @@ impl Design {
             }
             steps.push(StepConfig::mix());
             if halves.swapped(k) {
-                steps.extend([StepConfig::Swap, coupling.clone(), StepConfig::Swap]);
+                steps.extend([StepConfig::Swap {}, coupling.clone(), StepConfig::Swap {}]);
             } else {
                 steps.push(coupling.clone());
             }

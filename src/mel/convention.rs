@@ -135,17 +135,7 @@ impl Encoding {
 }
 
 /// 22 050 Hz, 1024/256, 80 bands to 8 kHz, floor 1e-5: what most of them share.
-const NVIDIA_MEL: MelConfig = MelConfig {
-    sample_rate: 22_050,
-    n_fft: 1024,
-    win_length: 1024,
-    hop_length: 256,
-    n_mels: 80,
-    f_min: 0.0,
-    f_max: 8000.0,
-    scale: MelScale::Slaney,
-    floor: 1e-5,
-};
+const NVIDIA_MEL: MelConfig = MelConfig::nvidia();
 const MAGNITUDE: Spectrum = Spectrum::Magnitude { epsilon: 0.0 };
 const NVIDIA: Convention = Convention {
     name: "nvidia",

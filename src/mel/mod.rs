@@ -59,11 +59,15 @@ impl MelScale {
     }
 }
 
+/// Factor and summand that bring log-mels, which lie between -11.5 and 2, near unit scale: what nets read
+/// that were trained here.
+pub(crate) const NEAR_UNIT: (f32, f32) = (0.25, 1.25);
+
 impl MelConfig {
     /// NVIDIA's convention (Tacotron 2, WaveGlow, FastPitch): 22 050 Hz, 1024/256, 80 bands to 8 kHz.
     ///
     /// NVIDIA/tacotron2 `layers.py`, `hparams.py`.
-    pub fn nvidia() -> Self {
+    pub const fn nvidia() -> Self {
         Self {
             sample_rate: 22_050,
             n_fft: 1024,

@@ -175,7 +175,7 @@ impl Stft {
         } else {
             for (i, (t, w)) in scratch.time.iter_mut().zip(&self.window).enumerate() {
                 // a piece may lack the one sample that the window's leading zero would meet
-                let sample = samples.get(reflect(start + i as isize, len) - first);
+                let sample = reflect(start + i as isize, len).checked_sub(first).and_then(|at| samples.get(at));
                 *t = sample.copied().unwrap_or_default() * w;
             }
         }

@@ -13,8 +13,6 @@ use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
-/// File names that a plain folder of audio may hold.
-const EXTENSIONS: [&str; 8] = ["wav", "flac", "mp3", "ogg", "oga", "m4a", "aac", "mp4"];
 /// Clips by which the level of the residual is measured.
 const LEVEL_CLIPS: usize = 4;
 
@@ -83,9 +81,8 @@ pub fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     } else {
         for entry in std::fs::read_dir(folder).map_err(Error::io("read", folder))? {
             let path = entry.map_err(Error::io("read", folder))?.path();
-            let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
             if let Some(name) = path.file_stem().and_then(|n| n.to_str())
-                && EXTENSIONS.contains(&extension.as_str())
+                && audio::decode::is_audio_file(&path)
                 && path.is_file()
             {
                 files.push((name.to_string(), path));

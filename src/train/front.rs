@@ -47,7 +47,7 @@ pub fn fit(
 }
 
 fn design(name: &str, mel: &MelConfig, whitening: &WhiteningConfig, group: usize) -> VoiceConfig {
-    let (whitening, conditioning) = (Some(whitening.clone()), ConditioningConfig::Mel);
+    let (whitening, conditioning) = (Some(whitening.clone()), ConditioningConfig::Mel {});
     let flow = FlowConfig { whitening, conditioning, group, blocks: Vec::new(), dequantisation: None, latent: None };
     VoiceConfig::new(name, mel.clone(), flow, SynthesisConfig::new(1.0, SynthesisConfig::DEFAULT_REFINE))
 }

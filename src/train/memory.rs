@@ -38,7 +38,7 @@ impl Estimate {
         let (rows, features) = match recipe.flow.conditioning {
             ConditioningConfig::Upsample { .. } => (steps, recipe.mel.n_mels as u64 * group),
             ConditioningConfig::Frame { channels, .. } => (passes / hop + t.batch as u64, channels as u64),
-            ConditioningConfig::Mel => (passes / hop, recipe.mel.n_mels as u64),
+            ConditioningConfig::Mel {} => (passes / hop, recipe.mel.n_mels as u64),
         };
         let mut activations = 3 * rows * features * F32;
         let mut largest = 0;

@@ -256,7 +256,7 @@ fn varied(clips: &[Clip], recipe: &Recipe) -> Result<Vec<Clip>> {
 
 /// Fits the whitening front to a part of the clips, evenly spread.
 pub(crate) fn fit_whitening(flow: &Flow, clips: &[Clip], seed: u64, stop: &AtomicBool) -> Result<()> {
-    let stride = clips.len().div_ceil(WHITENING_CLIPS);
+    let stride = clips.len().div_ceil(WHITENING_CLIPS).max(1);
     let clips: Vec<_> = clips.iter().step_by(stride).map(|clip| (clip.dequantised(), &clip.mel)).collect();
     let pairs: Vec<_> = clips.iter().map(|(samples, mel)| (samples.as_slice(), *mel)).collect();
     let mut progress: Option<Progress> = None;

@@ -49,8 +49,7 @@ impl Scorer {
 
 /// The file of a clip in a folder of sounds.
 pub(super) fn sound_file(folder: &Path, clip: &Clip) -> PathBuf {
-    // a name in metadata.csv may be anything, a file's name not
-    folder.join(format!("{}.wav", clip.name.replace(['/', '\\'], "_")))
+    folder.join(format!("{}.wav", wav::plain_name(&clip.name)))
 }
 
 /// Speaks the mels of `clips` (at least one) into `folder` on one thread, without refinement; scores

@@ -82,7 +82,8 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Table> {
         batch: BATCH,
         segment_samples: SEGMENT,
         training_clips: names.len() - held_out.len(),
-        spoken: options.spoken.min(held_out.len()),
+        // at least one: its time is the speed
+        spoken: options.spoken.clamp(1, held_out.len()),
         held_out,
         scorer: options.scorer.clone(),
         machine: options.machine.clone(),

@@ -542,7 +542,8 @@ fn threads_beyond_reason_are_refused_everywhere() {
     let place = Place::new();
     let synth = ["synth", "a.npy", "-o", "a.wav", "--threads"];
     let train = ["train", "--data", ".", "--recipe", "tiny", "--out", "run", "--threads"];
-    for command in [&synth[..], &train[..]] {
+    let zoo = ["zoo", "--data", ".", "--minutes", "1", "--out", "zoo", "--threads"];
+    for command in [&synth[..], &train[..], &zoo[..]] {
         for count in ["0", "10000", "-1", "many"] {
             let (code, _, err) = run(&place, &[command, &[count]].concat(), b"");
             assert!(code == 2 && err.starts_with("error: "), "{command:?} {count}: {err}");

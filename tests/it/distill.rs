@@ -28,9 +28,9 @@ fn gaussian(recipe: &Recipe, log_scale: f32, shift: f32) -> (FlowConfig, HashMap
         dequantisation: None,
         latent: None,
         whitening: None,
-        conditioning: ConditioningConfig::Mel,
+        conditioning: ConditioningConfig::Mel {},
         group: 2,
-        blocks: vec![Block { repeat: 1, steps: vec![StepConfig::Actnorm] }],
+        blocks: vec![Block { repeat: 1, steps: vec![StepConfig::Actnorm {}] }],
     };
     flow.validate(&recipe.mel).unwrap();
     let both = |value: f32| Tensor::new(&[value, value], &Device::Cpu).unwrap();

@@ -183,7 +183,7 @@ fn what_does_not_fit_is_named() {
             &frame,
             "(rowwise): rowwise net: kernel is [2, 4], expected 1 to 15 rows and an odd number of steps up to 63",
         ),
-        (rowwise([2, 3]), &ConditioningConfig::Mel, "(rowwise): wants upsample or frame conditioning"),
+        (rowwise([2, 3]), &ConditioningConfig::Mel {}, "(rowwise): wants upsample or frame conditioning"),
         (StepConfig::Reverse { parts: 3 }, &frame, "(reverse): parts is 3, expected a divisor of the 4 channels"),
         (residual(0), &frame, "(residual): probes is 0, expected 1 to 256"),
     ];

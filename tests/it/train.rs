@@ -93,7 +93,10 @@ pub(super) fn rich_recipe(steps: usize) -> Recipe {
     let mut recipe = recipe(steps);
     recipe.flow.whitening =
         Some(WhiteningConfig { order: 8, filters_per_hop: 2, hidden: 8, context: 1, fit_steps: 3, lookahead: None });
-    recipe.flow.blocks.insert(0, Block { repeat: 1, steps: vec![StepConfig::Asinh { scale: 0.5 }, StepConfig::Gain] });
+    recipe
+        .flow
+        .blocks
+        .insert(0, Block { repeat: 1, steps: vec![StepConfig::Asinh { scale: 0.5 }, StepConfig::Gain {}] });
     recipe.flow.blocks.push(Block { repeat: 1, steps: vec![StepConfig::early(2), StepConfig::mix()] });
     recipe.training.accumulate = 2;
     recipe.training.batch = 3;
@@ -408,7 +411,7 @@ fn an_interrupt_saves_and_leaves() {
     }
     let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(child.wait().unwrap().code(), Some(130));
     let step = *checkpoint::steps(&place.path("run")).unwrap().last().unwrap();
     assert!(step > 0);
     Voice::open(checkpoint::folder(&place.path("run"), step)).unwrap();

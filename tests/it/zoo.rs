@@ -104,7 +104,7 @@ fn an_interrupted_zoo_goes_on() {
     }
     let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(child.wait().unwrap().code(), Some(130));
     let (names, step) = (table(&place)["rows"].as_array().unwrap().len(), fs::read_to_string(&log).unwrap());
     assert_eq!(names, 1, "the front alone is done");
     let (code, _, err) = place.run(&args);
@@ -115,7 +115,8 @@ fn an_interrupted_zoo_goes_on() {
     assert_eq!(row["name"], "plain");
     assert!(row["steps"].as_u64().unwrap() > step.lines().count() as u64);
     let seconds = row["cpu_seconds"].as_f64().unwrap();
-    assert!((3.0..3.3).contains(&seconds), "{seconds}");
+    // and one step more at most
+    assert!((3.0..6.0).contains(&seconds), "{seconds}");
     assert_eq!(table["rows"][2]["name"], "plain-raw");
 }
 

@@ -67,7 +67,7 @@ fn squeezewave(group: usize, channels: usize) -> FlowConfig {
     let blocks = vec![Block { repeat: 1, steps: two }, Block { repeat: 5, steps: next }];
     FlowConfig {
         whitening: None,
-        conditioning: ConditioningConfig::Mel,
+        conditioning: ConditioningConfig::Mel {},
         group,
         blocks,
         dequantisation: None,

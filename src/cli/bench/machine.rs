@@ -104,16 +104,6 @@ pub fn peak_memory() -> Option<u64> {
     Some(1024 * line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?)
 }
 
-/// Processor time of all threads of this process so far, seconds, where the system tells: what a
-/// measurement costs, whoever else is at work.
-pub fn cpu_time() -> Option<f64> {
-    let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // proc(5): after the program's name in parentheses comes field 3; 14 and 15 count hundredths
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let ticks = |field: usize| fields.get(field - 3)?.parse::<f64>().ok();
-    Some((ticks(14)? + ticks(15)?) / 100.0)
-}
-
 /// Begins anew with the peak of memory, where the system allows it.
 pub fn forget_peak_memory() {
     // proc(5): 5 resets the high-water mark

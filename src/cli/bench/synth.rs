@@ -1,10 +1,11 @@
 //! How fast a voice speaks.
 
-use super::machine::{Spread, cpu_time, forget_peak_memory, gemm_peak, peak_memory};
+use super::machine::{Spread, forget_peak_memory, gemm_peak, peak_memory};
 use super::{Report, Run, giga, megabytes, share};
 use crate::eval::spectral::mel_l1;
 use crate::mel::MelSpectrogram;
 use crate::mel::extract::extract;
+use crate::train::clock::cpu_seconds;
 use crate::vocoder::{Precision, SynthOptions, Vocoder};
 use crate::voice::Lookahead;
 use crate::voice::Voice;
@@ -25,7 +26,7 @@ pub struct Synthesis {
     /// Time over that of the sound, of the flow without refinement.
     bare: Spread,
     /// Processor time of all threads over that of the sound, of the same.
-    bare_cpu: Option<Spread>,
+    bare_cpu: Spread,
     refined: Option<Refined>,
     /// Multiply-adds of the f32 matrix product in a second.
     gemm_macs_per_second: Spread,
@@ -49,8 +50,7 @@ struct Refined {
 /// What a precision does to the bare flow.
 #[derive(Serialize, Deserialize)]
 struct Effect {
-    /// Processor time in f32 over that in this precision; elapsed time where the system doesn't tell, or
-    /// there is too little to tell.
+    /// Processor time in f32 over that in this precision.
     speed: f64,
     /// Of the sound in f32 over the difference, dB; none without a difference.
     snr_db: Option<f64>,
@@ -115,17 +115,14 @@ pub fn measure(
     let float = float.transpose()?;
     let sound_f32 = float.as_ref().map(|float| speak(float, 0)).transpose()?;
     let (mut bare, mut cpu, mut refined, mut gemm) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    // in f32 and in the voice's precision
-    let (mut elapsed, mut worked) = ((0.0, 0.0), (0.0, 0.0));
+    let mut cpu_f32 = 0.0;
     // turn by turn, so that a busy moment of the machine strikes all alike
     for _ in 0..plan.rounds {
         let (seconds, busy) = timed(|| speak(&vocoder, 0))?;
         bare.push(seconds / audio_seconds);
-        cpu.extend(busy.map(|busy| busy / audio_seconds));
+        cpu.push(busy / audio_seconds);
         if let Some(float) = &float {
-            let (seconds_f32, busy_f32) = timed(|| speak(float, 0))?;
-            elapsed = (elapsed.0 + seconds_f32, elapsed.1 + seconds);
-            worked = (worked.0 + busy_f32.unwrap_or(0.0), worked.1 + busy.unwrap_or(0.0));
+            cpu_f32 += timed(|| speak(float, 0))?.1 / audio_seconds;
         }
         if passes > 0 {
             refined.push(factor(passes)?);
@@ -138,7 +135,7 @@ pub fn measure(
             Ok::<_, crate::Error>(mel_l1(&extract(&samples[..samples.len() - 1], &config.mel)?, &mel))
         };
         Ok(Effect {
-            speed: if worked.0 > 0.0 && worked.1 > 0.0 { worked.0 / worked.1 } else { elapsed.0 / elapsed.1 },
+            speed: cpu_f32 / cpu.iter().sum::<f64>(),
             snr_db: snr_db(&sound_f32.samples, &sound),
             mel_l1: heard(&sound)?,
             mel_l1_f32: heard(&sound_f32.samples)?,
@@ -153,7 +150,7 @@ pub fn measure(
         load_seconds,
         macs_per_audio_second: macs,
         bare,
-        bare_cpu: (cpu.len() == plan.rounds).then(|| Spread::of(cpu)),
+        bare_cpu: Spread::of(cpu),
         refined: (passes > 0).then(|| Refined { passes, real_time_factor: Spread::of(refined) }),
         gemm_macs_per_second: gemm,
         gemm_share: macs / bare.median / gemm.median,
@@ -164,11 +161,11 @@ pub fn measure(
     Ok((config.name.clone(), run))
 }
 
-/// How long something takes, and how much processor time where the system tells, seconds.
-fn timed<T>(work: impl FnOnce() -> crate::Result<T>) -> Result<(f64, Option<f64>)> {
-    let (begun, before) = (Instant::now(), cpu_time());
+/// How long something takes, and how much processor time, seconds.
+fn timed<T>(work: impl FnOnce() -> crate::Result<T>) -> Result<(f64, f64)> {
+    let (begun, before) = (Instant::now(), cpu_seconds());
     work()?;
-    Ok((begun.elapsed().as_secs_f64(), cpu_time().zip(before).map(|(after, before)| after - before)))
+    Ok((begun.elapsed().as_secs_f64(), cpu_seconds() - before))
 }
 
 /// The power of a sound over that of its difference from another, dB, if there is one.
