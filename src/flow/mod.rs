@@ -4,6 +4,7 @@
 //! conditioners read rows. Only latents cross the border as `[batch, group, steps]`.
 
 mod autoregressive;
+mod build;
 mod conditioning;
 pub mod config;
 mod coupling;
@@ -24,24 +25,17 @@ mod whiten;
 
 use crate::kernels::choice::Kernel;
 use crate::mel::{MelConfig, MelSpectrogram};
-use crate::net::{CondNet, LipschitzNet, SeparableNet, Transformer, WaveNet};
 use crate::{Error, Result};
-use autoregressive::Autoregressive;
+use build::{Builder, Level};
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use conditioning::Conditioning;
 pub use config::FlowConfig;
-use config::{MapConfig, Place, SequenceConfig, Split, StepConfig, WaveNetConfig};
 use coupling::Coupling;
 use dequantise::Dequantise;
 pub use filtering::Segment;
 use latent::Latent;
 pub use likelihood::Likelihood;
-use mix::Mix;
-use pointwise::{Actnorm, Asinh, Gain, Scale, Swap};
-use residual::Residual;
-use rowwise::{Reverse, Rowwise};
-use split::Parts;
 use stream::Stage;
 use whiten::Whiten;
 
@@ -110,24 +104,6 @@ enum Step {
     },
 }
 
-/// What steps cost and how far they reach, in samples.
-struct Cost {
-    /// `None` once a step's inverse reaches as far as the sound does.
-    reach: Option<usize>,
-    macs_per_sample: f64,
-    /// Samples that a row of conditioning stands for.
-    row: usize,
-}
-
-impl Cost {
-    /// Adds multiply-adds per step (of `step` samples) and per row of conditioning, and the steps that the
-    /// inverse reaches on either side.
-    fn add(&mut self, (per_step, per_row): (usize, usize), reach: Option<usize>, step: usize) {
-        self.reach = self.reach.zip(reach).map(|(sum, reach)| sum + reach * step);
-        self.macs_per_sample += per_step as f64 / step as f64 + per_row as f64 / self.row as f64;
-    }
-}
-
 /// A whole flow: an optional whitening front on slices, then trainable steps on tensors.
 ///
 /// Latents have the shape `[batch, group, steps]`, `group · steps` = samples.
@@ -150,46 +126,6 @@ pub struct Flow {
     device: Device,
 }
 
-/// Bound of the log-scales of a learned prior.
-const PRIOR_BOUND: f64 = 3.0;
-
-/// What conditioners find at a level of squeezing.
-struct Level {
-    features: usize,
-    up: usize,
-}
-
-impl Level {
-    /// A coupling with a WaveNet.
-    fn coupling(
-        &self,
-        parts: Parts,
-        net: &WaveNetConfig,
-        map: (&MapConfig, Option<f64>),
-        vb: VarBuilder,
-    ) -> candle_core::Result<Coupling> {
-        let of = |inputs, outputs| -> candle_core::Result<Box<dyn CondNet + Send + Sync>> {
-            Ok(Box::new(WaveNet::new(net, inputs, outputs, self.up, vb.clone())?))
-        };
-        Coupling::new(parts, map, of, (self.features, net.weight_norm), vb.clone())
-    }
-
-    /// A causal net over `rows` rows a step.
-    fn sequence(
-        &self,
-        config: &SequenceConfig,
-        (inputs, outputs): (usize, usize),
-        rows: usize,
-        vb: VarBuilder,
-    ) -> candle_core::Result<Box<dyn CondNet + Send + Sync>> {
-        let up = self.up * rows;
-        Ok(match config {
-            SequenceConfig::Wavenet(net) => Box::new(WaveNet::new(net, inputs, outputs, up, vb)?),
-            SequenceConfig::Transformer(net) => Box::new(Transformer::new(net, inputs, outputs, up, vb)?),
-        })
-    }
-}
-
 impl Flow {
     /// Builds the flow and asks `vb` for every tensor it has.
     ///
@@ -209,76 +145,17 @@ impl Flow {
         let latent = config.latent.as_ref();
         let latent = latent.map(|l| Latent::new(l, level.features, hop, vb.pp("latent"))).transpose()?;
         let features = level.features + latent.as_ref().map_or(0, Latent::width);
-        let mut place = Place { channels: group, squeezed: 1 };
-        let mut cost = Cost { reach: Some(0), macs_per_sample: 0.0, row: group * up };
+        let mut builder = Builder::new(features, up, group);
         if let Some(latent) = &latent {
             // the last half of a frame leans towards the next one's latent
-            cost.add((latent.macs_per_frame(), 0), Some(1), hop);
+            builder.cost.add((latent.macs_per_frame(), 0), Some(1), hop);
         }
         let mut steps = Vec::new();
         for (i, step) in config.steps().enumerate() {
             let vb = vb.pp(format!("steps.{i}"));
-            let Place { channels, squeezed } = place;
-            let level = Level { features, up: up / squeezed };
-            let samples = squeezed * group;
-            let map = |map: Box<dyn Bijector + Send + Sync>| Step::Map(map);
-            let built = match step {
-                StepConfig::Asinh { scale } => map(Box::new(Asinh { scale: *scale })),
-                StepConfig::Gain {} => map(Box::new(Gain::new(features, channels, vb)?)),
-                StepConfig::Actnorm {} => map(Box::new(Actnorm::new(channels, vb)?)),
-                StepConfig::Mix { form } => {
-                    cost.add((channels * channels, 0), Some(0), samples);
-                    map(Box::new(Mix::new(channels, *form, vb)?))
-                }
-                StepConfig::Scale {} => map(Box::new(Scale::new(channels, vb)?)),
-                StepConfig::Coupling { net, bound, map: scalar, split } => {
-                    let coupling = level.coupling(split.of(channels), net, (scalar, *bound), vb)?;
-                    cost.add(coupling.macs(), Some(coupling.reach()), samples);
-                    map(Box::new(coupling))
-                }
-                StepConfig::SeparableCoupling { net, bound } => {
-                    let of = |inputs, outputs| -> candle_core::Result<Box<dyn CondNet + Send + Sync>> {
-                        Ok(Box::new(SeparableNet::new(net, inputs, outputs, level.up, vb.clone())?))
-                    };
-                    let (parts, sizes) = (Split::Halves.of(channels), (features, net.weight_norm));
-                    let coupling = Coupling::new(parts, (&MapConfig::Affine, *bound), of, sizes, vb.clone())?;
-                    cost.add(coupling.macs(), Some(coupling.reach()), samples);
-                    map(Box::new(coupling))
-                }
-                StepConfig::Swap {} => map(Box::new(Swap)),
-                StepConfig::Squeeze { by } => Step::Squeeze(*by),
-                StepConfig::Early { channels: done, prior } => {
-                    let parts = Parts::Blocks { known: channels - done, moved: *done, known_first: false };
-                    let of = |net| level.coupling(parts, net, (&MapConfig::Affine, Some(PRIOR_BOUND)), vb.pp("prior"));
-                    let prior = prior.as_ref().map(of).transpose()?;
-                    prior.iter().for_each(|prior| cost.add(prior.macs(), Some(prior.reach()), samples));
-                    Step::Early { done: *done, prior }
-                }
-                StepConfig::Autoregressive { by, reversed, net, bound, map: scalar } => {
-                    let rows = channels / by;
-                    let net = |inputs, outputs| level.sequence(net, (inputs, outputs), rows, vb.clone());
-                    let order = (*by, *reversed);
-                    let step = Autoregressive::new(order, (scalar, *bound), net, features, vb.clone())?;
-                    let (per_row, conditioning) = step.macs();
-                    cost.add((rows * per_row, conditioning), None, samples);
-                    map(Box::new(step))
-                }
-                StepConfig::Rowwise { net, bound, map: scalar } => {
-                    let step = Rowwise::new(net, (scalar, *bound), (features, level.up), vb)?;
-                    let (per_value, conditioning) = step.macs();
-                    cost.add((channels * per_value, conditioning), Some((channels - 1) * step.reach()), samples);
-                    map(Box::new(step))
-                }
-                StepConfig::Reverse { parts } => map(Box::new(Reverse { parts: *parts })),
-                StepConfig::Residual { net, terms, probes } => {
-                    let step = Residual::new(LipschitzNet::new(net, channels, features, vb)?, *terms, *probes);
-                    cost.add(step.macs(), None, samples);
-                    map(Box::new(step))
-                }
-            };
-            steps.push((built, step.name()));
-            place = step.after(place);
+            steps.push((builder.step(step, vb)?, step.name()));
         }
+        let Builder { place, cost, .. } = builder;
         let macs_per_sample = cost.macs_per_sample
             + conditioning.macs_per_frame() as f64 / hop as f64
             + whitening.as_ref().map_or(0.0, Whiten::macs_per_sample);
@@ -716,7 +593,7 @@ mod tests {
     use super::*;
     use crate::net::Params;
     use crate::net::params::{named_rng, normal};
-    use config::{Block, ConditioningConfig, LatentConfig};
+    use config::{Block, ConditioningConfig, LatentConfig, StepConfig, WaveNetConfig};
 
     fn noise(seed: u64, dims: &[usize]) -> Tensor {
         let mut rng = named_rng(seed, "test");
