@@ -60,7 +60,9 @@ fn replace<T>(
         let old = existing.map(|meta| meta.permissions());
         builder.permissions(old.unwrap_or_else(|| fs::Permissions::from_mode(0o666)));
     }
-    let mut temporary = BufWriter::new(builder.tempfile_in(folder)?);
+    // its own message names the temporary file
+    let temporary = builder.tempfile_in(folder).map_err(|e| io::Error::from(e.kind()))?;
+    let mut temporary = BufWriter::new(temporary);
     let value = fill(&mut temporary)?;
     let head = head(&value)?;
     temporary.seek(io::SeekFrom::Start(0))?;

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// The version of the folder's layout that this crate reads and writes.
@@ -303,6 +303,11 @@ impl Voice {
         Self::embedded_as("lj")
     }
 
+    /// Names of the voices that are built into the program.
+    pub fn embedded_names() -> impl Iterator<Item = &'static str> {
+        EMBEDDED.iter().map(|(name, ..)| *name)
+    }
+
     /// One of the voices that are built into the program, by its name.
     ///
     /// # Errors
@@ -481,7 +486,9 @@ fn staging(parent: &Path) -> Result<tempfile::TempDir> {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o777));
     }
-    builder.tempdir_in(parent).map_err(Error::io("create a folder in", PathBuf::from(parent)))
+    // its own message names the temporary folder
+    let plain = |e: io::Error| io::Error::from(e.kind());
+    builder.tempdir_in(parent).map_err(plain).map_err(Error::io("create a folder in", PathBuf::from(parent)))
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -1,7 +1,7 @@
 //! The options on mel conventions that commands share, and mels read by them.
 
 use crate::mel::convention::{self, Convention, Decoded, Decoder};
-use crate::mel::diagnosis::Finding;
+use crate::mel::diagnosis::{Finding, diagnose};
 use crate::mel::file::Layout;
 use crate::mel::stats::MelStats;
 use crate::mel::{MelConfig, MelSpectrogram};
@@ -62,6 +62,7 @@ pub(crate) struct MelReader {
     /// Whether a convention or statistics were given.
     foreign: bool,
     decoder: Decoder,
+    mel: MelConfig,
     voice: String,
     strict: bool,
 }
@@ -72,7 +73,8 @@ impl MelReader {
         let decoder = convention.decoder(&voice.mel, args.convention.stats(voice.mel.n_mels)?)?;
         let layout = Layout { n_mels: voice.mel.n_mels, transpose: args.transpose || convention.frames_first };
         let foreign = args.convention.mel_convention.is_some() || args.convention.mel_stats.is_some();
-        Ok(Self { layout, foreign, decoder, voice: voice.name.clone(), strict: args.strict })
+        let (mel, name) = (voice.mel.clone(), voice.name.clone());
+        Ok(Self { layout, foreign, decoder, mel, voice: name, strict: args.strict })
     }
 
     /// Refuses the options of conversion where frames are spoken as they arrive.
@@ -86,12 +88,55 @@ impl MelReader {
         Ok(())
     }
 
+    /// A judge of frames that arrive.
+    pub(crate) fn arrivals(&self) -> Arrivals {
+        let (mel, voice) = (self.mel.clone(), self.voice.clone());
+        Arrivals { mel, voice, strict: self.strict, seen: Vec::new(), judged: false }
+    }
+
     /// The voice's mel, and a warning if it doesn't look like one. `name` is for messages.
     pub(crate) fn decode(&self, mel: MelSpectrogram, name: &Path) -> Result<(Decoded, Option<String>)> {
         let decoded = self.decoder.decode(mel).map_err(|e| Error::file(name, e.to_string()))?;
         match decoded.strange.as_ref().map(|finding| unlike(finding, &self.voice)) {
             Some(warning) if self.strict => Err(Error::file(name, warning)),
             warning => Ok((decoded, warning.map(|warning| format!("{}: {warning}", name.display())))),
+        }
+    }
+}
+
+/// Judges the mel of frames that arrive, by the first of them.
+pub(crate) struct Arrivals {
+    mel: MelConfig,
+    voice: String,
+    strict: bool,
+    /// Frames so far, those with values that aren't finite left out.
+    seen: Vec<f32>,
+    judged: bool,
+}
+
+impl Arrivals {
+    /// Frames that are judged: two seconds and a half.
+    const FRAMES: usize = 215;
+
+    /// Takes the next frames, `None` at the end; once there are enough gives a warning if they don't look
+    /// like what the voice expects, or fails if it is to be strict.
+    pub(crate) fn take(&mut self, frames: Option<&[f32]>) -> Result<Option<String>> {
+        if self.judged {
+            return Ok(None);
+        }
+        let n_mels = self.mel.n_mels;
+        let finite = |frame: &&[f32]| frame.iter().all(|value| value.is_finite());
+        self.seen.extend(frames.unwrap_or_default().chunks(n_mels).filter(finite).flatten());
+        let count = self.seen.len() / n_mels;
+        if count == 0 || frames.is_some() && count < Self::FRAMES {
+            return Ok(None);
+        }
+        self.judged = true;
+        let mel = MelSpectrogram::new(std::mem::take(&mut self.seen), count)?.transposed();
+        let serious = diagnose(&mel, &self.mel)?.into_iter().find(|finding| finding.serious);
+        match serious.map(|finding| unlike(&finding, &self.voice)) {
+            Some(warning) if self.strict => Err(Error::invalid(warning)),
+            warning => Ok(warning),
         }
     }
 }

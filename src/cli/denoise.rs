@@ -71,7 +71,10 @@ pub fn run(args: &DenoiseArgs) -> Result<()> {
         wav::write(&args.output, &samples, rate, format)?
     };
     if saturated > 0 {
-        say(&format!("{}: {saturated} samples saturated", args.output.display()));
+        say(&format!(
+            "{}: {saturated} samples saturated",
+            if is_stdio(&args.output) { std::path::Path::new("standard output") } else { &args.output }.display()
+        ));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::mel::convention::{CONVENTIONS, Convention, Encoding};
 use crate::mel::diagnosis::{Finding, Summary, diagnose};
 use crate::mel::file::{self, Layout, TensorData};
 use crate::mel::{MelConfig, MelSpectrogram};
-use crate::voice::{CONFIG_FILE, SynthesisConfig, Voice, VoiceConfig};
+use crate::voice::{CONFIG_FILE, SynthesisConfig, Voice, VoiceConfig, WEIGHTS_FILE};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::fmt::Write as _;
@@ -37,9 +37,10 @@ pub struct InspectArgs {
 /// If a file can't be read or told; with several, after the others are done.
 pub fn run(args: &InspectArgs) -> Result<()> {
     let voice = voice(args.voice.as_deref())?;
+    let chosen = args.voice.as_deref().map_or_else(String::new, |choice| format!(" --voice {choice}"));
     let mut failed = 0;
     for path in &args.files {
-        match report(path, voice.config()) {
+        match report(path, voice.config(), &chosen) {
             Ok(text) => std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?,
             Err(error) if args.files.len() == 1 => return Err(error),
             Err(error) => {
@@ -54,7 +55,8 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     Ok(())
 }
 
-fn report(path: &Path, voice: &VoiceConfig) -> Result<String> {
+/// `chosen` is what chose the voice on the command line.
+fn report(path: &Path, voice: &VoiceConfig, chosen: &str) -> Result<String> {
     if path.is_dir() {
         if !path.join(CONFIG_FILE).is_file() {
             bail!("{}: is a folder without {CONFIG_FILE}, so no voice; name the files in it", path.display());
@@ -79,7 +81,7 @@ fn report(path: &Path, voice: &VoiceConfig) -> Result<String> {
         if utterances.len() > MOST_UTTERANCES {
             let _ = writeln!(text, "… and {} more", utterances.len() - MOST_UTTERANCES);
         }
-        let _ = writeln!(text, "  type      {}", next(path, "FOLDER", option));
+        let _ = writeln!(text, "  type      {}", next(path, &format!("FOLDER{chosen}"), option));
         return Ok(text);
     }
     let described = || import::describe(path).map(|found| of_checkpoint(path, &found));
@@ -89,7 +91,7 @@ fn report(path: &Path, voice: &VoiceConfig) -> Result<String> {
         Err(error) => return described().map_err(|_| error.into()),
     };
     match file::the_mel(&arrays) {
-        Some(at) => of_mel(path, arrays.swap_remove(at).1, voice),
+        Some(at) => of_mel(path, arrays.swap_remove(at).1, voice, chosen),
         None => described().or_else(|_| of_arrays(path, &arrays)),
     }
 }
@@ -109,7 +111,7 @@ fn dimensions(mel: &MelSpectrogram, voice: &VoiceConfig) -> String {
     format!("{} bands, {} frames, {seconds:.2} s at the voice's hop", mel.n_mels(), mel.frames())
 }
 
-fn of_mel(path: &Path, array: TensorData, voice: &VoiceConfig) -> Result<String> {
+fn of_mel(path: &Path, array: TensorData, voice: &VoiceConfig, chosen: &str) -> Result<String> {
     let mut text = format!("{}: {} {:?}", path.display(), array.dtype, array.shape);
     let (&[rows, columns] | &[1, rows, columns]) = &array.shape[..] else {
         let kind = if array.shape.len() == 1 { "a list of numbers" } else { "an array of that many dimensions" };
@@ -130,7 +132,11 @@ fn of_mel(path: &Path, array: TensorData, voice: &VoiceConfig) -> Result<String>
     let order = if frames_first { "[frames, bands]" } else { "[bands, frames]" };
     let _ = writeln!(text, ", a mel {order}: {}", dimensions(&mel, voice));
     let option = of_values(&mut text, &mel, voice)?;
-    let _ = writeln!(text, "  type      {}", next(path, &format!("{}.wav", path.with_extension("").display()), option));
+    let _ = writeln!(
+        text,
+        "  type      {}",
+        next(path, &format!("{}.wav{chosen}", path.with_extension("").display()), option)
+    );
     Ok(text)
 }
 

@@ -7,7 +7,6 @@ pub mod distill;
 pub mod eval;
 pub mod import;
 pub mod inspect;
-#[cfg(feature = "play")]
 mod live_input;
 pub mod mel;
 pub mod play;
@@ -19,12 +18,14 @@ mod screen;
 mod source;
 pub mod synth;
 mod synth_stream;
+mod target;
 pub mod train;
 pub mod zoo;
 
+use crate::train::checkpoint;
 use crate::vocoder::{Precision, Vocoder};
-use crate::voice::Voice;
-use anyhow::Result;
+use crate::voice::{CONFIG_FILE, Voice};
+use anyhow::{Result, bail};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use std::io::{IsTerminal, Write};
@@ -57,7 +58,8 @@ enum Command {
 
 /// Runs the command that the process's arguments ask for.
 ///
-/// Exit code 1 for an error (one line on standard error), 2 for wrong usage, 130 after Ctrl-C, and 0 when whoever reads our output has had enough.
+/// Exit code 1 for an error (one line on standard error), 2 for wrong usage, 130 after Ctrl-C, and 0 when
+/// whoever reads our output has had enough.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Mel(args) => mel::run(args),
@@ -106,10 +108,19 @@ pub(crate) fn voice(choice: Option<&str>) -> Result<Voice> {
     let Some(choice) = choice else {
         return Ok(Voice::embedded()?);
     };
-    if !Path::new(choice).exists()
-        && let Ok(voice) = Voice::embedded_as(choice)
+    let path = Path::new(choice);
+    if !path.exists() {
+        return Voice::embedded_as(choice).or_else(|_| {
+            let names = Voice::embedded_names().collect::<Vec<_>>().join(", ");
+            let known = if names.is_empty() { "there are none" } else { &names };
+            bail!("there is no voice {choice}: neither a folder, nor a built-in voice ({known})")
+        });
+    }
+    if !path.join(CONFIG_FILE).exists()
+        && let Some(step) = checkpoint::steps(path).ok().and_then(|steps| steps.last().copied())
     {
-        return Ok(voice);
+        let last = checkpoint::folder(path, step);
+        bail!("{choice}: is a training run; name one of its checkpoints, {} for one", last.display());
     }
     Ok(Voice::open(choice)?)
 }

@@ -5,9 +5,9 @@ use super::conventions::MelReader;
 use super::live_input::LiveInput;
 use super::play::PlayArgs;
 use super::screen::{Key, Screen, say_beside_line};
-use super::source::sources;
+use super::source::{is_stdio, sources};
 use super::synth_stream::{Frames, Spoken, muted_message, speak, speak_whole};
-use super::{say, use_threads, voice};
+use super::{say, target, use_threads, voice};
 use crate::atomic;
 use crate::audio::playback::{Card, Feed, Player, devices};
 use crate::audio::resample::ResampleStream;
@@ -55,6 +55,12 @@ pub(super) fn run(args: PlayArgs) -> anyhow::Result<()> {
     }
     if args.mels.iter().filter(|mel| mel.as_os_str() == "-").count() > 1 {
         bail!("standard input can be played once");
+    }
+    if let Some(path) = &args.save {
+        if is_stdio(path) {
+            bail!("--save wants a file; \"melglow synth --stream\" writes to standard output");
+        }
+        target::check(path, ("WAV", target::NOT_WAV), args.mels.iter().map(PathBuf::as_path))?;
     }
     use_threads(None)?;
     let voice = voice(args.voice.as_deref())?;
@@ -128,21 +134,22 @@ pub(super) fn run(args: PlayArgs) -> anyhow::Result<()> {
     if let Some(Err(error)) = watched {
         trouble = trouble.or(Some(error));
     }
-    let unsaved = match made {
-        Ok(()) => None,
-        Err(Error::Interrupted) => args.save.map(|path| format!("left early: {} is not written", path.display())),
-        Err(error) => return Err(error.into()),
-    };
-    let problems: Vec<String> = trouble.map(|error| error.to_string()).into_iter().chain(unsaved).collect();
-    match (interrupted.load(Ordering::Relaxed), problems.join("; ")) {
-        (true, problems) => {
-            if !problems.is_empty() {
-                say(&problems);
+    match made {
+        Ok(()) => {}
+        Err(Error::Interrupted) => {
+            if let Some(path) = &args.save {
+                say(&format!("left early: {} ends there", path.display()));
             }
+        }
+        Err(error) => return Err(error.into()),
+    }
+    match (interrupted.load(Ordering::Relaxed), trouble) {
+        (true, trouble) => {
+            trouble.iter().for_each(|trouble| say(&trouble.to_string()));
             Err(Error::Interrupted.into())
         }
-        (false, problems) if problems.is_empty() => Ok(()),
-        (false, problems) => bail!(problems),
+        (false, Some(trouble)) => Err(trouble.into()),
+        (false, None) => Ok(()),
     }
 }
 
@@ -202,26 +209,21 @@ impl Maker<'_> {
     /// Speaks all mels, and saves them.
     fn run(mut self, mut sounds: Vec<(PathBuf, Sound)>) -> Result<()> {
         let rate = self.vocoder.config().mel.sample_rate;
-        let Some(path) = self.save else { return self.speak(&mut sounds, &mut io::sink()).map(|_| ()) };
-        let mut failure = None;
-        let written = atomic::write_with_head(
+        let Some(path) = self.save else { return self.speak(&mut sounds, &mut io::sink())?.1.map_or(Ok(()), Err) };
+        let spoken = atomic::write_with_head(
             path,
             |out| {
                 out.write_all(&wav::header(None, rate, WavFormat::Int16)?)?;
-                self.speak(&mut sounds, out).map_err(|error| {
-                    failure = Some(error);
-                    io::Error::other("stopped")
-                })
+                self.speak(&mut sounds, out).map_err(io::Error::other)
             },
-            |samples| wav::header(Some(*samples), rate, WavFormat::Int16),
+            |(samples, _)| wav::header(Some(*samples), rate, WavFormat::Int16),
         );
-        match failure {
-            Some(error) => Err(error),
-            None => written.map(|_| ()),
-        }
+        // what was made before an end of another kind is kept
+        spoken?.1.map_or(Ok(()), Err)
     }
 
-    fn speak(&mut self, sounds: &mut [(PathBuf, Sound)], out: &mut dyn Write) -> Result<u64> {
+    /// The number of samples, and what made an end of them before theirs.
+    fn speak(&mut self, sounds: &mut [(PathBuf, Sound)], out: &mut dyn Write) -> Result<(u64, Option<Error>)> {
         let (vocoder, options) = (self.vocoder, self.options.clone());
         let mut resampler = ResampleStream::new(vocoder.config().mel.sample_rate, self.rate)?;
         let (mut samples, mut saturated) = (0, 0);
@@ -250,18 +252,18 @@ impl Maker<'_> {
                 say_beside_line(&message);
             }
             if self.stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
+                return Ok((samples, Some(Error::Interrupted)));
             }
             if let Some(error) = cut {
                 self.end(&mut resampler)?;
-                return Err(error);
+                return Ok((samples, Some(error)));
             }
         }
         self.end(&mut resampler)?;
         if let (Some(path), 1..) = (self.save, saturated) {
             say_beside_line(&format!("{}: {saturated} samples saturated", path.display()));
         }
-        Ok(samples)
+        Ok((samples, None))
     }
 
     /// Hands over what is left and says that it is all.

@@ -2,7 +2,7 @@
 
 use super::conventions::ConventionArgs;
 use super::source::{is_stdio, sources};
-use super::voice;
+use super::{target, voice};
 use crate::atomic;
 use crate::audio::decode;
 use crate::mel::MelConfig;
@@ -13,7 +13,7 @@ use crate::plot::{Picture, Size};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Draw a mel or a sound as a spectrogram, or a training run's curves, as PNG
@@ -63,9 +63,15 @@ fn pixels() -> clap::builder::RangedI64ValueParser<u32> {
 /// # Errors
 /// If the input isn't one that can be drawn, or the picture can't be written.
 pub fn run(args: &PlotArgs) -> Result<()> {
+    target::check(&args.output, ("PNG", target::NOT_PNG), [args.input.as_path()])?;
+    if is_stdio(&args.output) {
+        target::check_stdout()?;
+    }
     let picture = draw(args)?;
     if is_stdio(&args.output) {
-        picture.write_png(io::stdout().lock()).context("cannot write to standard output")
+        let mut png = Vec::new();
+        picture.write_png(&mut png)?;
+        io::stdout().lock().write_all(&png).context("cannot write to standard output")
     } else {
         Ok(atomic::write(&args.output, |out| picture.write_png(out))?)
     }

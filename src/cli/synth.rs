@@ -3,6 +3,8 @@
 use super::conventions::{MelArgs, MelReader};
 use super::source::{Source, is_stdio, sources};
 use super::synth_stream::{self, SinkError};
+use super::target;
+use super::train::stop_on_interrupt;
 use super::{PrecisionArgs, one_line, say, use_threads, voice, watched};
 use crate::atomic;
 use crate::audio::wav::{self, WavFormat};
@@ -17,6 +19,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Work on less sound than this shows no progress bar, seconds.
@@ -118,7 +122,14 @@ pub fn run(args: SynthArgs) -> Result<()> {
     if args.stream && args.denoise > 0.0 {
         bail!("--denoise needs the whole sound: leave out --stream, or run \"melglow denoise\" on its WAV file");
     }
-    let jobs = plan(&args.mels, &args.output)?;
+    let jobs = plan(&args.mels, &args.output, if args.raw { "raw" } else { "wav" })?;
+    if is_stdio(&args.output) {
+        target::check_stdout()?;
+    }
+    for job in &jobs {
+        let others = if args.raw { &[] } else { target::NOT_WAV };
+        target::check(&job.wav, ("WAV", others), jobs.iter().map(|job| job.mel.path.as_path()))?;
+    }
     let voice = voice(args.voice.as_deref())?;
     let options = SynthOptions {
         sigma: args.sigma,
@@ -131,6 +142,9 @@ pub fn run(args: SynthArgs) -> Result<()> {
     let vocoder = args.precision.vocoder(&voice)?;
     // the vocoder has the weights in a form of its own
     drop(voice);
+    if args.stream {
+        vocoder.stream(&options).context("without --stream it speaks")?;
+    }
     let denoiser = if args.denoise > 0.0 { Some((Denoiser::new(&vocoder)?, args.denoise)) } else { None };
     let folder = OutputFolder::open(&args.output, &jobs)?;
     let mut session = Session {
@@ -141,6 +155,7 @@ pub fn run(args: SynthArgs) -> Result<()> {
         reader,
         stream: args.stream,
         raw: args.raw,
+        stop: None,
         bar: None,
         audio: 0.0,
         compute: Duration::ZERO,
@@ -149,6 +164,10 @@ pub fn run(args: SynthArgs) -> Result<()> {
     for (index, job) in jobs.iter().enumerate() {
         match session.speak(job, (index, jobs.len())) {
             Ok(()) => {}
+            Err(_) if session.stopped() => {
+                session.leave(&job.wav, args.stream);
+                return Err(crate::Error::Interrupted.into());
+            }
             Err(error) if jobs.len() == 1 => return Err(error),
             Err(error) if super::is_broken_pipe(&error) => return Err(error),
             Err(error) => {
@@ -172,7 +191,7 @@ pub(super) struct Job {
 }
 
 /// Finds the mels and names their WAV files.
-fn plan(mels: &[PathBuf], output: &Path) -> Result<Vec<Job>> {
+fn plan(mels: &[PathBuf], output: &Path, ending: &str) -> Result<Vec<Job>> {
     let found = sources(mels)?;
     let ends_like_folder = output.as_os_str().to_string_lossy().ends_with(['/', std::path::MAIN_SEPARATOR]);
     let single = mels.len() == 1 && found.len() == 1 && !mels[0].is_dir();
@@ -199,7 +218,7 @@ fn plan(mels: &[PathBuf], output: &Path) -> Result<Vec<Job>> {
     let mut taken: HashMap<PathBuf, PathBuf> = HashMap::new();
     for mel in found {
         let mut name = mel.stem();
-        name.push(".wav");
+        name.push(format!(".{ending}"));
         let job = Job { mel, wav: output.join(name) };
         if let Some(other) = taken.insert(job.wav.clone(), job.mel.name()) {
             bail!(
@@ -265,6 +284,8 @@ struct Session {
     reader: MelReader,
     stream: bool,
     raw: bool,
+    /// What Ctrl-C sets, once it is watched for.
+    stop: Option<Arc<AtomicBool>>,
     bar: Option<ProgressBar>,
     audio: f64,
     compute: Duration,
@@ -276,6 +297,7 @@ impl Session {
         if self.stream {
             return self.speak_stream(job);
         }
+        // what comes through a pipe must end before anything is watched for
         let name = &job.mel.name();
         let (decoded, warning) = self.reader.decode(job.mel.read(self.reader.layout)?, name)?;
         if let Some(warning) = warning {
@@ -284,6 +306,7 @@ impl Session {
         let mel = decoded.mel;
         self.check_size(mel.frames()).with_context(|| name.display().to_string())?;
 
+        let stop = self.watch()?;
         let config = &self.vocoder.config().mel;
         let seconds = decoded.samples.len() as f64 / f64::from(config.sample_rate);
         if self.bar.is_none() && watched() && (count > 1 || seconds > LONG_WORK) {
@@ -299,6 +322,9 @@ impl Session {
             wav::write_header(&mut *out, count, rate, self.format)?;
             let mut made = 0;
             let sink = |sound: &[f32]| -> Result<(), SinkError> {
+                if stop.load(Ordering::Relaxed) {
+                    return Err(crate::Error::Interrupted.into());
+                }
                 // what is meant of the samples that were just made
                 let within = |at: usize| at.clamp(made, made + sound.len()) - made;
                 let meant = &sound[within(decoded.samples.start)..within(decoded.samples.end)];
@@ -340,12 +366,33 @@ impl Session {
 
     /// Streams one mel.
     fn speak_stream(&mut self, job: &Job) -> Result<()> {
+        let stop = self.watch()?;
         let start = Instant::now();
         let output = synth_stream::Output { format: self.format, raw: self.raw };
-        let samples = synth_stream::run(&self.vocoder, &self.options, job, &self.reader, &output)?;
+        let samples = synth_stream::run(&self.vocoder, &self.options, job, &self.reader, &output, &stop)?;
         self.compute += start.elapsed();
         self.audio += samples as f64 / f64::from(self.vocoder.config().mel.sample_rate);
-        Ok(())
+        if self.stopped() { Err(crate::Error::Interrupted.into()) } else { Ok(()) }
+    }
+
+    /// The flag that Ctrl-C sets, watched for from the first call on.
+    fn watch(&mut self) -> Result<Arc<AtomicBool>> {
+        if self.stop.is_none() {
+            self.stop = Some(stop_on_interrupt()?);
+        }
+        Ok(self.stop.clone().unwrap_or_default())
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed))
+    }
+
+    /// Says what is there of a sound that was left.
+    fn leave(&self, wav: &Path, streamed: bool) {
+        if !is_stdio(wav) {
+            let state = if streamed && wav.exists() { "ends there" } else { "is not written" };
+            self.say(&format!("left early: {} {state}", wav.display()));
+        }
     }
 
     /// Refuses mels so long that their sound can't be held or stored.

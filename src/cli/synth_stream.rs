@@ -1,6 +1,7 @@
 //! `melglow synth --stream`: sound leaves while its mel arrives, in constant memory.
 
-use super::conventions::MelReader;
+use super::conventions::{Arrivals, MelReader};
+use super::live_input::LiveInput;
 use super::say;
 use super::source::{Source, is_stdio};
 use super::synth::Job;
@@ -13,7 +14,9 @@ use crate::vocoder::{SynthOptions, Vocoder};
 use anyhow::{Context, Result};
 use std::io::{self, Read, Write};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Frames that are spoken between two writes where all of them are there: a quarter of a second.
 const FRAMES: usize = 22;
@@ -29,7 +32,7 @@ pub(super) enum Frames {
         samples: Range<usize>,
     },
     /// As they come.
-    Live(Box<FrameReader<Box<dyn Read + Send>>>),
+    Live { name: PathBuf, reader: Box<FrameReader<Box<dyn Read + Send>>>, judge: Arrivals },
 }
 
 impl Frames {
@@ -37,8 +40,9 @@ impl Frames {
     pub fn open(mel: &Source, reader: &MelReader, input: impl FnOnce() -> Box<dyn Read + Send>) -> Result<Self> {
         if is_stdio(&mel.path) {
             reader.must_be_the_voices_own()?;
-            let frames = FrameReader::open(input(), Path::new("standard input"), reader.layout)?;
-            return Ok(Self::Live(Box::new(frames)));
+            let name = mel.name();
+            let frames = FrameReader::open(input(), &name, reader.layout)?;
+            return Ok(Self::Live { name, reader: Box::new(frames), judge: reader.arrivals() });
         }
         let (decoded, warning) = reader.decode(mel.read(reader.layout)?, &mel.name())?;
         if let Some(warning) = warning {
@@ -52,7 +56,7 @@ impl Frames {
     pub fn samples(&self, hop: usize) -> Option<usize> {
         match self {
             Self::Whole { samples, .. } => Some(samples.len()),
-            Self::Live(reader) => reader.frames().map(|frames| frames * hop),
+            Self::Live { reader, .. } => reader.frames().map(|frames| frames * hop),
         }
     }
 
@@ -60,14 +64,21 @@ impl Frames {
     fn wanted(&self) -> Range<usize> {
         match self {
             Self::Whole { samples, .. } => samples.clone(),
-            Self::Live(_) => 0..usize::MAX,
+            Self::Live { .. } => 0..usize::MAX,
         }
     }
 
     /// The next frames; `None` at the end.
     pub fn next(&mut self, n_mels: usize) -> crate::Result<Option<Vec<f32>>> {
         match self {
-            Self::Live(reader) => reader.read(),
+            Self::Live { name, reader, judge } => {
+                let frames = reader.read()?;
+                match judge.take(frames.as_deref()) {
+                    Ok(warning) => warning.iter().for_each(|w| say(&format!("{}: {w}", name.display()))),
+                    Err(problem) => return Err(crate::Error::file(&*name, problem.to_string())),
+                }
+                Ok(frames)
+            }
             Self::Whole { values, at, .. } => {
                 let piece = values[*at..].chunks(FRAMES * n_mels).next().map(<[f32]>::to_vec);
                 *at += piece.as_ref().map_or(0, Vec::len);
@@ -171,9 +182,10 @@ pub(super) fn run(
     job: &Job,
     reader: &MelReader,
     to: &Output,
+    stop: &Arc<AtomicBool>,
 ) -> Result<u64> {
     let name = &job.mel.name();
-    let mut frames = Frames::open(&job.mel, reader, || Box::new(io::stdin()))?;
+    let mut frames = Frames::open(&job.mel, reader, || Box::new(LiveInput::new(io::stdin(), stop.clone())))?;
     let mel = &vocoder.config().mel;
     let promised = frames.samples(mel.hop_length).map(|samples| samples as u64);
     let header = |samples| if to.raw { Ok(Vec::new()) } else { wav::header(samples, mel.sample_rate, to.format) };
@@ -184,7 +196,7 @@ pub(super) fn run(
         let spoken = speak(vocoder, options, &mut frames, |samples| -> Result<bool, SinkError> {
             saturated += wav::write_samples(&mut *out, samples, to.format)?;
             out.flush()?;
-            Ok(true)
+            Ok(!stop.load(Ordering::Relaxed))
         })
         .map_err(SinkError::into_io)?;
         if !to.raw {

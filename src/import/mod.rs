@@ -184,7 +184,8 @@ pub fn import(path: &Path, name: &str, options: &Options) -> Result<Imported> {
     let (kind, prefix) = Kind::of(checkpoint.tensors().iter().map(|t| t.name.as_str()));
     if let Some(refusal) = kind.refusal() {
         let first = checkpoint.tensors().first().map_or_else(String::new, |t| crate::torch::clip(&t.name));
-        let example = if kind == Kind::Unknown { format!(" (the first is {first})") } else { String::new() };
+        let example =
+            if kind == Kind::Unknown && !first.is_empty() { format!(" (the first is {first})") } else { String::new() };
         return Err(wrong(refusal + &example));
     }
     let prefix = prefix.to_string();

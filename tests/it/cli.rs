@@ -188,6 +188,16 @@ fn outputs_that_cannot_be() {
         failure(&place, &["a.npy", "mels", "-o", "-"]),
         "standard output takes one mel, not 2; give a folder with -o"
     );
+    assert_eq!(failure(&place, &["a.npy", "-o", "a.npy"]), "a.npy: is what is read; give the WAV another name");
+    assert_eq!(
+        failure(&place, &["a.npy", "-o", "mels/../a.npy"]),
+        "mels/../a.npy: is what is read; give the WAV another name"
+    );
+    assert_eq!(
+        failure(&place, &["a.npy", "-o", "a.mp3"]),
+        "a.mp3: what is written is WAV; give the file a name that ends so"
+    );
+    assert_eq!(fs::read(place.path("a.npy")).unwrap(), fs::read(place.path("mels/a.npy")).unwrap());
     assert_eq!(fs::read(place.path("file")).unwrap(), b"x");
     #[cfg(target_os = "linux")]
     if Path::new("/dev/full").exists() {
@@ -275,11 +285,20 @@ fn voices_that_are_not() {
     };
     assert_eq!(
         say("nobody"),
-        "melglow: nobody: no such folder; a voice is a folder with config.json and model.safetensors\n"
+        "melglow: there is no voice nobody: neither a folder, nor a built-in voice (lj, lj-live)\n"
     );
     assert_eq!(
         say("a.npy"),
         "melglow: a.npy: is not a folder; a voice is a folder with config.json and model.safetensors\n"
+    );
+    fs::create_dir_all(place.path("runs/a")).unwrap();
+    assert!(say("runs/a").starts_with("melglow: cannot read runs/a/config.json: "));
+    super::tiny_voice("tiny").save(place.path("runs/a/step-20")).unwrap();
+    place.file("runs/a/step-20/train/state.json", b"{}");
+    let run = say("runs/a");
+    assert!(
+        run.starts_with("melglow: runs/a: is a training run; name one of its checkpoints, runs/a/step-20"),
+        "{run}"
     );
     fs::remove_file(place.path("voice/model.safetensors")).unwrap();
     assert!(say("voice").starts_with("melglow: cannot read voice/model.safetensors: No such file"));
@@ -349,7 +368,69 @@ fn a_live_stream_cut_within_a_frame_says_where() {
     assert_eq!((code, out.len()), (1, 9 * 512));
     assert_eq!(err, "melglow: standard input: ends within frame 9, after 7 of its 320 bytes\n");
     let (code, out, err) = run(&place, &args, b"");
-    assert_eq!((code, out.len(), err.as_str()), (0, 0, ""));
+    assert_eq!((code, out.len(), err.as_str()), (1, 0, "melglow: standard input: is empty (0 bytes)\n"));
+}
+
+#[test]
+fn raw_samples_have_no_wav_in_their_name() {
+    let place = Place::new();
+    place.mel("mels/a.npy", 3);
+    place.mel("mels/b.npy", 2);
+    assert_eq!(synth(&place, &["mels", "-o", "out", "--stream", "--raw"]).0, 0);
+    assert_eq!(place.names("out"), ["a.raw", "b.raw"]);
+    assert_eq!(fs::metadata(place.path("out/b.raw")).unwrap().len(), 2 * 512);
+}
+
+/// Mels in base-10 logarithms, as a whole and as they arrive.
+#[test]
+fn live_mels_that_are_plainly_others_are_told() {
+    let place = Place::new();
+    let frames: Vec<f32> = tiny_mel(300).transposed().values().iter().map(|v| v * 0.434 - 20.0).collect();
+    let args = ["synth", "--stream", "--raw", "-", "-o", "-", "--voice", "voice", "--refine", "0"];
+    let (code, out, err) = run(&place, &args, &floats(frames.clone()));
+    assert_eq!((code, out.len()), (0, 300 * 512), "{err}");
+    assert!(err.starts_with("melglow: standard input: looks like "), "{err}");
+    let (code, out, err) = run(&place, &[&args[..], &["--strict"]].concat(), &floats(frames));
+    assert_eq!((code, err.lines().count()), (1, 1), "{err}");
+    assert!(err.starts_with("melglow: standard input: looks like ") && out.len() < 300 * 512, "{err}");
+    let (code, _, err) = run(&place, &[&args[..], &["--strict"]].concat(), &raw_frames(300));
+    assert!(code == 0 && !err.contains("looks"), "{err}");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_stream_keeps_what_was_made() {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let place = Place::new();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_melglow"))
+        .current_dir(place.path(""))
+        .args(["synth", "--stream", "-", "-o", "a.wav", "--voice", "voice", "--refine", "0"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(&raw_frames(40)).unwrap();
+    input.flush().unwrap();
+    // until there is sound in the temporary file
+    let begun = std::time::Instant::now();
+    let growing = || {
+        let part = place.names(".").into_iter().find(|name| name.ends_with(".part"));
+        part.is_some_and(|name| fs::metadata(place.path(name)).is_ok_and(|file| file.len() > 44))
+    };
+    while !growing() {
+        assert!(begun.elapsed().as_secs() < 60, "nothing is made");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let ended = child.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(130), "{err}");
+    assert!(err.ends_with("melglow: left early: a.wav ends there\n"), "{err}");
+    assert_eq!(samples(&fs::read(place.path("a.wav")).unwrap()), 40 * 256);
+    assert_eq!(place.names("."), ["a.wav", "voice"]);
+    drop(input);
 }
 
 #[test]
@@ -522,7 +603,7 @@ fn bench_refuses_what_it_cannot_measure() {
     let place = Place::new();
     for (args, code, message) in [
         (&["--arch", "wavegloow"][..], 1, "melglow: --arch wavegloow is neither of squeezewave-a128-c256, "),
-        (&["--voice", "nowhere", "--threads", "1,2"], 1, "melglow: nowhere: no such folder"),
+        (&["--voice", "nowhere", "--threads", "1,2"], 1, "melglow: there is no voice nowhere: neither a folder, nor "),
         (&["--voice", "voice", "--mel", "nothing.npy"], 1, "melglow: "),
         (&["--threads", "0"], 2, "error: invalid value '0' for '--threads <N,…>': 0 is not in 1..=1024"),
         (&["--threads", "10000"], 2, "error: invalid value '10000' for '--threads <N,…>'"),

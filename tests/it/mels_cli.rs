@@ -180,10 +180,10 @@ fn inspect_tells_what_files_are() {
             "a.npy: float32 [80, 20], a mel [bands, frames]: 80 bands, 20 frames, 0.23 s",
             "looks     like natural logarithms of magnitudes",
             "expected  voice tiny: 22050 Hz, FFT 1024, window 1024, hop 256, 80 bands 0 to 8000 Hz (Slaney), ln, floor 1e-5",
-            "type      melglow synth a.npy -o a.wav\n",
+            "type      melglow synth a.npy -o a.wav --voice voice\n",
         ],
     );
-    good(&["log.npy"], &["looks     like base-10 logarithms", "-o log.wav --mel-convention log10"]);
+    good(&["log.npy"], &["looks     like base-10 logarithms", "-o log.wav --voice voice --mel-convention log10"]);
     for (name, may_be) in [
         ("nvidia", "nvidia, squeezewave, hifigan, parakeet (values don't tell these apart)"),
         ("vits", "vits\n"),
@@ -197,7 +197,10 @@ fn inspect_tells_what_files_are() {
     let at = |name: &str| golden(name).display().to_string();
     good(&[&at("vocos-24k.npy")], &["bands     100 don't suit the voice's 80"]);
     good(&[&at("sound.wav")], &["sound, 7777 samples at 22050 Hz, 0.35 s", "peak -11.3 dB", "type      melglow mel "]);
-    good(&[&at("plain.ark")], &["2 mels by key", "key utt-2: 80 bands, 3 frames", "-o FOLDER --mel-convention log10"]);
+    good(
+        &[&at("plain.ark")],
+        &["2 mels by key", "key utt-2: 80 bands, 3 frames", "-o FOLDER --voice voice --mel-convention log10"],
+    );
     good(&["voice"], &["voice: voice tiny, ", "mels      22050 Hz", "synthesis sigma 0.02, 2 passes"]);
     good(&["voice/model.safetensors"], &["tensors, ", "float32 ["]);
     let (code, out, err) = tell(&["gone.npy", "a.npy"]);

@@ -305,7 +305,7 @@ fn live_frames_are_muted_when_not_finite_and_end_where_they_are_cut() {
     frames[20 * 320..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
     frames.truncate(39 * 320 + 9);
     fs::write(place.path("frames"), frames).unwrap();
-    let mut command = play(&place, &folder, &["-", "--prebuffer", "60", "--refine", "0"]);
+    let mut command = play(&place, &folder, &["-", "--prebuffer", "60", "--refine", "0", "--save", "said.wav"]);
     let output = command.stdin(fs::File::open(place.path("frames")).unwrap()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let lines: Vec<String> = stderr(&output).lines().map(String::from).collect();
@@ -319,6 +319,7 @@ fn live_frames_are_muted_when_not_finite_and_end_where_they_are_cut() {
     );
     let heard = floats(&fs::read(folder.join("sound")).unwrap());
     assert!(heard[20 * 256 + 64..21 * 256].iter().all(|s| *s == 0.0));
+    assert_eq!(fs::metadata(place.path("said.wav")).unwrap().len(), 44 + 2 * 39 * 256);
     assert!(heard[38 * 256..39 * 256].iter().any(|s| *s != 0.0) && heard[39 * 256..].iter().all(|s| *s == 0.0));
 }
 

@@ -4,6 +4,8 @@ use super::{Element, HEADROOM, MAX_FILE, TensorData};
 use hdf5_reader::{Dataset, Datatype, Hdf5File, OpenOptions};
 use std::path::Path;
 
+/// h5py's own filter, by its registered number.
+const LZF: u32 = 32_000;
 /// The first bytes of every file (without a user block, which h5py doesn't write).
 pub(super) const MAGIC: &[u8] = b"\x89HDF\r\n\x1a\n";
 /// Deepest nesting of groups that we follow.
@@ -71,7 +73,11 @@ fn join(prefix: &str, name: &str) -> String {
 }
 
 fn damaged(error: hdf5_reader::error::Error) -> String {
-    format!("truncated or damaged HDF5 ({})", super::printable(&error.to_string()))
+    let error = error.to_string();
+    if error.contains(&format!("id {LZF}")) {
+        return "is compressed by LZF, which isn't read: write it again with gzip or none".to_string();
+    }
+    format!("truncated or damaged HDF5 ({})", super::printable(&error))
 }
 
 fn element(kind: &Datatype) -> Option<Element> {

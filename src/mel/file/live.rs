@@ -1,12 +1,16 @@
 //! Mel frames as they arrive: raw floats, or `.npy` whose frames lie one after the other.
 
-use super::{Element, Layout, npy};
+use super::{Element, Layout, hdf5, npy};
+use crate::torch;
 use crate::{Error, Result};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// Bytes that are asked for at a time.
 const PIECE: usize = 1 << 16;
+
+/// Letters in a row that are text and not numbers.
+const SOME_TEXT: usize = 16;
 
 /// Reads mel frames from a stream of bytes.
 ///
@@ -42,9 +46,15 @@ impl<R: Read> FrameReader<R> {
             promised: None,
             taken: 0,
         };
-        while this.pending.len() < npy::MAGIC.len() && this.fill()? {}
+        while this.pending.len() < SOME_TEXT && this.fill()? {}
+        if this.pending.is_empty() {
+            return Err(Error::file(name, "is empty (0 bytes)"));
+        }
         if this.pending.starts_with(npy::MAGIC) {
             this.npy(layout)?;
+        } else if let Some(kind) = kind(&this.pending) {
+            let problem = format!("is {kind}, expected raw little-endian float32, frame after frame, or .npy");
+            return Err(Error::file(name, problem));
         }
         Ok(this)
     }
@@ -134,6 +144,34 @@ impl<R: Read> FrameReader<R> {
     }
 }
 
+/// What bytes are that are no frames; log-mels don't begin so.
+fn kind(bytes: &[u8]) -> Option<String> {
+    let text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    if let Some(kind) = super::sound(bytes) {
+        return Some(format!("sound ({kind})"));
+    }
+    let kind = if bytes.starts_with(b"PK\x03\x04") {
+        "an archive (.npz or .pt)"
+    } else if bytes.starts_with(hdf5::MAGIC) {
+        "HDF5"
+    } else if torch::is_legacy(bytes) {
+        "a file of torch.save"
+    } else if bytes.len() > 9 && bytes[4..8] == [0; 4] && bytes[8..10] == *b"{\"" {
+        "a .safetensors file"
+    } else if bytes
+        .windows(4)
+        .take(SOME_TEXT)
+        .any(|tag| [b"\0BFM", b"\0BDM", b"\0BCM"].iter().any(|known| tag == *known))
+    {
+        "an archive of Kaldi's"
+    } else if bytes.len() >= SOME_TEXT && bytes.iter().take(PIECE).all(text) {
+        "text"
+    } else {
+        return None;
+    };
+    Some(kind.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,11 +216,28 @@ mod tests {
             let got = read(&floats(&values), step, false).unwrap();
             assert!(got.iter().zip(&values).all(|(a, b)| a.to_bits() == b.to_bits()) && got.len() == 6, "{step}");
         }
-        assert_eq!(read(&[], 1, false).unwrap(), [0.0; 0]);
+        assert_eq!(read(&[], 1, false).unwrap_err(), "stdin: is empty (0 bytes)");
         assert_eq!(
             read(&floats(&values)[..19], 4, false).unwrap_err(),
             "stdin: ends within frame 2, after 3 of its 8 bytes"
         );
+    }
+
+    #[test]
+    fn what_is_no_frames_is_not_spoken() {
+        let tensors = b"\x40\0\0\0\0\0\0\0{\"mel\":{}}".as_slice();
+        for (bytes, kind) in [
+            (b"PK\x03\x04\x14\0\0\0\0\0\0\0\0\0\0\0".as_slice(), "an archive"),
+            (b"\x89HDF\r\n\x1a\n\0\0\0\0\0\0\0\0", "HDF5"),
+            (b"RIFF\x24\0\0\0WAVEfmt ", "sound (WAV)"),
+            (tensors, "a .safetensors file"),
+            (b"-11.5129 -4.2 -3.9\n", "text"),
+        ] {
+            for step in [1, 100] {
+                let error = read(bytes, step, false).unwrap_err();
+                assert!(error.starts_with(&format!("stdin: is {kind}")) && error.contains(".npy"), "{error}");
+            }
+        }
     }
 
     #[test]
