@@ -7,7 +7,7 @@ use crate::mel::convention::{CONVENTIONS, Convention, Encoding};
 use crate::mel::diagnosis::{Finding, Summary, diagnose};
 use crate::mel::file::{self, Layout, TensorData};
 use crate::mel::{MelConfig, MelSpectrogram};
-use crate::voice::{CONFIG_FILE, SynthesisConfig, Voice, VoiceConfig, WEIGHTS_FILE};
+use crate::voice::{CONFIG_FILE, SynthesisConfig, Voice, VoiceConfig};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::fmt::Write as _;

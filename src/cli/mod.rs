@@ -23,8 +23,8 @@ pub mod train;
 pub mod zoo;
 
 use crate::train::checkpoint;
-use crate::vocoder::{Precision, Vocoder};
-use crate::voice::{CONFIG_FILE, Voice};
+use crate::vocoder::{Precision, SynthOptions, Vocoder};
+use crate::voice::{CONFIG_FILE, Lookahead, Voice};
 use anyhow::{Result, bail};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -143,6 +143,34 @@ impl PrecisionArgs {
             say(&format!("{}: no {asked} here for a flow of this design: it runs in {given}", voice.config().name));
         }
         Ok(vocoder)
+    }
+}
+
+/// The options of speaking.
+#[derive(Args, Clone, Debug)]
+pub struct SpeakArgs {
+    /// Standard deviation of the noise, 0 to 10 [default: the voice's]
+    #[arg(long)]
+    sigma: Option<f32>,
+    /// Which noise: the same seed gives the same samples, whatever the number of threads
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Passes of refinement towards the mel, 0 (the bare flow, soonest) to 1000 [default: the voice's]
+    #[arg(long, value_name = "PASSES")]
+    refine: Option<usize>,
+    /// Frames after a hop that refinement listens to before the hop is finished: few to hear the sound
+    /// soon, "all" for the best sound [default: the voice's]
+    #[arg(long, value_name = "FRAMES|all")]
+    refine_lookahead: Option<Lookahead>,
+}
+
+impl SpeakArgs {
+    /// What the vocoder is asked for.
+    pub fn options(&self) -> Result<SynthOptions> {
+        let &Self { sigma, seed, refine, refine_lookahead } = self;
+        let options = SynthOptions { sigma, seed, refine, refine_lookahead };
+        options.validate()?;
+        Ok(options)
     }
 }
 

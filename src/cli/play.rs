@@ -1,8 +1,7 @@
 //! `melglow play`: mels spoken through the sound card while they are made.
 
-use super::PrecisionArgs;
 use super::conventions::MelArgs;
-use crate::voice::Lookahead;
+use super::{PrecisionArgs, SpeakArgs};
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -50,20 +49,9 @@ pub struct PlayArgs {
     /// The flow's numbers.
     #[command(flatten)]
     pub precision: PrecisionArgs,
-    /// Standard deviation of the noise, 0 to 10 [default: the voice's]
-    #[arg(long)]
-    pub sigma: Option<f32>,
-    /// Which noise
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Passes of refinement towards the mel, 0 (soonest) to 1000 [default: the voice's]
-    #[arg(long, value_name = "PASSES")]
-    pub refine: Option<usize>,
-
-    /// Frames after a hop that refinement listens to before the hop is finished: few to hear the sound
-    /// soon, "all" for the best sound [default: the voice's]
-    #[arg(long, value_name = "FRAMES|all")]
-    pub refine_lookahead: Option<Lookahead>,
+    /// The flow's noise, and the refinement.
+    #[command(flatten)]
+    pub speak: SpeakArgs,
     /// How the mels are made.
     #[command(flatten)]
     pub mel: MelArgs,

@@ -64,13 +64,7 @@ pub(super) fn run(args: PlayArgs) -> anyhow::Result<()> {
     }
     use_threads(None)?;
     let voice = voice(args.voice.as_deref())?;
-    let options = SynthOptions {
-        sigma: args.sigma,
-        seed: args.seed,
-        refine: args.refine,
-        refine_lookahead: args.refine_lookahead,
-    };
-    options.validate()?;
+    let options = args.speak.options()?;
     let vocoder = args.precision.vocoder(&voice)?;
     let cannot_stream = vocoder.stream(&options).err();
     let mel = &vocoder.config().mel;

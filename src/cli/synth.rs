@@ -5,13 +5,12 @@ use super::source::{Source, is_stdio, sources};
 use super::synth_stream::{self, SinkError};
 use super::target;
 use super::train::stop_on_interrupt;
-use super::{PrecisionArgs, one_line, say, use_threads, voice, watched};
+use super::{PrecisionArgs, SpeakArgs, one_line, say, use_threads, voice, watched};
 use crate::atomic;
 use crate::audio::wav::{self, WavFormat};
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::vocoder::denoise::Denoiser;
 use crate::vocoder::{SynthOptions, Vocoder};
-use crate::voice::Lookahead;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -57,20 +56,8 @@ pub struct SynthArgs {
     voice: Option<String>,
     #[command(flatten)]
     precision: PrecisionArgs,
-    /// Standard deviation of the noise, 0 to 10 [default: the voice's]
-    #[arg(long)]
-    sigma: Option<f32>,
-    /// Which noise: the same seed gives the same bytes, whatever the number of threads
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Passes of refinement towards the mel, 0 (the bare flow) to 1000 [default: the voice's]
-    #[arg(long, value_name = "PASSES")]
-    refine: Option<usize>,
-
-    /// Frames after a hop that refinement listens to before the hop is finished: few to hear the sound
-    /// soon, "all" for the best sound [default: the voice's]
-    #[arg(long, value_name = "FRAMES|all")]
-    refine_lookahead: Option<Lookahead>,
+    #[command(flatten)]
+    speak: SpeakArgs,
     /// Take away this much of the voice's constant hum, 0 to 10 (`melglow denoise --help`)
     #[arg(long, value_name = "STRENGTH", default_value_t = 0.0)]
     denoise: f32,
@@ -131,13 +118,7 @@ pub fn run(args: SynthArgs) -> Result<()> {
         target::check(&job.wav, ("WAV", others), jobs.iter().map(|job| job.mel.path.as_path()))?;
     }
     let voice = voice(args.voice.as_deref())?;
-    let options = SynthOptions {
-        sigma: args.sigma,
-        seed: args.seed,
-        refine: args.refine,
-        refine_lookahead: args.refine_lookahead,
-    };
-    options.validate()?;
+    let options = args.speak.options()?;
     let reader = MelReader::new(&args.mel, voice.config())?;
     let vocoder = args.precision.vocoder(&voice)?;
     // the vocoder has the weights in a form of its own

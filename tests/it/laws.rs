@@ -303,6 +303,21 @@ fn gradients_of_the_inverse_are_those_of_finite_differences_at_batch_3() {
     }
 }
 
+/// The change of a loss along a random direction of a parameter, by differences over `h` and as its gradient
+/// states it; every entry takes part.
+fn along_a_direction(var: &Var, grad: &Tensor, h: f64, loss: &dyn Fn() -> Tensor) -> (f64, f64) {
+    let direction = noise(5, var.dims());
+    let stated = (grad * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+    let origin = var.as_tensor().copy().unwrap();
+    let at = |h: f64| {
+        var.set(&(&origin + (&direction * h).unwrap()).unwrap()).unwrap();
+        loss().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+    };
+    let numerical = (at(h) - at(-h)) / (2.0 * h);
+    var.set(&origin).unwrap();
+    (numerical, f64::from(stated))
+}
+
 /// Holds the gradient of every parameter, along a random direction, to the loss's change there.
 fn check_gradients(name: &str, params: &[(String, Var)], loss: &dyn Fn() -> Tensor) {
     let grads = loss().backward().unwrap();
@@ -313,22 +328,9 @@ fn check_gradients(name: &str, params: &[(String, Var)], loss: &dyn Fn() -> Tens
             assert!(stays, "{name}: {param} receives no gradient");
             continue;
         };
-        // along a random direction: every entry takes part
-        let direction = noise(5, var.dims());
-        let stated = (grad * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
-        let origin = var.as_tensor().copy().unwrap();
-        let h = 1e-3;
-        let at = |h: f64| {
-            var.set(&(&origin + (&direction * h).unwrap()).unwrap()).unwrap();
-            loss().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
-        };
-        let numerical = (at(h) - at(-h)) / (2.0 * h);
-        var.set(&origin).unwrap();
-        let tolerance = 0.02 * numerical.abs().max(f64::from(stated).abs()) + 0.02;
-        assert!(
-            (numerical - f64::from(stated)).abs() < tolerance,
-            "{name}: {param}: numerical {numerical}, stated {stated}"
-        );
+        let (numerical, stated) = along_a_direction(var, grad, 1e-3, loss);
+        let tolerance = 0.02 * numerical.abs().max(stated.abs()) + 0.02;
+        assert!((numerical - stated).abs() < tolerance, "{name}: {param}: numerical {numerical}, stated {stated}");
     }
 }
 
@@ -595,16 +597,7 @@ fn learned_dequantisation_has_the_gradient_of_finite_differences_at_batch_3() {
     let mut largest = 0.0_f64;
     for (name, var) in params.iter().filter(|(name, _)| name.starts_with("dequantise.")) {
         let grad = grads.get(var).unwrap_or_else(|| panic!("{name} receives no gradient"));
-        let direction = noise(5, var.dims());
-        let stated = f64::from((grad * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
-        let origin = var.as_tensor().copy().unwrap();
-        let h = 3e-3;
-        let at = |h: f64| {
-            var.set(&(&origin + (&direction * h).unwrap()).unwrap()).unwrap();
-            loss().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
-        };
-        let numerical = (at(h) - at(-h)) / (2.0 * h);
-        var.set(&origin).unwrap();
+        let (numerical, stated) = along_a_direction(var, grad, 3e-3, &loss);
         largest = largest.max(numerical.abs());
         let tolerance = 0.03 * numerical.abs().max(stated.abs()) + 0.01;
         assert!((numerical - stated).abs() < tolerance, "{name}: numerical {numerical}, stated {stated}");
@@ -639,18 +632,9 @@ fn whitening_has_the_gradient_of_finite_differences_at_batch_3() {
     let grads = loss().backward().unwrap();
     for (name, var) in params.iter().filter(|(name, _)| name.starts_with("whiten.layers.")) {
         let grad = grads.get(var).unwrap_or_else(|| panic!("{name} receives no gradient"));
-        let direction = noise(5, var.dims());
-        let stated = (grad * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
-        let origin = var.as_tensor().copy().unwrap();
-        let h = 1e-3;
-        let at = |h: f64| {
-            var.set(&(&origin + (&direction * h).unwrap()).unwrap()).unwrap();
-            loss().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
-        };
-        let numerical = (at(h) - at(-h)) / (2.0 * h);
-        var.set(&origin).unwrap();
-        let tolerance = 0.02 * numerical.abs().max(f64::from(stated).abs()) + 0.01;
+        let (numerical, stated) = along_a_direction(var, grad, 1e-3, &loss);
+        let tolerance = 0.02 * numerical.abs().max(stated.abs()) + 0.01;
         assert!(numerical.abs() > 0.1, "{name}: {numerical} says nothing");
-        assert!((numerical - f64::from(stated)).abs() < tolerance, "{name}: numerical {numerical}, stated {stated}");
+        assert!((numerical - stated).abs() < tolerance, "{name}: numerical {numerical}, stated {stated}");
     }
 }
