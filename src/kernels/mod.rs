@@ -10,6 +10,7 @@ pub mod choice;
 pub mod conditioner;
 pub mod gate;
 pub(crate) mod integer;
+pub mod peak;
 pub mod plane;
 pub mod pointwise;
 pub mod predict;

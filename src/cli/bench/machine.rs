@@ -1,5 +1,8 @@
 //! What the machine is, and what it can do.
 
+use super::giga;
+use crate::kernels::choice::Kernel;
+use crate::kernels::peak::multiply_adds;
 use crate::kernels::{Strides, matmul_add};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -27,7 +30,7 @@ const FLAGS: [&str; 17] = [
 ];
 /// Rows, depth and columns of the matrices that the peak is measured on.
 const SHAPE: (usize, usize, usize) = (512, 512, 512);
-/// How long a measurement of the peak takes.
+/// How long a measurement of a peak takes.
 const PEAK_TIME: Duration = Duration::from_millis(60);
 
 /// The machine, and the program on it.
@@ -72,23 +75,81 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Multiply-adds a second of the f32 matrix product that candle and our kernels share, on so many
-/// threads, each with matrices of its own.
-pub fn gemm_peak(threads: usize) -> f64 {
-    let (m, k, n) = SHAPE;
-    let rate = || {
-        let (a, b, mut out) = (vec![0.5_f32; m * k], vec![0.25_f32; k * n], vec![0.0_f32; m * n]);
-        let mut once = || {
-            matmul_add(SHAPE, (&a, Strides::rows(k)), (&b, Strides::rows(n)), (&mut out, Strides::rows(n)));
-        };
-        once();
-        let (begun, mut times) = (Instant::now(), 0.0);
-        while begun.elapsed() < PEAK_TIME {
-            once();
-            times += 1.0;
+/// Multiply-adds of f32 a second that so many threads could do, each by itself.
+#[derive(Default)]
+pub struct Peaks {
+    gemm: Vec<f64>,
+    fma: Vec<f64>,
+}
+
+impl Peaks {
+    /// Measures again, on so many threads.
+    pub fn measure(&mut self, threads: usize, kernel: Kernel) {
+        self.gemm.push(gemm_peak(threads));
+        self.fma.push(rate(threads, || multiply_adds(kernel)));
+    }
+
+    /// What was measured, beside a work's multiply-adds a second.
+    ///
+    /// # Panics
+    /// If nothing was measured.
+    pub fn beside(self, macs_per_second: f64) -> Shares {
+        let (gemm, fma) = (Spread::of(self.gemm), Spread::of(self.fma));
+        Shares {
+            gemm_macs_per_second: gemm,
+            gemm_share: macs_per_second / gemm.median,
+            fma_macs_per_second: fma,
+            fma_share: macs_per_second / fma.median,
         }
+    }
+}
+
+/// What part a work has of what there could be.
+#[derive(Serialize, Deserialize)]
+pub struct Shares {
+    /// Multiply-adds of the f32 matrix product in a second.
+    gemm_macs_per_second: Spread,
+    /// The work's over the matrix product's.
+    pub gemm_share: f64,
+    /// Multiply-adds in a second that wait for nothing: the processor's peak in these kernels' vectors.
+    fma_macs_per_second: Spread,
+    /// The work's over the peak.
+    pub fma_share: f64,
+}
+
+impl Shares {
+    /// The titles of two columns.
+    pub const TITLES: &str = "       of GEMM's         of peak";
+
+    /// Both columns.
+    pub fn columns(&self) -> String {
+        let column = |share: f64, of: Spread| format!("{:.0} % of {}", 100.0 * share, giga(of.median));
+        let gemm = column(self.gemm_share, self.gemm_macs_per_second);
+        format!("{gemm:>16}{:>16}", column(self.fma_share, self.fma_macs_per_second))
+    }
+}
+
+/// Multiply-adds a second of the f32 matrix product that candle and our training share.
+fn gemm_peak(threads: usize) -> f64 {
+    let (m, k, n) = SHAPE;
+    let (a, b) = (vec![0.5_f32; m * k], vec![0.25_f32; k * n]);
+    rate(threads, || {
+        let mut out = vec![0.0_f32; m * n];
+        matmul_add(SHAPE, (&a, Strides::rows(k)), (&b, Strides::rows(n)), (&mut out, Strides::rows(n)));
         std::hint::black_box(&out);
-        times * (m * k * n) as f64 / begun.elapsed().as_secs_f64()
+        m * k * n
+    })
+}
+
+/// How much all threads do in a second, all at once, by what each call says it has done.
+fn rate(threads: usize, once: impl Fn() -> usize + Sync) -> f64 {
+    let rate = || {
+        once();
+        let (begun, mut done) = (Instant::now(), 0);
+        while begun.elapsed() < PEAK_TIME {
+            done += once();
+        }
+        done as f64 / begun.elapsed().as_secs_f64()
     };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(rate)).collect();

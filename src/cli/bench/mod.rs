@@ -269,10 +269,6 @@ fn giga(value: f64) -> String {
 }
 
 /// A share of a rate of multiply-adds.
-fn share(share: f64, of: f64) -> String {
-    format!("{:.0} % of {}", 100.0 * share, giga(of))
-}
-
 fn megabytes(bytes: Option<u64>) -> String {
     bytes.map_or_else(|| "unknown".to_string(), |bytes| format!("{:.0} MB", bytes as f64 / 1e6))
 }

@@ -1,8 +1,9 @@
 //! How fast a voice speaks.
 
-use super::machine::{Spread, forget_peak_memory, gemm_peak, peak_memory};
-use super::{Report, Run, giga, megabytes, share};
+use super::machine::{Peaks, Shares, Spread, forget_peak_memory, peak_memory};
+use super::{Report, Run, giga, megabytes};
 use crate::eval::spectral::mel_l1;
+use crate::kernels::choice::Kernel;
 use crate::mel::MelSpectrogram;
 use crate::mel::extract::extract;
 use crate::train::clock::cpu_seconds;
@@ -28,10 +29,9 @@ pub struct Synthesis {
     /// Processor time of all threads over that of the sound, of the same.
     bare_cpu: Spread,
     refined: Option<Refined>,
-    /// Multiply-adds of the f32 matrix product in a second.
-    gemm_macs_per_second: Spread,
-    /// The bare flow's multiply-adds in a second, over the matrix product's.
-    gemm_share: f64,
+    /// The bare flow's multiply-adds beside the machine's.
+    #[serde(flatten)]
+    shares: Shares,
     /// At most, loading included.
     peak_memory_bytes: Option<u64>,
     /// `f32` or `int16`.
@@ -114,7 +114,8 @@ pub fn measure(
     let float = (vocoder.precision() != Precision::F32).then(|| Vocoder::new(&open()?).map_err(anyhow::Error::from));
     let float = float.transpose()?;
     let sound_f32 = float.as_ref().map(|float| speak(float, 0)).transpose()?;
-    let (mut bare, mut cpu, mut refined, mut gemm) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut bare, mut cpu, mut refined, mut peaks) = (Vec::new(), Vec::new(), Vec::new(), Peaks::default());
+    let kernel = Kernel::chosen()?;
     let mut cpu_f32 = 0.0;
     // turn by turn, so that a busy moment of the machine strikes all alike
     for _ in 0..plan.rounds {
@@ -127,7 +128,7 @@ pub fn measure(
         if passes > 0 {
             refined.push(factor(passes)?);
         }
-        gemm.push(gemm_peak(threads));
+        peaks.measure(threads, kernel);
     }
     let effect = sound_f32.map(|sound_f32| -> Result<Effect> {
         // without the last sample there are as many frames as the mel has
@@ -142,7 +143,7 @@ pub fn measure(
         })
     });
     let effect = effect.transpose()?;
-    let (bare, gemm) = (Spread::of(bare), Spread::of(gemm));
+    let bare = Spread::of(bare);
     let macs = vocoder.macs_per_sample() * f64::from(config.mel.sample_rate);
     let run = Synthesis {
         threads,
@@ -152,8 +153,7 @@ pub fn measure(
         bare,
         bare_cpu: Spread::of(cpu),
         refined: (passes > 0).then(|| Refined { passes, real_time_factor: Spread::of(refined) }),
-        gemm_macs_per_second: gemm,
-        gemm_share: macs / bare.median / gemm.median,
+        shares: peaks.beside(macs / bare.median),
         peak_memory_bytes,
         precision: vocoder.precision().name().to_string(),
         effect,
@@ -189,17 +189,17 @@ impl Run for Synthesis {
         let column = |text: String| if first.refined.is_some() { format!("  {text:>22}") } else { String::new() };
         let passes = first.refined.as_ref().map_or(0, |refined| refined.passes);
         let title = column(format!("{passes} passes, × real time"));
-        writeln!(out, "threads      load  bare flow, × real time{title}   GMAC/s        of GEMM's  peak memory")?;
+        writeln!(out, "threads      load  bare flow, × real time{title}   GMAC/s{}  peak memory", Shares::TITLES)?;
         for run in &report.runs {
             writeln!(
                 out,
-                "{:>7}  {:>6.2} s  {:>22}{}  {:>7}  {:>15}  {:>11}",
+                "{:>7}  {:>6.2} s  {:>22}{}  {:>7}{}  {:>11}",
                 run.threads,
                 run.load_seconds,
                 run.bare.to_string(),
                 column(run.refined.as_ref().map_or_else(String::new, |r| r.real_time_factor.to_string())),
                 giga(run.macs_per_audio_second / run.bare.median),
-                share(run.gemm_share, run.gemm_macs_per_second.median),
+                run.shares.columns(),
                 megabytes(run.peak_memory_bytes),
             )?;
         }

@@ -1,8 +1,9 @@
 //! How fast an architecture learns.
 
-use super::machine::{Spread, forget_peak_memory, gemm_peak, peak_memory};
-use super::{Report, Run, giga, megabytes, share};
+use super::machine::{Peaks, Shares, Spread, forget_peak_memory, peak_memory};
+use super::{Report, Run, giga, megabytes};
 use crate::flow::{Flow, nll};
+use crate::kernels::choice::Kernel;
 use crate::net::Params;
 use crate::train::Recipe;
 use crate::train::optimiser::Optimiser;
@@ -29,10 +30,9 @@ pub struct Training {
     samples_per_second: Spread,
     /// Multiply-adds of the flow for a sample: forward, and twice as many backward.
     macs_per_sample: f64,
-    /// Multiply-adds of the f32 matrix product in a second.
-    gemm_macs_per_second: Spread,
-    /// The step's multiply-adds in a second, over the matrix product's.
-    gemm_share: f64,
+    /// The step's multiply-adds beside the machine's.
+    #[serde(flatten)]
+    shares: Shares,
     peak_memory_bytes: Option<u64>,
     loss_before: f64,
     loss_after: f64,
@@ -57,7 +57,8 @@ pub fn measure(recipe: &Recipe, rounds: usize, threads: usize) -> Result<(String
     flow.initialise(&x, &mel, &|_| true)?;
     let mut optimiser = Optimiser::new(&params, t)?;
     let samples = (t.batch * t.segment_samples) as f64;
-    let (mut seconds, mut losses, mut gemm) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut seconds, mut losses, mut peaks) = (Vec::new(), Vec::new(), Peaks::default());
+    let kernel = Kernel::chosen()?;
     for step in 0..WARM_UP + rounds {
         let begun = Instant::now();
         let (z, log_det) = flow.forward(&x, &mel)?;
@@ -68,11 +69,11 @@ pub fn measure(recipe: &Recipe, rounds: usize, threads: usize) -> Result<(String
         optimiser.step(t.learning_rate_at(step, 0.0), norm)?;
         if step >= WARM_UP {
             seconds.push(begun.elapsed().as_secs_f64());
-            gemm.push(gemm_peak(threads));
+            peaks.measure(threads, kernel);
         }
     }
     let rates = seconds.iter().map(|seconds| samples / seconds).collect();
-    let (step_seconds, samples_per_second, gemm) = (Spread::of(seconds), Spread::of(rates), Spread::of(gemm));
+    let (step_seconds, samples_per_second) = (Spread::of(seconds), Spread::of(rates));
     let macs_per_sample = PASSES * flow.macs_per_sample();
     let run = Training {
         threads,
@@ -82,8 +83,7 @@ pub fn measure(recipe: &Recipe, rounds: usize, threads: usize) -> Result<(String
         step_seconds,
         samples_per_second,
         macs_per_sample,
-        gemm_macs_per_second: gemm,
-        gemm_share: macs_per_sample * samples_per_second.median / gemm.median,
+        shares: peaks.beside(macs_per_sample * samples_per_second.median),
         peak_memory_bytes: peak_memory(),
         loss_before: losses[0],
         loss_after: losses[losses.len() - 1],
@@ -102,17 +102,17 @@ impl Run for Training {
             first.segment_samples,
             first.macs_per_sample / 1e6
         )?;
-        writeln!(out, "threads            samples/s      step   GMAC/s        of GEMM's  peak memory")?;
+        writeln!(out, "threads            samples/s      step   GMAC/s{}  peak memory", Shares::TITLES)?;
         for run in &report.runs {
             let rate = run.samples_per_second;
             writeln!(
                 out,
-                "{:>7}  {:>19}  {:>6.2} s  {:>7}  {:>15}  {:>11}",
+                "{:>7}  {:>19}  {:>6.2} s  {:>7}{}  {:>11}",
                 run.threads,
                 format!("{:.0} ({:.0}–{:.0})", rate.median, rate.min, rate.max),
                 run.step_seconds.median,
                 giga(run.macs_per_sample * rate.median),
-                share(run.gemm_share, run.gemm_macs_per_second.median),
+                run.shares.columns(),
                 megabytes(run.peak_memory_bytes),
             )?;
         }
