@@ -411,6 +411,12 @@ fn bench_compares_streams_with_the_whole() {
     // the first sample cannot come before the frames it depends on
     assert!(streams[0]["first_audio_ms"].as_f64().unwrap() >= report["look_ahead_ms"].as_f64().unwrap());
     assert!(streams.iter().all(|s| s["cost_ratio"].as_f64().unwrap() > 0.0));
+    assert_eq!(report["precision"], "f32");
+    let int16 = [&args[..7], &["1", "--precision", "int16"]].concat();
+    let (code, out, err) = run(&place, &int16, b"");
+    assert_eq!(code, 0, "{err}");
+    let table = String::from_utf8(out).unwrap();
+    assert!(table.starts_with("voice tiny, refine 2, in int16, "), "{table}");
     place.mel("short.npy", 11);
     let (code, _, err) = run(&place, &["bench", "--stream", "--voice", "voice", "--mel", "short.npy"], b"");
     assert_eq!((code, err.lines().count()), (1, 1), "{err}");
