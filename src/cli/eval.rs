@@ -101,6 +101,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let options = SynthOptions { sigma: args.sigma, seed: args.seed, refine: args.refine, ..Default::default() };
     options.validate()?;
     Denoiser::check(args.denoise)?;
+    check_outputs(args)?;
     let voice = voice(args.voice.as_deref())?;
     let device = args.device.open()?;
     voice.build_flow_on(&device)?; // for its checks
@@ -155,8 +156,21 @@ fn print(args: &EvalArgs, table: &str, json: &serde_json::Value) -> Result<()> {
     let json = serde_json::to_string_pretty(json)? + "\n";
     let file = args.json.as_deref().filter(|path| !is_stdio(path));
     let text = if args.json.is_some() && file.is_none() { &json } else { table };
-    // first what can't fail for a wrong name: the work is done
+    // first what no full disk can spoil: the work is done
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
+/// Finds out before any long work whether the outputs can be written.
+fn check_outputs(args: &EvalArgs) -> Result<()> {
+    if let Some(folder) = &args.out {
+        Folder::check(folder)?;
+    }
+    // a folder that --out will make has room for it
+    let in_new = |path: &Path| args.out.as_deref().is_some_and(|out| !out.exists() && path.parent() == Some(out));
+    match args.json.as_deref().filter(|path| !is_stdio(path) && !in_new(path)) {
+        Some(path) => Ok(atomic::check(path)?),
+        None => Ok(()),
+    }
+}
+
     if let Some(path) = file {
         atomic::write(path, |out| out.write_all(json.as_bytes()))?;
     }
@@ -268,7 +282,16 @@ impl Folder {
     const VOICE: &str = "voice";
     const GRIFFIN_LIM: &str = "griffin-lim";
 
-    /// Makes the folder and those in it, before any long work.
+    /// Finds out whether [`Folder::open`] will do, without making anything.
+    fn check(path: &Path) -> Result<()> {
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            // which isn't made
+            fs::metadata(parent).map_err(Error::io("create folder", path))?;
+        }
+        Ok(atomic::check_folder(path)?)
+    }
+
+    /// Makes the folder and those in it.
     fn open(path: &Path) -> Result<Self> {
         for folder in
             [path.to_path_buf(), path.join(Self::RECORDING), path.join(Self::VOICE), path.join(Self::GRIFFIN_LIM)]

@@ -11,7 +11,7 @@ use super::warm::WarmStart;
 use crate::flow::Flow;
 use crate::net::Params;
 use crate::voice::{TrainedOn, Voice};
-use crate::{Error, Result};
+use crate::{Error, Result, atomic};
 use candle_core::Device;
 use rayon::prelude::*;
 use std::collections::HashSet;
@@ -67,6 +67,7 @@ pub struct Summary {
 /// If the data or the recipe can't be used, a file can't be written, or training diverges.
 pub fn train(options: &Options, stop: &AtomicBool) -> Result<Summary> {
     let resumed = resume_from(options)?;
+    atomic::check_folder(&options.out)?;
     let recipe = recipe(options, resumed)?;
     let (clips, held) = data(&options.data, &recipe)?;
     run(options, Job { recipe, resumed, front: None, teacher: None }, (&clips, &held), stop)

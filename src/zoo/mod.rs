@@ -11,7 +11,7 @@ use crate::train::dataset::{Clip, Dataset};
 use crate::train::log::duration;
 use crate::train::{self, Recipe, checkpoint, evaluate, front};
 use crate::voice::Voice;
-use crate::{Error, Result};
+use crate::{Error, Result, atomic};
 use candle_core::Device;
 use measure::{Scorer, sound_file, speak};
 use rayon::prelude::*;
@@ -92,6 +92,7 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Table> {
     let mut zoo = Zoo { options, table, stop };
     let mut failed = Vec::new();
     for recipes in by_front(&recipes) {
+    atomic::check_folder(&options.out)?;
         if zoo.todo(&recipes)? {
             failed.extend(zoo.of_one_front(&recipes)?);
         }

@@ -92,7 +92,12 @@ fn what_cannot_be_evaluated_is_one_line() {
         (&["--out", "no/where"], "cannot create folder no/where: No such file or directory (os error 2)"),
         (&["--refine", "1001"], "refine is 1001, expected 0 to 1000"),
         (&["--denoise", "11"], "denoising strength is 11, expected 0 to 10"),
-        (&["--clips", "buzz", "--likelihood-only", "--json", "no/where"], "cannot write no/where: "),
+        // said before the data is read, which isn't there
+        (&["--data", "nowhere", "--out", "no/where"], "cannot create folder no/where: No such file"),
+        (&["--data", "nowhere", "--out", "voice/config.json/x"], "cannot create voice/config.json/x: not a directory"),
+        (&["--data", "nowhere", "--json", "no/where"], "cannot write no/where: No such file"),
+        (&["--data", "nowhere", "--likelihood-only", "--json", "no/where"], "cannot write no/where: No such file"),
+        (&["--data", "nowhere", "--json", "empty"], "cannot write empty: it is a folder"),
     ] {
         let (code, out, err) = eval(&place, args);
         // figures that are there aren't lost for a wrong name

@@ -393,6 +393,21 @@ fn the_program_says_what_is_wrong_on_one_line() {
     );
 }
 
+#[test]
+fn a_place_that_cannot_be_written_is_refused_before_anything_is_read() {
+    let place = Place::new();
+    place.train(&recipe(1), "teacher");
+    // which would be told when it was read
+    fs::write(place.path("data/wavs/a.wav"), "no sound").unwrap();
+    let distill = ["distill", "--teacher", "teacher/step-1", "--recipe", "tiny"];
+    for command in [&["train", "--recipe", "tiny"][..], &distill, &["zoo", "--minutes", "1", "--recipes", "tiny"]] {
+        let args = [command, &["--data", "data", "--out", "teacher/log.jsonl/run"]].concat();
+        let (code, _, err) = place.run(&args);
+        let expected = "melglow: cannot create teacher/log.jsonl/run: not a directory\n";
+        assert_eq!((code, err.as_str()), (1, expected), "{args:?}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupt_saves_and_leaves() {

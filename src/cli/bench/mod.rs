@@ -121,6 +121,9 @@ trait Run: Serialize + DeserializeOwned {
 /// If the voice, the architecture or the mel is bad, or a voice cannot stream.
 pub fn run(args: &BenchArgs) -> Result<()> {
     // anything wrong is found before anything long begins
+    if let Some(path) = args.json.as_deref().filter(|path| !is_stdio(path)) {
+        atomic::check(path)?;
+    }
     let recipe = args.arch.as_deref().map(arch::recipe).transpose()?;
     let open = || match &recipe {
         Some(recipe) => arch::untrained(recipe),
