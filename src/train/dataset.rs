@@ -297,6 +297,11 @@ pub struct Sampler<'a> {
     frames: usize,
     hop: usize,
     /// Whether segments are whitened when drawn.
+/// A number of clips in words.
+pub fn count(clips: usize) -> String {
+    format!("{clips} clip{}", if clips == 1 { "" } else { "s" })
+}
+
     anew: bool,
 }
 

@@ -1,6 +1,6 @@
 //! A training run, from a folder of clips to checkpoints.
 
-use super::checkpoint;
+use super::checkpoint::{self, HeldOut};
 use super::config::Recipe;
 use super::dataset::{Clip, Dataset, Sampler};
 use super::distill::Teacher;
@@ -55,8 +55,8 @@ pub struct Summary {
     pub complete: bool,
     /// Time of one core that the steps took, where the recipe limits it.
     pub cpu_seconds: Option<f64>,
-    /// The last held-out likelihood, bits per sample.
-    pub bits: Option<f64>,
+    /// The last held-out likelihood that was measured here; at the last step if that completed the run.
+    pub held_out: Option<HeldOut>,
     /// The last checkpoint.
     pub checkpoint: PathBuf,
 }

@@ -347,8 +347,10 @@ impl Zoo<'_> {
             real_time_factor: speech.real_time_factor,
             lookahead_frames: speech.lookahead_frames,
             score: speech.score,
+            left_out: bits.left_out.len(),
         };
-        eprintln!("{name}: {:.4} bits per sample, real-time factor {:.3}", row.bits, row.real_time_factor);
+        let (figure, remark) = (evaluate::figure(row.bits), bits.remark());
+        eprintln!("{name}: {figure} bits per sample{remark}; real-time factor {:.3}", row.real_time_factor);
         self.table.rows.push(row);
         self.table.write(&self.options.out)
     }

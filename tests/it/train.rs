@@ -177,7 +177,7 @@ fn training_learns_and_keeps_few_checkpoints_and_the_best() {
     let bits: Vec<f64> = place.log("run").iter().filter_map(|line| line["held_out_bits"].as_f64()).collect();
     assert_eq!(bits.len(), 4);
     assert!(bits[3] < bits[0] - 1.0, "{bits:?}");
-    assert_eq!(summary.bits, Some(bits[3]));
+    assert_eq!(summary.held_out.map(|held| (held.step, held.bits)), Some((120, bits[3])));
     let steps = checkpoint::steps(&place.path("run")).unwrap();
     assert!(steps.len() <= 4 && steps.contains(&120), "{steps:?}");
     // a checkpoint is a voice, and nothing else lies around
@@ -201,7 +201,7 @@ fn eval_says_what_training_said() {
     assert_eq!(code, 0, "{err}");
     let eval: Value = serde_json::from_str(&out).unwrap();
     // JSON's decimals may cost the last bit
-    assert!((eval["per_sample"].as_f64().unwrap() - summary.bits.unwrap()).abs() < 1e-12);
+    assert!((eval["per_sample"].as_f64().unwrap() - summary.held_out.unwrap().bits).abs() < 1e-12);
     assert_eq!(eval["clips"].as_array().unwrap().len(), 2);
     let (code, out, err) =
         place.run(&["eval", "--voice", "run/step-6", "--data", "data", "--clips", "a..b,e", "--likelihood-only"]);
@@ -391,6 +391,37 @@ fn the_program_says_what_is_wrong_on_one_line() {
         train("data", "lj", &["--resume"]),
         "run: the run was started with another recipe; leave --recipe and --batch out"
     );
+}
+
+#[test]
+fn the_held_out_figure_is_that_of_its_step() {
+    let place = Place::new();
+    fs::write(place.path("own.json"), serde_json::to_string(&recipe(20)).unwrap()).unwrap();
+    let train = |more: &[&str]| {
+        let args = ["train", "--data", "data", "--recipe", "own.json", "--out", "run", "--threads", "1"];
+        let (_, _, err) = place.run(&[&args[..], more].concat());
+        err.lines().last().unwrap().to_string()
+    };
+    let held = |line: usize| {
+        let measured: Vec<Value> = place.log("run").into_iter().filter(|l| l["held_out_bits"].is_number()).collect();
+        format!("held out {:.4} bits per sample", measured[line]["held_out_bits"].as_f64().unwrap())
+    };
+    assert_eq!(train(&["--stop-after", "3"]), format!("step 3, {} at step 0: run/step-3", held(0)));
+    assert_eq!(train(&["--resume", "--stop-after", "4"]), "step 4: run/step-4");
+    assert_eq!(train(&["--resume", "--stop-after", "5"]), format!("step 5, {}: run/step-5", held(1)));
+    assert_eq!(train(&["--resume", "--steps", "6"]), format!("step 6, {}: run/step-6", held(2)));
+}
+
+#[test]
+fn one_held_out_clip_has_no_interval_in_the_log() {
+    let place = Place::new();
+    let mut recipe = recipe(1);
+    for (names, interval) in [("f", false), ("e..f", true)] {
+        recipe.validation = Validation::Clips { names: vec![names.into()] };
+        place.train(&recipe, names);
+        let line = place.log(names).into_iter().find(|line| line["held_out_mean"].is_number()).unwrap();
+        assert_eq!(line["held_out_ci95"].is_number(), interval, "{line}");
+    }
 }
 
 #[test]

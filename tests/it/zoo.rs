@@ -159,6 +159,22 @@ fn what_cannot_be_is_said_on_one_line_before_anything_is_done() {
 }
 
 #[test]
+fn one_held_out_clip_has_no_interval() {
+    let place = place();
+    let (code, out, err) = place.run(&[&args("0.001", "plain.json-raw")[..7], &["--held-out", "f"]].concat());
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("; bits per sample of 1 held-out clip; ") && !out.contains('±'), "{out}");
+    let row = &table(&place)["rows"][0];
+    assert!(row["bits"].is_number() && row["bits_ci95"].is_null(), "{row}");
+    // a table of an earlier version, of which nothing is left to do
+    let path = place.path("zoo/zoo.json");
+    let old = fs::read_to_string(&path).unwrap().replace("\"bits_ci95\": null", "\"bits_ci95\": 0.0");
+    fs::write(&path, &old).unwrap();
+    let (code, again, err) = place.run(&[&args("0.001", "plain.json-raw")[..7], &["--held-out", "f"]].concat());
+    assert_eq!((code, again), (0, out), "{err}");
+}
+
+#[test]
 fn a_table_of_other_settings_is_not_gone_on_with() {
     let place = place();
     let (code, _, err) = place.run(&args("0.001", "plain.json-raw"));
