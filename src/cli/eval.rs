@@ -10,14 +10,14 @@ use crate::eval::{ClipScores, Judge, Likelihood};
 use crate::flow::Flow;
 use crate::train::Recipe;
 use crate::train::config::in_range;
-use crate::train::dataset::{Clip, Dataset, count};
+use crate::train::dataset::{self, Clip, Dataset, count};
 use crate::train::evaluate::{self, Bits, figure, unless_overflowed};
 use crate::train::log::Progress;
 use crate::vocoder::denoise::Denoiser;
 use crate::vocoder::{SynthOptions, Vocoder};
 use crate::voice::Voice;
 use crate::{atomic, error::Error};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 use clap::Args;
@@ -191,9 +191,16 @@ fn clips(args: &EvalArgs, voice: &Voice) -> Result<(Dataset, Vec<String>)> {
     let recipe = args.voice.as_deref().map(|dir| Path::new(dir).join("train/recipe.json")).filter(|p| p.is_file());
     let names = Dataset::names(&args.data)?;
     let dataset = if !args.clips.is_empty() {
+        dataset::check_names(&args.data, &args.clips, &names)?;
         Dataset::read(&args.data, mel, |name| args.clips.iter().any(|range| in_range(name, range)))
     } else if let Some(path) = recipe {
         let held = Recipe::open(&path.display().to_string())?.validation.held_out(&names);
+        if held.is_empty() {
+            bail!(
+                "{}: has none of the clips that the voice's recipe holds out; choose by --clips",
+                args.data.display()
+            );
+        }
         Dataset::read(&args.data, mel, |name| held.contains(name))
     } else {
         let all_known = names.iter().all(|name| known(name));

@@ -7,7 +7,7 @@ use crate::audio::wav::{self, WavFormat};
 use crate::flow::WHITENING_PREFIX;
 use crate::train::clock::cpu_seconds;
 use crate::train::config::Validation;
-use crate::train::dataset::{Clip, Dataset};
+use crate::train::dataset::{self, Clip, Dataset};
 use crate::train::log::duration;
 use crate::train::{self, Recipe, checkpoint, evaluate, front};
 use crate::voice::Voice;
@@ -69,6 +69,9 @@ pub struct Options {
 pub fn run(options: &Options, stop: &AtomicBool) -> Result<Table> {
     let recipes = recipes(options)?;
     let names = Dataset::names(&options.data)?;
+    if let Validation::Clips { names: ranges } = &options.held_out {
+        dataset::check_names(&options.data, ranges, &names)?;
+    }
     let held = options.held_out.held_out(&names);
     if held.is_empty() || held.len() == names.len() {
         let problem = format!("{} of its {} clips are held out, expected some but not all", held.len(), names.len());
@@ -89,10 +92,10 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Table> {
         machine: options.machine.clone(),
     };
     let table = Table::open(&options.out, settings)?;
+    atomic::check_folder(&options.out)?;
     let mut zoo = Zoo { options, table, stop };
     let mut failed = Vec::new();
     for recipes in by_front(&recipes) {
-    atomic::check_folder(&options.out)?;
         if zoo.todo(&recipes)? {
             failed.extend(zoo.of_one_front(&recipes)?);
         }
@@ -344,10 +347,10 @@ impl Zoo<'_> {
             likelihood: bits.likelihood,
             bits: bits.per_sample,
             bits_ci95: bits.ci95,
+            left_out: bits.left_out.len(),
             real_time_factor: speech.real_time_factor,
             lookahead_frames: speech.lookahead_frames,
             score: speech.score,
-            left_out: bits.left_out.len(),
         };
         let (figure, remark) = (evaluate::figure(row.bits), bits.remark());
         eprintln!("{name}: {figure} bits per sample{remark}; real-time factor {:.3}", row.real_time_factor);

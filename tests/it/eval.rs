@@ -88,7 +88,10 @@ fn what_cannot_be_evaluated_is_one_line() {
     fs::create_dir(place.path("empty")).unwrap();
     let before = place.names(".");
     for (args, expected) in [
-        (&["--clips", "nobody"][..], "data: none of its clips has such a name"),
+        (
+            &["--clips", "silence,nobody,buzz,x..z,buzz.wav"][..],
+            "data: has no clip nobody, x..z, buzz.wav; a clip's name is its file's without the extension",
+        ),
         (&["--clips", "tiny"], "data: none of its clips can be used; tiny: only 100 samples"),
         (&["--out", "no/where"], "cannot create folder no/where: No such file or directory (os error 2)"),
         (&["--refine", "1001"], "refine is 1001, expected 0 to 1000"),

@@ -424,6 +424,81 @@ fn one_held_out_clip_has_no_interval_in_the_log() {
     }
 }
 
+/// The recipe of a place whose clips have none of the names that it holds out.
+fn of_other_clips(steps: usize) -> Recipe {
+    let mut recipe = recipe(steps);
+    recipe.validation = Recipe::open("lj").unwrap().validation;
+    recipe
+}
+
+#[test]
+fn every_twentieth_clip_is_held_out_where_the_recipe_names_none() {
+    let place = Place::new();
+    fs::write(place.path("own.json"), serde_json::to_string(&of_other_clips(9)).unwrap()).unwrap();
+    let train = |more: &[&str]| {
+        let args = ["train", "--data", "data", "--out", "run", "--threads", "1"];
+        let (code, _, err) = place.run(&[&args[..], more].concat());
+        assert!(code == 0 || code == 130, "{err}");
+        err
+    };
+    let said = "recipe tiny names clips to hold out, none of which is here: every 20th is held out instead\n";
+    let err = train(&["--recipe", "own.json", "--stop-after", "4"]);
+    assert!(err.starts_with(said) && err.contains("5 clips, 3 s; held out 1, 1 s\n"), "{err}");
+    // and still when the run goes on, with its recipe or without
+    for more in [&["--recipe", "own.json", "--stop-after", "6"][..], &[]] {
+        let err = train(&[&["--resume"], more].concat());
+        assert!(!err.contains("every 20th") && err.contains("5 clips, 3 s; held out 1, 1 s\n"), "{err}");
+        assert!(!err.contains("not identically"), "{err}");
+    }
+    let straight = place.train(&of_other_clips(9), "straight");
+    for (straight, resumed) in bytes(&straight.checkpoint).into_iter().zip(bytes(&place.path("run/step-9"))) {
+        assert!(straight == resumed, "{} differs", straight.0);
+    }
+    // eval judges the same clip
+    let (code, out, err) = place.run(&["eval", "--voice", "run/step-9", "--data", "data", "--likelihood-only"]);
+    assert!(code == 0 && out.contains("\nf  ") && out.contains("mean of 1 clip ") && err.is_empty(), "{out}{err}");
+}
+
+#[test]
+fn a_run_that_held_nothing_out_goes_on_so() {
+    let place = Place::new();
+    let mut recipe = recipe(4);
+    recipe.validation = Validation::Clips { names: vec![] };
+    let start = Options { stop_after: Some(2), ..place.options(&recipe, "run") };
+    train(&start, &AtomicBool::new(false)).unwrap();
+    // as it was before names of other clips had a stand-in
+    let file = place.path("run/step-2/train/recipe.json");
+    fs::write(&file, serde_json::to_string(&of_other_clips(4)).unwrap()).unwrap();
+    let resumed = Options { resume: true, stop_after: None, ..place.options(&of_other_clips(4), "run") };
+    let summary = train(&resumed, &AtomicBool::new(false)).unwrap();
+    assert_eq!((summary.step, summary.held_out), (4, None));
+    let (code, _, err) = place.run(&["eval", "--voice", "run/step-4", "--data", "data", "--likelihood-only"]);
+    let expected = "melglow: data: has none of the clips that the voice's recipe holds out; choose by --clips\n";
+    assert_eq!((code, err.as_str()), (1, expected));
+}
+
+#[test]
+fn nothing_left_to_train_on_is_said() {
+    let place = Place::new();
+    let mut recipe = recipe(1);
+    let mut refusal = |names: &str| {
+        recipe.validation = Validation::Clips { names: vec![names.into()] };
+        train(&place.options(&recipe, "run"), &AtomicBool::new(false)).unwrap_err().to_string()
+    };
+    let expected = |clips: usize| {
+        let data = place.path("data");
+        format!(
+            "{}: all of its clips ({clips}) are held out by the recipe's validation, none is left to train on; hold \
+             out fewer",
+            data.display()
+        )
+    };
+    assert_eq!(refusal("a..z"), expected(6));
+    fs::write(place.path("data/wavs/a.wav"), "no sound").unwrap();
+    assert_eq!(refusal("b..f"), expected(5));
+    assert!(!place.path("run").exists(), "something is left behind");
+}
+
 #[test]
 fn a_place_that_cannot_be_written_is_refused_before_anything_is_read() {
     let place = Place::new();

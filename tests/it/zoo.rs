@@ -132,7 +132,8 @@ fn what_cannot_be_is_said_on_one_line_before_anything_is_done() {
     assert!(refusal(&args("1", "grande")).starts_with("there is no recipe grande, "));
     assert_eq!(refusal(&args("1", "plain.json,plain.json")), "recipe plain is named twice");
     let nobody = [&args("1", "plain.json")[..7], &["--held-out", "nobody"]].concat();
-    assert_eq!(refusal(&nobody), "data: 0 of its 6 clips are held out, expected some but not all");
+    let expected = "data: has no clip nobody; a clip's name is its file's without the extension";
+    assert_eq!(refusal(&nobody), expected);
     let all = [&args("1", "plain.json")[..7], &["--held-out", "a..f"]].concat();
     assert_eq!(refusal(&all), "data: 6 of its 6 clips are held out, expected some but not all");
     let mut other = recipe(1);
