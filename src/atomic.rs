@@ -30,6 +30,54 @@ pub fn write_with_head<T>(
     replace(path, fill, head).map_err(Error::io("write", path))
 }
 
+/// Makes sure, before long work, that a file could be written at `path`; leaves nothing behind.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`.
+pub fn check(path: &Path) -> Result<()> {
+    let check = || match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Err(is_a_folder()),
+        Ok(meta) if !meta.is_file() => Ok(()),
+        Ok(_) => try_in(folder_of(&fs::canonicalize(path)?)),
+        Err(_) => try_in(folder_of(path)),
+    };
+    check().map_err(Error::io("write", path))
+}
+
+/// Makes sure, before long work, that files could be written in the folder `path`, which may be missing
+/// with any number of folders above it; leaves nothing behind.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`.
+pub fn check_folder(path: &Path) -> Result<()> {
+    let existing = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new(""));
+    let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
+    try_in(existing).map_err(Error::io("create", path))
+}
+
+/// Makes a file in a folder and removes it.
+fn try_in(folder: &Path) -> io::Result<()> {
+    if !folder.is_dir() && folder.exists() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    tempfile::tempfile_in(folder).map(drop).map_err(nameless)
+}
+
+/// An error of the crate tempfile without the temporary name.
+pub(crate) fn nameless(error: io::Error) -> io::Error {
+    let system = error.get_ref().and_then(|inner| inner.source()?.downcast_ref::<io::Error>()?.raw_os_error());
+    system.map_or(error, io::Error::from_raw_os_error)
+}
+
+fn is_a_folder() -> io::Error {
+    io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")
+}
+
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 fn replace<T>(
     path: &Path,
     fill: impl FnOnce(&mut dyn Write) -> io::Result<T>,
@@ -38,7 +86,7 @@ fn replace<T>(
     let existing = fs::metadata(path).ok();
     if let Some(meta) = existing.as_ref().filter(|meta| !meta.is_file()) {
         if meta.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder"));
+            return Err(is_a_folder());
         }
         let mut direct = BufWriter::new(fs::OpenOptions::new().write(true).open(path)?);
         let value = fill(&mut direct)?;
@@ -47,10 +95,6 @@ fn replace<T>(
     }
     // A link is followed: its target is replaced, not the link.
     let target = if existing.is_some() { fs::canonicalize(path)? } else { path.to_owned() };
-    let folder = match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     let mut builder = tempfile::Builder::new();
     builder.prefix(".melglow-").suffix(".part");
     #[cfg(unix)]
@@ -60,9 +104,7 @@ fn replace<T>(
         let old = existing.map(|meta| meta.permissions());
         builder.permissions(old.unwrap_or_else(|| fs::Permissions::from_mode(0o666)));
     }
-    // its own message names the temporary file
-    let temporary = builder.tempfile_in(folder).map_err(|e| io::Error::from(e.kind()))?;
-    let mut temporary = BufWriter::new(temporary);
+    let mut temporary = BufWriter::new(builder.tempfile_in(folder_of(&target)).map_err(nameless)?);
     let value = fill(&mut temporary)?;
     let head = head(&value)?;
     temporary.seek(io::SeekFrom::Start(0))?;
@@ -113,5 +155,30 @@ mod tests {
     fn a_folder_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         assert!(write(folder.path(), |out| out.write_all(b"x")).is_err());
+        assert!(check(folder.path()).is_err());
+    }
+
+    #[test]
+    fn what_can_be_written_is_known_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), b"old").unwrap();
+        for good in ["file", "new"] {
+            check(&at(good)).unwrap();
+        }
+        for good in ["", "a", "a/b/c"] {
+            check_folder(&at(good)).unwrap();
+        }
+        check_folder(Path::new("a/b")).unwrap();
+        let message = |result: Result<()>| {
+            let error = result.unwrap_err();
+            format!("{error}: {}", std::error::Error::source(&error).unwrap())
+                .replace(folder.path().to_str().unwrap(), "")
+        };
+        assert!(message(check(&at("no/new"))).starts_with("cannot write /no/new: No such file"));
+        assert!(!message(check(&at("no/new"))).contains("tmp"));
+        assert!(message(check(&at("file/new"))).starts_with("cannot write /file/new: "));
+        assert!(message(check_folder(&at("file/a/b"))).starts_with("cannot create /file/a/b: not a directory"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -6,7 +6,7 @@
 use crate::flow::{Flow, FlowConfig};
 use crate::mel::MelConfig;
 use crate::net::Params;
-use crate::{Error, Result};
+use crate::{Error, Result, atomic};
 use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The version of the folder's layout that this crate reads and writes.
@@ -486,9 +486,7 @@ fn staging(parent: &Path) -> Result<tempfile::TempDir> {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o777));
     }
-    // its own message names the temporary folder
-    let plain = |e: io::Error| io::Error::from(e.kind());
-    builder.tempdir_in(parent).map_err(plain).map_err(Error::io("create a folder in", PathBuf::from(parent)))
+    builder.tempdir_in(parent).map_err(atomic::nameless).map_err(Error::io("create a folder in", PathBuf::from(parent)))
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -10,14 +10,14 @@ use crate::eval::{ClipScores, Judge, Likelihood};
 use crate::flow::Flow;
 use crate::train::Recipe;
 use crate::train::config::in_range;
-use crate::train::dataset::{Clip, Dataset};
-use crate::train::evaluate::{self, Bits};
+use crate::train::dataset::{self, Clip, Dataset, count};
+use crate::train::evaluate::{self, Bits, figure, unless_overflowed};
 use crate::train::log::Progress;
 use crate::vocoder::denoise::Denoiser;
 use crate::vocoder::{SynthOptions, Vocoder};
 use crate::voice::Voice;
 use crate::{atomic, error::Error};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 use clap::Args;
@@ -53,12 +53,12 @@ pub struct EvalArgs {
     /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or a plain folder of audio files
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// Names of clips, or ranges A..B with both ends [default: the held-out clips of a checkpoint's
-    /// recipe, else those that the voice wasn't trained on, as far as it says]
-    #[arg(long, value_name = "NAME|A..B", value_delimiter = ',')]
+    /// Names of clips, or ranges A..B with both ends, comma-separated [default: the held-out clips of a
+    /// checkpoint's recipe, else those that the voice wasn't trained on, as far as it says]
+    #[arg(long, value_name = "NAME|A..B,…", value_delimiter = ',')]
     clips: Vec<String>,
     /// Bits per sample alone, without speaking
-    #[arg(long, conflicts_with_all = ["out", "sigma", "seed", "refine", "denoise", "report_clips"])]
+    #[arg(long, conflicts_with_all = ["out", "sigma", "seed", "refine", "precision", "denoise", "report_clips"])]
     likelihood_only: bool,
     /// Folder (created if its parent exists) for report.html, which needs no network, and the WAVs
     /// recording/, voice/ and griffin-lim/NAME.wav
@@ -101,6 +101,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let options = SynthOptions { sigma: args.sigma, seed: args.seed, refine: args.refine, ..Default::default() };
     options.validate()?;
     Denoiser::check(args.denoise)?;
+    check_outputs(args)?;
     let voice = voice(args.voice.as_deref())?;
     let device = args.device.open()?;
     voice.build_flow_on(&device)?; // for its checks
@@ -112,9 +113,11 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     remarks.iter().for_each(|remark| say(remark));
     if args.likelihood_only {
         let bits = evaluate::bits(&flow, &config.mel, &dataset.clips, &device, &AtomicBool::new(false))?;
+        overflow(&bits).iter().for_each(|remark| say(remark));
         return print(args, &table(&bits), &serde_json::to_value(&bits)?);
     }
     let folder = args.out.as_deref().map(Folder::open).transpose()?;
+    let vocoder = args.precision.vocoder(&voice)?;
     let setting = Setting {
         voice: config.name.clone(),
         data: args.data.display().to_string(),
@@ -122,11 +125,12 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         refine: args.refine.unwrap_or(config.synthesis.refine),
         seed: args.seed,
         denoise: args.denoise,
+        precision: vocoder.precision(),
         likelihood: flow.likelihood_kind(),
         threads: rayon::current_num_threads(),
         remarks,
     };
-    let speaker = Speaker::new(args.precision.vocoder(&voice)?, flow, device, options, args.denoise)?;
+    let speaker = Speaker::new(vocoder, flow, device, options, args.denoise)?;
     let mut report = Report { setting, clips: Vec::new() };
     let mut examples: Vec<(f64, Example)> = Vec::new();
     let mut progress = Progress::new("eval", 0, dataset.clips.len());
@@ -142,6 +146,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         progress.at(i + 1, || clip.name.clone());
     }
     drop(progress);
+    if let Some(remark) = overflow(&report.bits()) {
+        say(&remark);
+        report.setting.remarks.push(remark);
+    }
     if let Some(folder) = &folder {
         let examples: Vec<Example> = examples.into_iter().map(|(_, example)| example).collect();
         let page = report.html(&examples)?;
@@ -150,12 +158,25 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     print(args, &report.text(), &report.json())
 }
 
+/// Finds out before any long work whether the outputs can be written.
+fn check_outputs(args: &EvalArgs) -> Result<()> {
+    if let Some(folder) = &args.out {
+        Folder::check(folder)?;
+    }
+    // a folder that --out will make has room for it
+    let in_new = |path: &Path| args.out.as_deref().is_some_and(|out| !out.exists() && path.parent() == Some(out));
+    match args.json.as_deref().filter(|path| !is_stdio(path) && !in_new(path)) {
+        Some(path) => Ok(atomic::check(path)?),
+        None => Ok(()),
+    }
+}
+
 /// The table on standard output, or JSON there; JSON in a file.
 fn print(args: &EvalArgs, table: &str, json: &serde_json::Value) -> Result<()> {
     let json = serde_json::to_string_pretty(json)? + "\n";
     let file = args.json.as_deref().filter(|path| !is_stdio(path));
     let text = if args.json.is_some() && file.is_none() { &json } else { table };
-    // first what can't fail for a wrong name: the work is done
+    // first what no full disk can spoil: the work is done
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
     if let Some(path) = file {
         atomic::write(path, |out| out.write_all(json.as_bytes()))?;
@@ -170,9 +191,16 @@ fn clips(args: &EvalArgs, voice: &Voice) -> Result<(Dataset, Vec<String>)> {
     let recipe = args.voice.as_deref().map(|dir| Path::new(dir).join("train/recipe.json")).filter(|p| p.is_file());
     let names = Dataset::names(&args.data)?;
     let dataset = if !args.clips.is_empty() {
+        dataset::check_names(&args.data, &args.clips, &names)?;
         Dataset::read(&args.data, mel, |name| args.clips.iter().any(|range| in_range(name, range)))
     } else if let Some(path) = recipe {
         let held = Recipe::open(&path.display().to_string())?.validation.held_out(&names);
+        if held.is_empty() {
+            bail!(
+                "{}: has none of the clips that the voice's recipe holds out; choose by --clips",
+                args.data.display()
+            );
+        }
         Dataset::read(&args.data, mel, |name| held.contains(name))
     } else {
         let all_known = names.iter().all(|name| known(name));
@@ -184,20 +212,23 @@ fn clips(args: &EvalArgs, voice: &Voice) -> Result<(Dataset, Vec<String>)> {
     }
     let heard: Vec<&str> = dataset.clips.iter().map(|clip| clip.name.as_str()).filter(|name| known(name)).collect();
     if !heard.is_empty() {
-        let more = if heard.len() > NAMES_SHOWN { ", …" } else { "" };
-        let names = heard[..heard.len().min(NAMES_SHOWN)].join(", ");
-        let of = count(heard.len());
-        remarks.push(format!(
-            "these clips were trained on, by their names: {names}{more} ({of} of {}); figures flatter \
-                              the voice",
-            dataset.clips.len()
-        ));
+        let listed = listed(&heard, dataset.clips.len());
+        remarks.push(format!("these clips were trained on, by their names: {listed}; figures flatter the voice"));
     }
     Ok((dataset, remarks))
 }
 
-fn count(clips: usize) -> String {
-    format!("{clips} clip{}", if clips == 1 { "" } else { "s" })
+/// The first few names, and how many there are of `all`.
+fn listed(names: &[&str], all: usize) -> String {
+    let more = if names.len() > NAMES_SHOWN { ", …" } else { "" };
+    format!("{}{more} ({} of {all})", names[..names.len().min(NAMES_SHOWN)].join(", "), count(names.len()))
+}
+
+/// What is to be said about clips that totals leave out.
+fn overflow(bits: &Bits) -> Option<String> {
+    let names: Vec<&str> = bits.left_out.iter().map(String::as_str).collect();
+    let listed = (!names.is_empty()).then(|| listed(&names, bits.clips.len()))?;
+    Some(format!("the likelihood of these clips overflows, no total counts them: {listed}"))
 }
 
 /// A voice at work on clips.
@@ -268,7 +299,16 @@ impl Folder {
     const VOICE: &str = "voice";
     const GRIFFIN_LIM: &str = "griffin-lim";
 
-    /// Makes the folder and those in it, before any long work.
+    /// Finds out whether [`Folder::open`] will do, without making anything.
+    fn check(path: &Path) -> Result<()> {
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            // which isn't made
+            fs::metadata(parent).map_err(Error::io("create folder", path))?;
+        }
+        Ok(atomic::check_folder(path)?)
+    }
+
+    /// Makes the folder and those in it.
     fn open(path: &Path) -> Result<Self> {
         for folder in
             [path.to_path_buf(), path.join(Self::RECORDING), path.join(Self::VOICE), path.join(Self::GRIFFIN_LIM)]
@@ -294,12 +334,18 @@ impl Folder {
 }
 
 fn table(bits: &Bits) -> String {
-    let width = bits.clips.iter().map(|c| c.clip.len()).max().unwrap_or(0).max(4);
+    let (counted, left_out) = (bits.clips.len() - bits.left_out.len(), bits.left_out.len());
+    let all = if left_out == 0 { "all".to_string() } else { format!("all but {left_out}") };
+    let width = bits.clips.iter().map(|c| c.clip.len()).max().unwrap_or(0).max(4).max(all.len());
     let mut text = format!("{:width$}  {:>9}  bits per sample\n", "clip", "samples");
     for clip in &bits.clips {
-        text += &format!("{:width$}  {:>9}  {:.4}\n", clip.clip, clip.samples, clip.bits);
+        let bits = figure(unless_overflowed(clip.bits));
+        text += &format!("{:width$}  {:>9}  {bits}\n", clip.clip, clip.samples);
     }
-    let (n, samples) = (bits.clips.len(), bits.clips.iter().map(|c| c.samples).sum::<usize>());
-    text += &format!("{:width$}  {samples:>9}  {:.4}\n", "all", bits.per_sample);
-    text + &format!("mean of {n} clips {:.4} ± {:.4} (95 %){}\n", bits.mean, bits.ci95, bits.likelihood.remark())
+    if bits.per_sample.is_none() {
+        return text + &format!("no total{}\n", bits.remark());
+    }
+    text += &format!("{all:width$}  {:>9}  {}\n", bits.samples(), figure(bits.per_sample));
+    let half = bits.ci95.map_or_else(String::new, |half| format!(" ± {half:.4} (95 %)"));
+    text + &format!("mean of {} {}{half}{}\n", count(counted), figure(bits.mean), bits.remark())
 }

@@ -140,7 +140,11 @@ pub(super) fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
 /// # Errors
 /// [`Error::Interrupted`] if it was stopped.
 pub(super) fn say_end(summary: &Summary) -> Result<()> {
-    let bits = summary.bits.map_or_else(String::new, |bits| format!(", held out {bits:.4} bits per sample"));
-    eprintln!("step {}{bits}: {}", summary.step, summary.checkpoint.display());
+    let Summary { step, checkpoint, .. } = summary;
+    let held_out = summary.held_out.map_or_else(String::new, |held| {
+        let at = if held.step == *step { String::new() } else { format!(" at step {}", held.step) };
+        format!(", held out {:.4} bits per sample{at}", held.bits)
+    });
+    eprintln!("step {step}{held_out}: {}", checkpoint.display());
     if summary.complete { Ok(()) } else { Err(Error::Interrupted) }
 }

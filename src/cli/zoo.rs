@@ -13,8 +13,8 @@ use std::path::PathBuf;
 /// Train flows of many designs for the same time on the same segments, and compare them
 ///
 /// Each recipe gets M minutes of one core, on the same segments in the same order, behind the same
-/// mel-driven whitening filter (its own, or that of recipe lj where it has none; fitted once, its time
-/// apart); NAME-raw is a recipe without the filter. Then its held-out likelihood, size, cost and speed
+/// mel-driven whitening filter (its own, or that of recipe lj where it has none; fitted once, which comes
+/// on top: some minutes); NAME-raw is a recipe without the filter. Then its held-out likelihood, size, cost and speed
 /// are measured. The table, zoo.md and zoo.json, is written after each recipe; the same command goes on
 /// where it was interrupted. The voices stay in the folder, to be heard.
 #[derive(Args, Clone, Debug)]
@@ -25,15 +25,16 @@ pub struct ZooArgs {
     /// Minutes of one core for each recipe
     #[arg(long, value_name = "M", value_parser = minutes)]
     minutes: f64,
-    /// Recipes, by name or path; NAME-raw: without the whitening filter [default: all built-in ones, and
-    /// nice, realnvp, glow and waveglow-64 raw as well]
-    #[arg(long, value_name = "NAME|PATH", value_delimiter = ',')]
+    /// Recipes, by name or path, comma-separated; NAME-raw: without the whitening filter [default: all
+    /// built-in ones, and nice, realnvp, glow and waveglow-64 raw as well]
+    #[arg(long, value_name = "NAME|PATH,…", value_delimiter = ',')]
     recipes: Vec<String>,
     /// Folder of the zoo
     #[arg(long, value_name = "DIR", default_value = "zoo")]
     out: PathBuf,
-    /// Clips to measure the likelihood on, names or ranges A..B with both ends [default: every 20th]
-    #[arg(long, value_name = "NAME|A..B", value_delimiter = ',')]
+    /// Clips to measure the likelihood on: names or ranges A..B with both ends, comma-separated
+    /// [default: every 20th]
+    #[arg(long, value_name = "NAME|A..B,…", value_delimiter = ',')]
     held_out: Vec<String>,
     /// How many of these clips are spoken, for speed and scores
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
@@ -63,7 +64,7 @@ fn minutes(text: &str) -> Result<f64, String> {
 pub fn run(args: &ZooArgs) -> anyhow::Result<()> {
     super::use_threads(Some(args.threads))?;
     let held_out = match args.held_out.as_slice() {
-        [] => Validation::EveryNth { every: 20 },
+        [] => Validation::DEFAULT,
         names => Validation::Clips { names: names.to_vec() },
     };
     let options = Options {

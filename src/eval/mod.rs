@@ -12,6 +12,7 @@ use crate::flow::bits_per_sample;
 use crate::mel::extract::Extractor;
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::statistics::Mean;
+use crate::train::evaluate::unless_overflowed;
 use crate::{Error, Result};
 use pitch::{Kind, Track};
 use serde::Serialize;
@@ -207,15 +208,19 @@ pub struct Likelihood {
 }
 
 impl Likelihood {
-    /// From negative log-likelihoods of hops of `hop` samples, nats, and what each hop is.
+    /// From negative log-likelihoods of hops of `hop` samples, nats, and what each hop is; without any
+    /// figure where they overflow.
     pub fn of(hop_nats: &[f64], kinds: &[Kind], hop: usize) -> Self {
         let bits = |wanted: &dyn Fn(Kind) -> bool| {
             let hops = hop_nats.iter().zip(kinds).filter(|(_, kind)| wanted(**kind));
             mean(hops.map(|(nats, _)| bits_per_sample(nats / hop as f64)))
         };
+        let samples = hop_nats.len() * hop;
+        let all = bits_per_sample(hop_nats.iter().sum::<f64>() / samples as f64);
+        let Some(all) = unless_overflowed(all) else { return Self { samples, ..Self::default() } };
         Self {
-            samples: hop_nats.len() * hop,
-            all: bits(&|_| true),
+            samples,
+            all: Some(all),
             silence: bits(&|kind| kind == Kind::Silence),
             unvoiced: bits(&|kind| kind == Kind::Unvoiced),
             voiced: bits(&|kind| kind == Kind::Voiced),
@@ -320,5 +325,10 @@ mod tests {
         let near = |a: Option<f64>, b: f64| (a.unwrap() - b).abs() < 1e-9;
         assert!(near(found.all, 8.0) && near(found.silence, 5.0) && near(found.voiced, 9.5), "{found:?}");
         assert_eq!(Likelihood::of(&hops[..1], &kinds[..1], 256).voiced, None);
+        // a hop that overflows isn't one less
+        for nats in [f64::NAN, f64::INFINITY, 1e30] {
+            let found = Likelihood::of(&[hops[0], nats], &kinds[..2], 256);
+            assert_eq!(found, Likelihood { samples: 512, ..Likelihood::default() });
+        }
     }
 }

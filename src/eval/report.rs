@@ -6,6 +6,9 @@ use crate::audio::wav::{self, WavFormat};
 use crate::plot::Size;
 use crate::plot::spectrogram::Spectrogram;
 use crate::statistics::Mean;
+use crate::train::dataset::count;
+use crate::train::evaluate::{Bits, ClipBits, figure};
+use crate::vocoder::Precision;
 use crate::{Error, Result, flow};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -37,6 +40,8 @@ pub struct Setting {
     pub seed: u64,
     /// Strength of the denoiser.
     pub denoise: f32,
+    /// Numbers that the flow spoke in.
+    pub precision: Precision,
     /// What the voice's bits per sample are worth.
     pub likelihood: flow::Likelihood,
     /// Threads in use.
@@ -47,10 +52,12 @@ pub struct Setting {
 
 impl Setting {
     fn line(&self) -> String {
-        let Self { sigma, refine, seed, denoise, threads, .. } = self;
+        let Self { sigma, refine, seed, denoise, threads, precision, .. } = self;
         let plural = if *threads == 1 { "" } else { "s" };
         format!(
-            "sigma {sigma}, {refine} passes of refinement, denoising {denoise}, seed {seed}, {threads} thread{plural}"
+            "sigma {sigma}, {refine} passes of refinement, denoising {denoise}, seed {seed}, in {}, \
+             {threads} thread{plural}",
+            precision.name()
         )
     }
 }
@@ -77,10 +84,9 @@ pub struct Report {
     pub clips: Vec<ClipScores>,
 }
 
-/// A value, or a dash where there is none. What a flow finds impossible may have thirty digits.
+/// A value, or a dash where there is none.
 fn number(value: Option<f64>, digits: usize) -> String {
     match value.filter(|value| value.is_finite()) {
-        Some(value) if value.abs() >= 1e6 => format!("{value:.1e}"),
         Some(value) => format!("{value:.digits$}"),
         None => "–".to_string(),
     }
@@ -106,12 +112,24 @@ impl Report {
         Mean::of(self.clips.iter().filter_map(value))
     }
 
-    /// Bits per sample over all samples: long clips weigh more.
-    pub fn bits_per_sample(&self) -> Option<f64> {
-        let weight = |clip: &ClipScores| clip.likelihood.samples as f64;
-        let bits: f64 = self.clips.iter().filter_map(|clip| Some(clip.likelihood.all? * weight(clip))).sum();
-        let samples: f64 = self.clips.iter().map(weight).sum();
-        (samples > 0.0).then(|| bits / samples)
+    /// Likelihoods of the clips, and over all of them.
+    pub fn bits(&self) -> Bits {
+        let of = |clip: &ClipScores| {
+            let (samples, bits) = (clip.likelihood.samples, clip.likelihood.all.unwrap_or(f64::NAN));
+            ClipBits { clip: clip.clip.clone(), samples, bits }
+        };
+        Bits::of(self.clips.iter().map(of).collect(), self.setting.likelihood)
+    }
+
+    /// The clips, and how likely they are over all samples.
+    fn summary(&self, of: &str) -> String {
+        let (clips, seconds, bits) = (count(self.clips.len()), self.seconds(), self.bits());
+        let line = self.setting.line();
+        format!(
+            "{line}; {clips}{of}, {seconds:.1} s; {} bits per sample over all samples{}",
+            figure(bits.per_sample),
+            bits.remark()
+        )
     }
 
     fn seconds(&self) -> f64 {
@@ -177,12 +195,10 @@ impl Report {
         };
         let mut text = line(&mut titles.iter().copied());
         rows.iter().for_each(|row| text += &line(&mut row.iter().map(String::as_str)));
-        let (clips, seconds, bits) = (self.clips.len(), self.seconds(), number(self.bits_per_sample(), BITS_DIGITS));
         let _ = write!(
             text,
-            "\n{}; {clips} clips, {seconds:.1} s; {bits} bits per sample over all samples{}\n\n{:18} {:>20} {:>20}\n",
-            self.setting.line(),
-            self.setting.likelihood.remark(),
+            "\n{}\n\n{:18} {:>20} {:>20}\n",
+            self.summary(""),
             "mean ± 95 %",
             self.setting.voice,
             "Griffin-Lim"
@@ -202,7 +218,9 @@ impl Report {
 
     /// As JSON; what isn't defined is null.
     pub fn json(&self) -> Value {
-        let Setting { voice, data, sigma, refine, seed, denoise, likelihood, threads, remarks } = &self.setting;
+        let Setting { voice, data, sigma, refine, seed, denoise, precision, likelihood, threads, remarks } =
+            &self.setting;
+        let total = self.bits();
         let scores = |of: fn(&ClipScores) -> &Scores| -> Value {
             let means = (0..METRICS.len()).map(|i| (METRICS[i].key, self.mean(|clip| of(clip).0[i])));
             means.map(|(key, mean)| (key.to_string(), json!(mean))).collect::<Map<_, _>>().into()
@@ -225,8 +243,9 @@ impl Report {
         };
         json!({
             "voice": voice, "data": data, "sigma": sigma, "refine": refine, "seed": seed, "denoise": denoise,
-            "threads": threads, "remarks": remarks, "likelihood": likelihood,
-            "per_sample": self.bits_per_sample(),
+            "precision": precision.name(), "threads": threads, "remarks": remarks, "likelihood": likelihood,
+            "per_sample": total.per_sample,
+            "left_out": total.left_out,
             "means": {
                 "bits": bits,
                 "voice": scores(|clip| &clip.ours),
@@ -247,13 +266,8 @@ impl Report {
             "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
              <meta name=\"viewport\" content=\"width=device-width\">\
              <title>melglow eval: {voice}</title><style>{STYLE}</style></head><body>\n\
-             <h1>Voice {voice}</h1>\n<p>{} clips of {}, {:.1} s; {}. {} bits per sample over all samples{}.</p>\n",
-            self.clips.len(),
-            escape(&self.setting.data),
-            self.seconds(),
-            self.setting.line(),
-            number(self.bits_per_sample(), BITS_DIGITS),
-            self.setting.likelihood.remark(),
+             <h1>Voice {voice}</h1>\n<p>{}.</p>\n",
+            escape(&self.summary(&format!(" of {}", self.setting.data))),
         );
         for remark in &self.setting.remarks {
             let _ = writeln!(page, "<p class=\"remark\">{}</p>", escape(remark));
@@ -405,6 +419,7 @@ mod tests {
             refine: 60,
             seed: 0,
             denoise: 0.0,
+            precision: Precision::Int16,
             likelihood: flow::Likelihood::LowerBound,
             threads: 1,
             remarks: vec!["1 clip was trained on".to_string()],
@@ -425,10 +440,40 @@ mod tests {
         assert!(!text.contains("NaN"));
         let json = report.json();
         assert_eq!(json["per_sample"], 9.5);
+        assert!(
+            text.contains("seed 0, in int16, 1 thread; 2 clips, 8.0 s; ") && json["precision"] == "int16",
+            "{text}"
+        );
         assert_eq!(json["likelihood"], "lower_bound");
         assert_eq!(json["means"]["voice"]["mcd_db"]["mean"], 2.0);
         assert!(json["means"]["griffin_lim"]["mcd_db"].is_null() && json["clips"][1]["bits"]["silence"].is_null());
         assert_eq!(json["clips"][1]["voice"]["tone_db"], 3.0);
+    }
+
+    #[test]
+    fn what_overflows_is_left_out_of_every_total() {
+        let mut report = report();
+        report.clips[1].likelihood = Likelihood { samples: 300, ..Likelihood::default() };
+        let (text, json) = (report.text(), report.json());
+        let expected = "8.0000 bits per sample over all samples, at most (the likelihood is a lower bound), without 1 \
+                        clip of 2, whose likelihood overflows";
+        assert!(text.contains(expected) && report.html(&[]).unwrap().contains(expected), "{text}");
+        assert!(text.contains("bits per sample                  8.0000\n"), "{text}");
+        assert_eq!((json["per_sample"].as_f64(), &json["left_out"][0]), (Some(8.0), &json!("b")));
+        assert_eq!(
+            (json["means"]["bits"]["all"]["count"].as_u64(), &json["clips"][1]["bits"]["all"]),
+            (Some(1), &Value::Null)
+        );
+        report.clips.remove(0);
+        let text = report.text();
+        assert!(
+            text.contains(
+                "1 clip, 6.0 s; – bits per sample over all samples: the likelihood of every clip overflows\n"
+            ),
+            "{text}"
+        );
+        assert!(!text.contains("-0.0"), "{text}");
+        assert!(report.json()["per_sample"].is_null());
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub struct State {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher: Option<String>,
     /// The best held-out likelihood so far, and where.
-    pub best: Option<Best>,
+    pub best: Option<HeldOut>,
     /// Recent gradient norms, oldest first (stored as a tensor, exactly).
     #[serde(skip)]
     pub norms: Vec<f32>,
@@ -55,11 +55,25 @@ pub struct State {
 
 /// A held-out likelihood and its step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Best {
+pub struct HeldOut {
     /// The step.
     pub step: usize,
     /// Bits per sample.
     pub bits: f64,
+    /// Clips that the figure leaves out, since their likelihood overflows.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+impl HeldOut {
+    /// Whether it is better than another: of more clips, or else likelier.
+    pub fn beats(&self, other: &Self) -> bool {
+        (self.left_out, self.bits) < (other.left_out, other.bits)
+    }
 }
 
 /// The folder of a step's checkpoint.

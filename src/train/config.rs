@@ -164,6 +164,9 @@ pub enum Validation {
 }
 
 impl Validation {
+    /// Every 20th clip: where nothing better is known of the clips.
+    pub const DEFAULT: Self = Self::EveryNth { every: 20 };
+
     /// Those of the clip `names` (in order) that are held out.
     pub fn held_out(&self, names: &[String]) -> HashSet<String> {
         let held = |&(i, name): &(usize, &String)| match self {
@@ -172,6 +175,19 @@ impl Validation {
         };
         names.iter().enumerate().filter(held).map(|(_, name)| name.clone()).collect()
     }
+
+    /// What stands in for it in a folder with these clips, where it names none of them: every 20th, if
+    /// that leaves one to train on.
+    pub fn stand_in(&self, names: &[String]) -> Option<Self> {
+        let by_name = matches!(self, Self::Clips { names } if !names.is_empty());
+        (by_name && names.len() > 1 && self.held_out(names).is_empty()).then_some(Self::DEFAULT)
+    }
+}
+
+/// Those of the names and ranges that no clip of `names` goes by.
+pub fn unknown<'a>(ranges: &'a [String], names: &[String]) -> Vec<&'a str> {
+    let known = |range: &str| names.iter().any(|name| in_range(name, range));
+    ranges.iter().map(String::as_str).filter(|range| !known(range)).collect()
 }
 
 /// Whether `name` is `range`, or within it if `range` is `A..B` (both ends included).
@@ -242,7 +258,7 @@ impl Recipe {
                 joint_whitening: false,
                 noise: 0.0,
             },
-            validation: Validation::EveryNth { every: 20 },
+            validation: Validation::DEFAULT,
         }
     }
 
@@ -396,6 +412,19 @@ mod tests {
         };
         assert_eq!(held_out(Validation::Clips { names: vec!["b..d".into(), "x".into()] }), "bcdx");
         assert_eq!(held_out(Validation::EveryNth { every: 3 }), "cx");
+        let ranges = ["b..d", "e", "y", "f..w"].map(String::from);
+        assert_eq!(unknown(&ranges, &names), ["y", "f..w"]);
+    }
+
+    #[test]
+    fn names_of_other_clips_have_a_stand_in() {
+        let names = ["a", "b"].map(String::from);
+        let clips = |name: &str| Validation::Clips { names: vec![name.to_string()] };
+        assert_eq!(clips("LJ001-0001..LJ002").stand_in(&names), Some(Validation::EveryNth { every: 20 }));
+        assert_eq!(clips("a..b").stand_in(&names), None);
+        assert_eq!(clips("c").stand_in(&names[..1]), None, "one clip is trained on");
+        assert_eq!((Validation::Clips { names: vec![] }).stand_in(&names), None, "it was meant so");
+        assert_eq!(Validation::EveryNth { every: 9 }.stand_in(&names), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Clips on disk → whitened residuals in memory → random segments.
 
-use super::config::{Recipe, Variety};
+use super::config::{Recipe, Variety, unknown};
 use super::log::Progress;
 use crate::flow::{Flow, Segment};
 use crate::mel::{MelConfig, MelSpectrogram};
@@ -95,6 +95,19 @@ pub fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
         return Err(Error::file(folder, "no clips: expected metadata.csv with wavs/, or audio files"));
     }
     Ok(files)
+}
+
+/// Makes sure that each of the names and ranges is that of a clip.
+///
+/// # Errors
+/// If the folder of clips `names` has none of such a name: names them.
+pub fn check_names(folder: &Path, ranges: &[String], names: &[String]) -> Result<()> {
+    let unknown = unknown(ranges, names);
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let problem = format!("has no clip {}; a clip's name is its file's without the extension", unknown.join(", "));
+    Err(Error::file(folder, problem))
 }
 
 impl Dataset {
@@ -282,6 +295,11 @@ impl Clip {
         let from = (start * hop).saturating_sub(flow.whitening_memory());
         Segment { mel: &self.mel, start, samples: self.dequantised_at(from..(start + frames) * hop) }
     }
+}
+
+/// A number of clips in words.
+pub fn count(clips: usize) -> String {
+    format!("{clips} clip{}", if clips == 1 { "" } else { "s" })
 }
 
 /// Names of the clips of segments.

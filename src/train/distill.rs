@@ -11,7 +11,7 @@ use super::{Recipe, front};
 use crate::flow::{self, Flow, Likelihood};
 use crate::net::params::{named_rng, normal};
 use crate::voice::{Voice, VoiceConfig};
-use crate::{Error, Result};
+use crate::{Error, Result, atomic};
 use candle_core::{Device, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
 use std::sync::atomic::AtomicBool;
@@ -26,6 +26,7 @@ use std::sync::atomic::AtomicBool;
 /// or as [`super::train`].
 pub fn distill(teacher: &Voice, options: &Options, stop: &AtomicBool) -> Result<Summary> {
     let resumed = run::resume_from(options)?;
+    atomic::check_folder(&options.out)?;
     let given = options.recipe.as_ref().map(|recipe| student(recipe, teacher.config())).transpose()?;
     let options = Options { recipe: given, from: None, ..options.clone() };
     let recipe = run::recipe(&options, resumed)?;

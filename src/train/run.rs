@@ -1,8 +1,8 @@
 //! A training run, from a folder of clips to checkpoints.
 
-use super::checkpoint;
+use super::checkpoint::{self, HeldOut};
 use super::config::Recipe;
-use super::dataset::{Clip, Dataset, Sampler};
+use super::dataset::{self, Clip, Dataset, Sampler};
 use super::distill::Teacher;
 use super::log::{Progress, duration};
 use super::memory::Estimate;
@@ -11,7 +11,7 @@ use super::warm::WarmStart;
 use crate::flow::Flow;
 use crate::net::Params;
 use crate::voice::{TrainedOn, Voice};
-use crate::{Error, Result};
+use crate::{Error, Result, atomic};
 use candle_core::Device;
 use rayon::prelude::*;
 use std::collections::HashSet;
@@ -55,8 +55,8 @@ pub struct Summary {
     pub complete: bool,
     /// Time of one core that the steps took, where the recipe limits it.
     pub cpu_seconds: Option<f64>,
-    /// The last held-out likelihood, bits per sample.
-    pub bits: Option<f64>,
+    /// The last held-out likelihood that was measured here; at the last step if that completed the run.
+    pub held_out: Option<HeldOut>,
     /// The last checkpoint.
     pub checkpoint: PathBuf,
 }
@@ -67,6 +67,7 @@ pub struct Summary {
 /// If the data or the recipe can't be used, a file can't be written, or training diverges.
 pub fn train(options: &Options, stop: &AtomicBool) -> Result<Summary> {
     let resumed = resume_from(options)?;
+    atomic::check_folder(&options.out)?;
     let recipe = recipe(options, resumed)?;
     let (clips, held) = data(&options.data, &recipe)?;
     run(options, Job { recipe, resumed, front: None, teacher: None }, (&clips, &held), stop)
@@ -144,7 +145,7 @@ pub(crate) fn resume_from(options: &Options) -> Result<Option<usize>> {
     }
 }
 
-/// The recipe of a run: a resumed one's own, else the given one, with what the options change.
+/// The recipe of a run: a resumed one's own, else the given one for these clips, with what the options change.
 pub(crate) fn recipe(options: &Options, resumed: Option<usize>) -> Result<Recipe> {
     let mut recipe = match (resumed, &options.recipe) {
         (Some(step), given) => {
@@ -153,6 +154,10 @@ pub(crate) fn recipe(options: &Options, resumed: Option<usize>) -> Result<Recipe
                 let mut given = given.clone();
                 given.training.steps = own.training.steps;
                 given.training.batch = options.batch.unwrap_or(own.training.batch);
+                // as it was settled when the run began
+                if given.validation.stand_in(&Dataset::names(&options.data)?).is_some_and(|v| v == own.validation) {
+                    given.validation = own.validation.clone();
+                }
                 if given != own {
                     let problem = "the run was started with another recipe; leave --recipe and --batch out";
                     return Err(Error::file(&options.out, problem));
@@ -161,7 +166,7 @@ pub(crate) fn recipe(options: &Options, resumed: Option<usize>) -> Result<Recipe
             own.training.steps = options.steps.unwrap_or(own.training.steps);
             own
         }
-        (None, Some(given)) => given.clone(),
+        (None, Some(given)) => holding_out(given.clone(), &Dataset::names(&options.data)?),
         (None, None) if let Some(voice) = &options.from => Recipe::fine_tuning(voice.config()),
         (None, None) => return Err(Error::invalid("a new run needs a recipe, or a voice to start from")),
     };
@@ -171,8 +176,24 @@ pub(crate) fn recipe(options: &Options, resumed: Option<usize>) -> Result<Recipe
     Ok(recipe)
 }
 
+/// The recipe with other clips held out, if it names none of these; says so.
+fn holding_out(recipe: Recipe, names: &[String]) -> Recipe {
+    let Some(validation) = recipe.validation.stand_in(names) else { return recipe };
+    eprintln!("recipe {} names clips to hold out, none of which is here: every 20th is held out instead", recipe.name);
+    Recipe { validation, ..recipe }
+}
+
 /// Training clips and held-out clips; says what was left out.
 pub(crate) fn data(folder: &Path, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Clip>)> {
+    let names = Dataset::names(folder)?;
+    let held_out = recipe.validation.held_out(&names);
+    let nothing_left = |clips: usize| {
+        let problem = format!("all of its clips ({clips}) are held out by the recipe's validation, none is left");
+        Error::file(folder, format!("{problem} to train on; hold out fewer"))
+    };
+    if names.iter().all(|name| held_out.contains(name)) {
+        return Err(nothing_left(names.len()));
+    }
     let dataset = Dataset::read(folder, &recipe.mel, |_| true)?;
     for line in &dataset.skipped {
         eprintln!("skipped {line}");
@@ -183,15 +204,17 @@ pub(crate) fn data(folder: &Path, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Cli
     if dataset.resampled > 0 {
         eprintln!("{} clips resampled to {} Hz", dataset.resampled, recipe.mel.sample_rate);
     }
-    let held_out = recipe.validation.held_out(&Dataset::names(folder)?);
     let (mut clips, held) = dataset.split(|name| held_out.contains(name));
+    if clips.is_empty() {
+        return Err(nothing_left(held.len()));
+    }
     let hop = recipe.mel.hop_length;
     let seconds = |clips: &[Clip]| {
         clips.iter().map(|c| c.frames(hop) * hop).sum::<usize>() as f64 / f64::from(recipe.mel.sample_rate)
     };
     eprintln!(
-        "{} clips, {}; held out {}, {}",
-        clips.len(),
+        "{}, {}; held out {}, {}",
+        dataset::count(clips.len()),
         duration(seconds(&clips)),
         held.len(),
         duration(seconds(&held))

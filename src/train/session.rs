@@ -1,11 +1,11 @@
 //! The loop of a training run.
 
-use super::checkpoint::{self, Best, State};
+use super::checkpoint::{self, HeldOut, State};
 use super::clock::cpu_seconds;
 use super::config::Recipe;
 use super::dataset::{Clip, Sampler};
 use super::distill::{self, Teacher};
-use super::evaluate;
+use super::evaluate::{self, figure};
 use super::guard::{self, Fault};
 use super::log::{Log, Progress};
 use super::optimiser::Optimiser;
@@ -49,7 +49,7 @@ pub(super) struct Session {
     events: EventWriter,
     /// Segments seen and time spent since the last line of figures.
     figures: Figures,
-    bits: Option<f64>,
+    held_out: Option<HeldOut>,
 }
 
 #[derive(Default)]
@@ -156,7 +156,7 @@ impl Session {
             log,
             events,
             figures: Figures::default(),
-            bits: None,
+            held_out: None,
         })
     }
 
@@ -202,7 +202,7 @@ impl Session {
             progress.say(&format!("saved at step {step}; go on with --resume"));
         }
         let checkpoint = checkpoint::folder(&self.out, step);
-        Ok(Summary { step, complete, cpu_seconds: self.state.cpu_seconds, bits: self.bits, checkpoint })
+        Ok(Summary { step, complete, cpu_seconds: self.state.cpu_seconds, held_out: self.held_out, checkpoint })
     }
 
     /// Time of one core that the steps took, where the recipe limits it.
@@ -317,7 +317,7 @@ impl Session {
         line.extend(self.state.cpu_seconds.map(|seconds| ("cpu_seconds", seconds)));
         self.note(&line)?;
         let what = if self.teacher.is_some() { "bits from the teacher" } else { "bits" };
-        let held = self.bits.map_or_else(String::new, |b| format!(" held out {b:.4}"));
+        let held = self.held_out.map_or_else(String::new, |held| format!(" held out {:.4}", held.bits));
         Ok(Some(format!("{bits:.3} {what}{held} |g| {norm:.2} {:.0} k samples/s", rate / 1000.0)))
     }
 
@@ -335,17 +335,17 @@ impl Session {
             Err(Error::Interrupted) => return Ok(false),
             bits => bits?,
         };
-        let (step, value) = (self.state.step, bits.per_sample);
-        self.note(&[("held_out_bits", value), ("held_out_mean", bits.mean), ("held_out_ci95", bits.ci95)])?;
-        let seconds = begun.elapsed().as_secs_f64();
-        let remark = bits.likelihood.remark();
-        progress.say(&format!("step {step}: held out {value:.4} bits per sample{remark} ({seconds:.1} s)"));
-        self.bits = Some(value);
-        let better = value.is_finite() && self.state.best.is_none_or(|best| value < best.bits);
-        if better {
-            self.state.best = Some(Best { step, bits: value });
-        }
-        Ok(better)
+        let (step, left_out) = (self.state.step, bits.left_out.len());
+        let mut line = vec![("held_out_bits", bits.per_sample), ("held_out_mean", bits.mean)];
+        line.extend([("held_out_ci95", bits.ci95), ("held_out_left_out", (left_out > 0).then_some(left_out as f64))]);
+        self.note(&line.into_iter().filter_map(|(name, value)| Some((name, value?))).collect::<Vec<_>>())?;
+        let (figure, remark, seconds) = (figure(bits.per_sample), bits.remark(), begun.elapsed().as_secs_f64());
+        progress.say(&format!("step {step}: held out {figure} bits per sample{remark} ({seconds:.1} s)"));
+        self.held_out = bits.per_sample.map(|bits| HeldOut { step, bits, left_out });
+        let best = self.state.best;
+        let better = self.held_out.filter(|held| best.is_none_or(|best| held.beats(&best)));
+        self.state.best = better.or(best);
+        Ok(better.is_some())
     }
 
     /// A line of figures for this step, in the log and for TensorBoard.

@@ -7,11 +7,11 @@ use crate::audio::wav::{self, WavFormat};
 use crate::flow::WHITENING_PREFIX;
 use crate::train::clock::cpu_seconds;
 use crate::train::config::Validation;
-use crate::train::dataset::{Clip, Dataset};
+use crate::train::dataset::{self, Clip, Dataset};
 use crate::train::log::duration;
 use crate::train::{self, Recipe, checkpoint, evaluate, front};
 use crate::voice::Voice;
-use crate::{Error, Result};
+use crate::{Error, Result, atomic};
 use candle_core::Device;
 use measure::{Scorer, sound_file, speak};
 use rayon::prelude::*;
@@ -69,6 +69,9 @@ pub struct Options {
 pub fn run(options: &Options, stop: &AtomicBool) -> Result<Table> {
     let recipes = recipes(options)?;
     let names = Dataset::names(&options.data)?;
+    if let Validation::Clips { names: ranges } = &options.held_out {
+        dataset::check_names(&options.data, ranges, &names)?;
+    }
     let held = options.held_out.held_out(&names);
     if held.is_empty() || held.len() == names.len() {
         let problem = format!("{} of its {} clips are held out, expected some but not all", held.len(), names.len());
@@ -89,6 +92,7 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Table> {
         machine: options.machine.clone(),
     };
     let table = Table::open(&options.out, settings)?;
+    atomic::check_folder(&options.out)?;
     let mut zoo = Zoo { options, table, stop };
     let mut failed = Vec::new();
     for recipes in by_front(&recipes) {
@@ -343,11 +347,13 @@ impl Zoo<'_> {
             likelihood: bits.likelihood,
             bits: bits.per_sample,
             bits_ci95: bits.ci95,
+            left_out: bits.left_out.len(),
             real_time_factor: speech.real_time_factor,
             lookahead_frames: speech.lookahead_frames,
             score: speech.score,
         };
-        eprintln!("{name}: {:.4} bits per sample, real-time factor {:.3}", row.bits, row.real_time_factor);
+        let (figure, remark) = (evaluate::figure(row.bits), bits.remark());
+        eprintln!("{name}: {figure} bits per sample{remark}; real-time factor {:.3}", row.real_time_factor);
         self.table.rows.push(row);
         self.table.write(&self.options.out)
     }

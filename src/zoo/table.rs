@@ -1,6 +1,7 @@
 //! The table of a zoo: what is in `zoo.json`, and how it looks as Markdown.
 
 use crate::flow::Likelihood;
+use crate::train::dataset::count as count_clips;
 use crate::{Error, Result, atomic};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
@@ -53,16 +54,35 @@ pub struct Row {
     pub cpu_seconds: f64,
     /// What its likelihood is worth.
     pub likelihood: Likelihood,
-    /// Held-out bits per sample.
-    pub bits: f64,
-    /// Half width of the 95 % confidence interval of the clips' mean.
-    pub bits_ci95: f64,
+    /// Held-out bits per sample; none where the likelihood of every clip overflows.
+    pub bits: Option<f64>,
+    /// Half width of the 95 % confidence interval of the clips' mean; none from one clip alone.
+    pub bits_ci95: Option<f64>,
+    /// Held-out clips that these figures leave out, since their likelihood overflows.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: usize,
     /// Time of one core over the length of the sound, without refinement.
     pub real_time_factor: f64,
     /// Frames of look-ahead of a stream; nothing where the flow can't stream.
     pub lookahead_frames: Option<usize>,
     /// Mean of the scorer's figures, without refinement.
     pub score: Option<f64>,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+impl Row {
+    /// Its bits per sample of `clips` clips.
+    fn figure(&self, clips: usize) -> String {
+        let Some(bits) = self.bits else { return "–".to_string() };
+        // tables of earlier versions hold 0 for one clip
+        let half = self.bits_ci95.filter(|_| clips > 1).map_or_else(String::new, |half| format!(" ± {half:.3}"));
+        let without =
+            if self.left_out > 0 { format!(" (without {})", count_clips(self.left_out)) } else { String::new() };
+        format!("{bits:.3}{half}{without}")
+    }
 }
 
 /// A zoo's table.
@@ -123,17 +143,21 @@ impl Table {
     /// The table for reading, the likeliest flow first.
     pub fn markdown(&self) -> String {
         let s = &self.settings;
+        let held_out = match s.held_out.len() {
+            1 => "1 held-out clip".to_string(),
+            clips => format!("{clips} held-out clips (± 95 % of their mean)"),
+        };
         let mut text = format!(
-            "Each flow trained for {} min of one core ({}) on the same segments ({} × {} samples a step, {} clips, \
-             seed {}); bits per sample of {} held-out clips (± 95 % of their mean); real-time factor on one core and \
-             sound of {} of them, sigma 1, no refinement.\n\n",
+            "Each flow trained for {} min of one core ({}) on the same segments ({} × {} samples a step, {}, seed \
+             {}); bits per sample of {}; real-time factor on one core and sound of {} of them, sigma 1, no \
+             refinement.\n\n",
             s.minutes,
             s.machine,
             s.batch,
             s.segment_samples,
-            s.training_clips,
+            count_clips(s.training_clips),
             s.seed,
-            s.held_out.len(),
+            held_out,
             s.spoken
         );
         text += "| recipe | bits per sample | likelihood | parameters | GMAC per second | steps | real-time factor | look-ahead |";
@@ -141,15 +165,15 @@ impl Table {
         text += "|---|---|---|---|---|---|---|---|";
         text += if s.scorer.is_some() { "---|\n" } else { "\n" };
         let mut rows: Vec<&Row> = self.rows.iter().collect();
-        rows.sort_by(|a, b| a.bits.total_cmp(&b.bits));
+        let likeliest = |row: &Row| row.bits.unwrap_or(f64::INFINITY);
+        rows.sort_by(|a, b| likeliest(a).total_cmp(&likeliest(b)));
         for row in rows {
             let streams = row.lookahead_frames.map_or_else(|| "no stream".into(), |n| format!("{n} frames"));
             let _ = write!(
                 text,
-                "| {} | {:.3} ± {:.3} | {} | {} | {:.2} | {} | {:.3} | {streams} |",
+                "| {} | {} | {} | {} | {:.2} | {} | {:.3} | {streams} |",
                 row.name,
-                row.bits,
-                row.bits_ci95,
+                row.figure(s.held_out.len()),
                 row.likelihood,
                 count(row.parameters),
                 row.gmac_per_second,
@@ -174,5 +198,46 @@ fn count(values: usize) -> String {
         0..1000 => values.to_string(),
         1000..1_000_000 => format!("{:.0} k", values as f64 / 1e3),
         _ => format!("{:.2} M", values as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROW: &str = r#"{"name": "a", "recipe_sha256": "", "parameters": 1, "gmac_per_second": 1.0, "steps": 1,
+        "cpu_seconds": 1.0, "likelihood": "exact", "bits": 8.5, "bits_ci95": 0.0, "real_time_factor": 1.0,
+        "lookahead_frames": null, "score": null}"#;
+
+    fn settings(held_out: usize) -> Settings {
+        Settings {
+            minutes: 1.0,
+            seed: 0,
+            batch: 4,
+            segment_samples: 2048,
+            training_clips: 1,
+            held_out: (0..held_out).map(|i| format!("clip {i}")).collect(),
+            spoken: 1,
+            scorer: None,
+            machine: "here".to_string(),
+        }
+    }
+
+    #[test]
+    fn one_clip_has_no_interval_nor_has_what_overflows() {
+        // as tables were written before
+        let old: Row = serde_json::from_str(ROW).unwrap();
+        assert_eq!((old.bits, old.bits_ci95, old.left_out), (Some(8.5), Some(0.0), 0));
+        let none = Row { bits: None, bits_ci95: None, left_out: 3, ..old.clone() };
+        let some = Row { bits_ci95: Some(0.25), left_out: 1, ..old.clone() };
+        assert_eq!(
+            (old.figure(1), none.figure(3), some.figure(3)),
+            ("8.500".to_string(), "–".to_string(), "8.500 ± 0.250 (without 1 clip)".to_string())
+        );
+        assert_eq!(serde_json::from_str::<Row>(&serde_json::to_string(&none).unwrap()).unwrap(), none);
+        let table = Table { settings: settings(1), rows: vec![none, old] };
+        let text = table.markdown();
+        assert!(text.contains("2048 samples a step, 1 clip, seed 0); bits per sample of 1 held-out clip; "), "{text}");
+        assert!(text.find("| a | 8.500 |").unwrap() < text.find("| a | – |").unwrap(), "{text}");
     }
 }

@@ -492,6 +492,12 @@ fn bench_compares_streams_with_the_whole() {
     // the first sample cannot come before the frames it depends on
     assert!(streams[0]["first_audio_ms"].as_f64().unwrap() >= report["look_ahead_ms"].as_f64().unwrap());
     assert!(streams.iter().all(|s| s["cost_ratio"].as_f64().unwrap() > 0.0));
+    assert_eq!(report["precision"], "f32");
+    let int16 = [&args[..7], &["1", "--precision", "int16"]].concat();
+    let (code, out, err) = run(&place, &int16, b"");
+    assert_eq!(code, 0, "{err}");
+    let table = String::from_utf8(out).unwrap();
+    assert!(table.starts_with("voice tiny, refine 2, in int16, "), "{table}");
     place.mel("short.npy", 11);
     let (code, _, err) = run(&place, &["bench", "--stream", "--voice", "voice", "--mel", "short.npy"], b"");
     assert_eq!((code, err.lines().count()), (1, 1), "{err}");
@@ -608,13 +614,15 @@ fn bench_refuses_what_it_cannot_measure() {
         (&["--arch", "wavegloow"][..], 1, "melglow: --arch wavegloow is neither of squeezewave-a128-c256, "),
         (&["--voice", "nowhere", "--threads", "1,2"], 1, "melglow: there is no voice nowhere: neither a folder, nor "),
         (&["--voice", "voice", "--mel", "nothing.npy"], 1, "melglow: "),
+        (&["--json", "no/b.json"], 1, "melglow: cannot write no/b.json: No such file"),
         (&["--threads", "0"], 2, "error: invalid value '0' for '--threads <N,…>': 0 is not in 1..=1024"),
         (&["--threads", "10000"], 2, "error: invalid value '10000' for '--threads <N,…>'"),
         (&["--seconds", "0"], 2, "error: invalid value '0' for '--seconds <SECONDS>': expected 0.1 to 600"),
         (&["--train"], 2, "error: the following required arguments were not provided:"),
         (&["--rounds", "0"], 2, "error: invalid value '0' for '--rounds <ROUNDS>'"),
     ] {
-        let (found, out, err) = run(&place, &[&["bench", "--json", "-"], args].concat(), b"");
+        let json = if args.contains(&"--json") { &[][..] } else { &["--json", "-"] };
+        let (found, out, err) = run(&place, &[&["bench"], json, args].concat(), b"");
         assert_eq!((found, out.len()), (code, 0), "{args:?}: {err}");
         assert!(err.starts_with(message), "{args:?}: {err}");
         assert!(code == 2 || err.lines().count() == 1, "{args:?}: {err}");

@@ -23,7 +23,8 @@ fn write(place: &Place, name: &str, samples: &[f32], rate: u32) {
 }
 
 fn eval(place: &Place, args: &[&str]) -> (i32, String, String) {
-    let (code, out, err) = run(place, &[&["eval", "--voice", "voice", "--data", "data"], args].concat(), b"");
+    let data = if args.contains(&"--data") { &[][..] } else { &["--data", "data"] };
+    let (code, out, err) = run(place, &[&["eval", "--voice", "voice"], data, args].concat(), b"");
     (code, String::from_utf8(out).unwrap(), err)
 }
 
@@ -87,20 +88,104 @@ fn what_cannot_be_evaluated_is_one_line() {
     fs::create_dir(place.path("empty")).unwrap();
     let before = place.names(".");
     for (args, expected) in [
-        (&["--clips", "nobody"][..], "data: none of its clips has such a name"),
+        (
+            &["--clips", "silence,nobody,buzz,x..z,buzz.wav"][..],
+            "data: has no clip nobody, x..z, buzz.wav; a clip's name is its file's without the extension",
+        ),
         (&["--clips", "tiny"], "data: none of its clips can be used; tiny: only 100 samples"),
         (&["--out", "no/where"], "cannot create folder no/where: No such file or directory (os error 2)"),
         (&["--refine", "1001"], "refine is 1001, expected 0 to 1000"),
         (&["--denoise", "11"], "denoising strength is 11, expected 0 to 10"),
-        (&["--clips", "buzz", "--likelihood-only", "--json", "no/where"], "cannot write no/where: "),
+        // said before the data is read, which isn't there
+        (&["--data", "nowhere", "--out", "no/where"], "cannot create folder no/where: No such file"),
+        (&["--data", "nowhere", "--out", "voice/config.json/x"], "cannot create voice/config.json/x: not a directory"),
+        (&["--data", "nowhere", "--json", "no/where"], "cannot write no/where: No such file"),
+        (&["--data", "nowhere", "--likelihood-only", "--json", "no/where"], "cannot write no/where: No such file"),
+        (&["--data", "nowhere", "--json", "empty"], "cannot write empty: it is a folder"),
     ] {
         let (code, out, err) = eval(&place, args);
-        // figures that are there aren't lost for a wrong name
-        assert_eq!((code, out.is_empty()), (1, !args.contains(&"--json")), "{args:?}: {out}");
+        assert_eq!((code, out.as_str()), (1, ""), "{args:?}");
         let lines: Vec<&str> = err.lines().filter(|line| !line.contains("skipped")).collect();
         assert!(lines.len() == 1 && lines[0].starts_with(&format!("melglow: {expected}")), "{args:?}: {err}");
         assert_eq!(place.names("."), before, "{args:?}: something is left behind");
     }
-    let (code, _, err) = eval(&place, &["--likelihood-only", "--out", "out"]);
-    assert!(code == 2 && err.contains("cannot be used with"), "{err}");
+    for refused in [["--out", "out"], ["--precision", "int16"], ["--precision", "f32"]] {
+        let (code, _, err) = eval(&place, &[&["--likelihood-only"], &refused[..]].concat());
+        assert!(code == 2 && err.contains("cannot be used with"), "{err}");
+    }
+}
+
+/// Noise at full scale, whose likelihood by the built-in voice overflows, and noise that it can hear.
+fn overwhelmed() -> Option<Place> {
+    if Voice::embedded().is_err() {
+        eprintln!("SKIPPED: no voice is built in");
+        return None;
+    }
+    let place = place();
+    let mut state = 1_u32;
+    let mut noise = |level: f32| -> Vec<f32> {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            level * (state as f32 / u32::MAX as f32 - 0.5)
+        };
+        (0..8000).map(|_| next()).collect()
+    };
+    let (white, quiet) = (noise(2.0), noise(0.002));
+    write(&place, "white", &white, 22_050);
+    write(&place, "quiet", &quiet, 22_050);
+    Some(place)
+}
+
+#[test]
+fn a_likelihood_that_overflows_counts_in_no_total() {
+    let Some(place) = overwhelmed() else { return };
+    let eval = |args: &[&str]| {
+        let (code, out, err) = run(&place, &[&["eval", "--data", "data", "--clips"], args].concat(), b"");
+        assert_eq!(code, 0, "{err}");
+        (String::from_utf8(out).unwrap(), err)
+    };
+    let json = |args: &[&str]| -> Value { serde_json::from_str(&eval(&[args, &["--json"]].concat()).0).unwrap() };
+    let remark = "the likelihood of these clips overflows, no total counts them: white (1 clip of 2)";
+    let (out, err) = eval(&["quiet,white", "--likelihood-only"]);
+    assert_eq!(err, format!("melglow: {remark}\n"));
+    assert!(out.contains("\nwhite           7936  –\nall but 1       7936  "), "{out}");
+    assert!(out.contains("\nmean of 1 clip ") && !out.contains("NaN") && !out.contains('±'), "{out}");
+    assert!(out.ends_with(", without 1 clip of 2, whose likelihood overflows\n"), "{out}");
+    let (both, alone) = (json(&["quiet,white", "--likelihood-only"]), json(&["quiet", "--likelihood-only"]));
+    assert!(both["per_sample"].is_number() && both["per_sample"] == alone["per_sample"]);
+    assert!(both["ci95"].is_null() && alone["ci95"].is_null() && both["clips"][1]["bits"].is_null());
+    assert_eq!((&both["left_out"][0], alone["left_out"].as_array().unwrap().len()), (&Value::from("white"), 0));
+    let (out, _) = eval(&["white", "--likelihood-only"]);
+    assert!(out.ends_with("  –\nno total: the likelihood of every clip overflows\n"), "{out}");
+
+    let (out, err) = eval(&["quiet,white", "--refine", "0", "--out", "out", "--json", "scores.json"]);
+    assert_eq!(err, format!("melglow: {remark}\n"));
+    let total = "bits per sample over all samples, without 1 clip of 2, whose likelihood overflows";
+    let page = fs::read_to_string(place.path("out/report.html")).unwrap();
+    assert!(out.contains(total) && page.contains(total) && page.contains(remark), "{out}");
+    let spoken: Value = serde_json::from_slice(&fs::read(place.path("scores.json")).unwrap()).unwrap();
+    assert!((spoken["per_sample"].as_f64().unwrap() - alone["per_sample"].as_f64().unwrap()).abs() < 1e-9);
+    assert!(spoken["clips"][1]["bits"]["all"].is_null() && spoken["remarks"][0] == remark);
+}
+
+#[test]
+fn one_clip_has_no_interval() {
+    let place = place();
+    let (code, out, _) = eval(&place, &["--clips", "buzz", "--likelihood-only"]);
+    assert_eq!(code, 0);
+    let last = out.lines().last().unwrap();
+    assert!(last.starts_with("mean of 1 clip ") && !last.contains('±') && !last.contains('%'), "{out}");
+}
+
+#[test]
+fn the_precision_is_told() {
+    let place = place();
+    // into the folder that it makes itself
+    let args = ["--clips", "silence", "--precision", "int16", "--out", "out/", "--json", "out/scores.json"];
+    let (code, out, err) = eval(&place, &args);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let json: Value = serde_json::from_slice(&fs::read(place.path("out/scores.json")).unwrap()).unwrap();
+    assert_eq!(json["precision"], "int16");
+    let page = fs::read_to_string(place.path("out/report.html")).unwrap();
+    assert!(out.contains("seed 0, in int16, ") && page.contains("seed 0, in int16, "), "{out}");
 }

@@ -177,7 +177,7 @@ fn training_learns_and_keeps_few_checkpoints_and_the_best() {
     let bits: Vec<f64> = place.log("run").iter().filter_map(|line| line["held_out_bits"].as_f64()).collect();
     assert_eq!(bits.len(), 4);
     assert!(bits[3] < bits[0] - 1.0, "{bits:?}");
-    assert_eq!(summary.bits, Some(bits[3]));
+    assert_eq!(summary.held_out.map(|held| (held.step, held.bits)), Some((120, bits[3])));
     let steps = checkpoint::steps(&place.path("run")).unwrap();
     assert!(steps.len() <= 4 && steps.contains(&120), "{steps:?}");
     // a checkpoint is a voice, and nothing else lies around
@@ -201,7 +201,7 @@ fn eval_says_what_training_said() {
     assert_eq!(code, 0, "{err}");
     let eval: Value = serde_json::from_str(&out).unwrap();
     // JSON's decimals may cost the last bit
-    assert!((eval["per_sample"].as_f64().unwrap() - summary.bits.unwrap()).abs() < 1e-12);
+    assert!((eval["per_sample"].as_f64().unwrap() - summary.held_out.unwrap().bits).abs() < 1e-12);
     assert_eq!(eval["clips"].as_array().unwrap().len(), 2);
     let (code, out, err) =
         place.run(&["eval", "--voice", "run/step-6", "--data", "data", "--clips", "a..b,e", "--likelihood-only"]);
@@ -391,6 +391,127 @@ fn the_program_says_what_is_wrong_on_one_line() {
         train("data", "lj", &["--resume"]),
         "run: the run was started with another recipe; leave --recipe and --batch out"
     );
+}
+
+#[test]
+fn the_held_out_figure_is_that_of_its_step() {
+    let place = Place::new();
+    fs::write(place.path("own.json"), serde_json::to_string(&recipe(20)).unwrap()).unwrap();
+    let train = |more: &[&str]| {
+        let args = ["train", "--data", "data", "--recipe", "own.json", "--out", "run", "--threads", "1"];
+        let (_, _, err) = place.run(&[&args[..], more].concat());
+        err.lines().last().unwrap().to_string()
+    };
+    let held = |line: usize| {
+        let measured: Vec<Value> = place.log("run").into_iter().filter(|l| l["held_out_bits"].is_number()).collect();
+        format!("held out {:.4} bits per sample", measured[line]["held_out_bits"].as_f64().unwrap())
+    };
+    assert_eq!(train(&["--stop-after", "3"]), format!("step 3, {} at step 0: run/step-3", held(0)));
+    assert_eq!(train(&["--resume", "--stop-after", "4"]), "step 4: run/step-4");
+    assert_eq!(train(&["--resume", "--stop-after", "5"]), format!("step 5, {}: run/step-5", held(1)));
+    assert_eq!(train(&["--resume", "--steps", "6"]), format!("step 6, {}: run/step-6", held(2)));
+}
+
+#[test]
+fn one_held_out_clip_has_no_interval_in_the_log() {
+    let place = Place::new();
+    let mut recipe = recipe(1);
+    for (names, interval) in [("f", false), ("e..f", true)] {
+        recipe.validation = Validation::Clips { names: vec![names.into()] };
+        place.train(&recipe, names);
+        let line = place.log(names).into_iter().find(|line| line["held_out_mean"].is_number()).unwrap();
+        assert_eq!(line["held_out_ci95"].is_number(), interval, "{line}");
+    }
+}
+
+/// The recipe of a place whose clips have none of the names that it holds out.
+fn of_other_clips(steps: usize) -> Recipe {
+    let mut recipe = recipe(steps);
+    recipe.validation = Recipe::open("lj").unwrap().validation;
+    recipe
+}
+
+#[test]
+fn every_twentieth_clip_is_held_out_where_the_recipe_names_none() {
+    let place = Place::new();
+    fs::write(place.path("own.json"), serde_json::to_string(&of_other_clips(9)).unwrap()).unwrap();
+    let train = |more: &[&str]| {
+        let args = ["train", "--data", "data", "--out", "run", "--threads", "1"];
+        let (code, _, err) = place.run(&[&args[..], more].concat());
+        assert!(code == 0 || code == 130, "{err}");
+        err
+    };
+    let said = "recipe tiny names clips to hold out, none of which is here: every 20th is held out instead\n";
+    let err = train(&["--recipe", "own.json", "--stop-after", "4"]);
+    assert!(err.starts_with(said) && err.contains("5 clips, 3 s; held out 1, 1 s\n"), "{err}");
+    // and still when the run goes on, with its recipe or without
+    for more in [&["--recipe", "own.json", "--stop-after", "6"][..], &[]] {
+        let err = train(&[&["--resume"], more].concat());
+        assert!(!err.contains("every 20th") && err.contains("5 clips, 3 s; held out 1, 1 s\n"), "{err}");
+        assert!(!err.contains("not identically"), "{err}");
+    }
+    let straight = place.train(&of_other_clips(9), "straight");
+    for (straight, resumed) in bytes(&straight.checkpoint).into_iter().zip(bytes(&place.path("run/step-9"))) {
+        assert!(straight == resumed, "{} differs", straight.0);
+    }
+    // eval judges the same clip
+    let (code, out, err) = place.run(&["eval", "--voice", "run/step-9", "--data", "data", "--likelihood-only"]);
+    assert!(code == 0 && out.contains("\nf  ") && out.contains("mean of 1 clip ") && err.is_empty(), "{out}{err}");
+}
+
+#[test]
+fn a_run_that_held_nothing_out_goes_on_so() {
+    let place = Place::new();
+    let mut recipe = recipe(4);
+    recipe.validation = Validation::Clips { names: vec![] };
+    let start = Options { stop_after: Some(2), ..place.options(&recipe, "run") };
+    train(&start, &AtomicBool::new(false)).unwrap();
+    // as it was before names of other clips had a stand-in
+    let file = place.path("run/step-2/train/recipe.json");
+    fs::write(&file, serde_json::to_string(&of_other_clips(4)).unwrap()).unwrap();
+    let resumed = Options { resume: true, stop_after: None, ..place.options(&of_other_clips(4), "run") };
+    let summary = train(&resumed, &AtomicBool::new(false)).unwrap();
+    assert_eq!((summary.step, summary.held_out), (4, None));
+    let (code, _, err) = place.run(&["eval", "--voice", "run/step-4", "--data", "data", "--likelihood-only"]);
+    let expected = "melglow: data: has none of the clips that the voice's recipe holds out; choose by --clips\n";
+    assert_eq!((code, err.as_str()), (1, expected));
+}
+
+#[test]
+fn nothing_left_to_train_on_is_said() {
+    let place = Place::new();
+    let mut recipe = recipe(1);
+    let mut refusal = |names: &str| {
+        recipe.validation = Validation::Clips { names: vec![names.into()] };
+        train(&place.options(&recipe, "run"), &AtomicBool::new(false)).unwrap_err().to_string()
+    };
+    let expected = |clips: usize| {
+        let data = place.path("data");
+        format!(
+            "{}: all of its clips ({clips}) are held out by the recipe's validation, none is left to train on; hold \
+             out fewer",
+            data.display()
+        )
+    };
+    assert_eq!(refusal("a..z"), expected(6));
+    fs::write(place.path("data/wavs/a.wav"), "no sound").unwrap();
+    assert_eq!(refusal("b..f"), expected(5));
+    assert!(!place.path("run").exists(), "something is left behind");
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_refused_before_anything_is_read() {
+    let place = Place::new();
+    place.train(&recipe(1), "teacher");
+    // which would be told when it was read
+    fs::write(place.path("data/wavs/a.wav"), "no sound").unwrap();
+    let distill = ["distill", "--teacher", "teacher/step-1", "--recipe", "tiny"];
+    for command in [&["train", "--recipe", "tiny"][..], &distill, &["zoo", "--minutes", "1", "--recipes", "tiny"]] {
+        let args = [command, &["--data", "data", "--out", "teacher/log.jsonl/run"]].concat();
+        let (code, _, err) = place.run(&args);
+        let expected = "melglow: cannot create teacher/log.jsonl/run: not a directory\n";
+        assert_eq!((code, err.as_str()), (1, expected), "{args:?}");
+    }
 }
 
 #[cfg(unix)]

@@ -132,7 +132,8 @@ fn what_cannot_be_is_said_on_one_line_before_anything_is_done() {
     assert!(refusal(&args("1", "grande")).starts_with("there is no recipe grande, "));
     assert_eq!(refusal(&args("1", "plain.json,plain.json")), "recipe plain is named twice");
     let nobody = [&args("1", "plain.json")[..7], &["--held-out", "nobody"]].concat();
-    assert_eq!(refusal(&nobody), "data: 0 of its 6 clips are held out, expected some but not all");
+    let expected = "data: has no clip nobody; a clip's name is its file's without the extension";
+    assert_eq!(refusal(&nobody), expected);
     let all = [&args("1", "plain.json")[..7], &["--held-out", "a..f"]].concat();
     assert_eq!(refusal(&all), "data: 6 of its 6 clips are held out, expected some but not all");
     let mut other = recipe(1);
@@ -156,6 +157,22 @@ fn what_cannot_be_is_said_on_one_line_before_anything_is_done() {
         let last = err.lines().last().unwrap();
         assert!(code == 1 && last.starts_with(&format!("melglow: {problem}")), "{err}");
     }
+}
+
+#[test]
+fn one_held_out_clip_has_no_interval() {
+    let place = place();
+    let (code, out, err) = place.run(&[&args("0.001", "plain.json-raw")[..7], &["--held-out", "f"]].concat());
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("; bits per sample of 1 held-out clip; ") && !out.contains('±'), "{out}");
+    let row = &table(&place)["rows"][0];
+    assert!(row["bits"].is_number() && row["bits_ci95"].is_null(), "{row}");
+    // a table of an earlier version, of which nothing is left to do
+    let path = place.path("zoo/zoo.json");
+    let old = fs::read_to_string(&path).unwrap().replace("\"bits_ci95\": null", "\"bits_ci95\": 0.0");
+    fs::write(&path, &old).unwrap();
+    let (code, again, err) = place.run(&[&args("0.001", "plain.json-raw")[..7], &["--held-out", "f"]].concat());
+    assert_eq!((code, again), (0, out), "{err}");
 }
 
 #[test]

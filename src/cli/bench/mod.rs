@@ -33,9 +33,10 @@ const SECONDS: f64 = 4.0;
 /// matrix product reaches between the rounds; the peak of memory, loading included. An architecture's
 /// weights are random, and loaded from memory.
 ///
-/// With --precision int16 rounds of f32 come in turn, and its effect is told: the ratio of their
-/// processor times, and how far the bare flow's sound is from that in f32: the signal-to-noise ratio,
-/// and the mean difference of the log-mels from the mel that was spoken, in nats, for both.
+/// With --precision int16, but for streams, rounds of f32 come in turn, and its effect is told: the
+/// ratio of their processor times, and how far the bare flow's sound is from that in f32: the
+/// signal-to-noise ratio, and the mean difference of the log-mels from the mel that was spoken, in
+/// nats, for both.
 /// Judge a voice by a real mel (--mel): the made-up one it cannot speak.
 ///
 /// With --train: steps on random data, already whitened: forward, backward, optimiser.
@@ -43,7 +44,7 @@ const SECONDS: f64 = 4.0;
 /// With --stream: how a stream compares with the whole utterance, on one thread. COST is its time
 /// over that of the whole; FIRST AUDIO is the time from the first frame to the first sample when
 /// frames arrive at the pace of the sound; SLOWEST is the longest time that a piece took, over the
-/// sound it lasts.
+/// sound it lasts. With --precision int16 both are in it, and f32 isn't measured.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -120,6 +121,9 @@ trait Run: Serialize + DeserializeOwned {
 /// If the voice, the architecture or the mel is bad, or a voice cannot stream.
 pub fn run(args: &BenchArgs) -> Result<()> {
     // anything wrong is found before anything long begins
+    if let Some(path) = args.json.as_deref().filter(|path| !is_stdio(path)) {
+        atomic::check(path)?;
+    }
     let recipe = args.arch.as_deref().map(arch::recipe).transpose()?;
     let open = || match &recipe {
         Some(recipe) => arch::untrained(recipe),

@@ -19,6 +19,8 @@ struct Report {
     machine: Machine,
     threads: usize,
     refine: usize,
+    /// `f32` or `int16`.
+    precision: String,
     audio_seconds: f64,
     whole_seconds: f64,
     look_ahead_frames: usize,
@@ -77,6 +79,7 @@ pub fn run(args: &BenchArgs, vocoder: &Vocoder) -> Result<()> {
         machine: Machine::here(),
         threads: 1,
         refine: options.refine.unwrap_or(config.synthesis.refine),
+        precision: vocoder.precision().name().to_string(),
         audio_seconds: mel.frames() as f64 * frame_ms / 1000.0,
         whole_seconds: whole,
         look_ahead_frames: look_ahead,
@@ -125,10 +128,11 @@ fn streamed(
 fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
-        "voice {}, refine {}, {} on {} thread\nwhole: {:.2} s of sound in {:.3} s, real-time factor {:.3}\n\
+        "voice {}, refine {}, in {}, {} on {} thread\nwhole: {:.2} s of sound in {:.3} s, real-time factor {:.3}\n\
          look-ahead: {} frames, {:.0} ms",
         report.voice,
         report.refine,
+        report.precision,
         report.machine,
         report.threads,
         report.audio_seconds,
