@@ -30,8 +30,8 @@ const SECONDS: f64 = 4.0;
 /// Synthesis: the time over that of the sound (below 1 is faster than it plays; median, fastest and
 /// slowest of the rounds), of the flow alone and with the voice's refinement; the flow's
 /// multiply-adds in a second, counted as plain convolutions, and their share of what a plain f32
-/// matrix product reaches between the rounds; the peak of memory, loading included. An architecture's
-/// weights are random, and loaded from memory.
+/// matrix product reaches between the rounds, and of the processor's peak in the kernels' vectors; the
+/// peak of memory, loading included. An architecture's weights are random, and loaded from memory.
 ///
 /// With --precision int16, but for streams, rounds of f32 come in turn, and its effect is told: the
 /// ratio of their processor times, and how far the bare flow's sound is from that in f32: the
