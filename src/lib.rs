@@ -38,3 +38,8 @@ pub mod voice;
 pub mod zoo;
 
 pub use error::{Error, Result};
+
+/// The README's programs, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
