@@ -56,7 +56,7 @@ pub fn check_folder(path: &Path) -> Result<()> {
 }
 
 /// Makes a file in a folder and removes it.
-fn try_in(folder: &Path) -> io::Result<()> {
+pub(crate) fn try_in(folder: &Path) -> io::Result<()> {
     if !folder.is_dir() && folder.exists() {
         return Err(io::ErrorKind::NotADirectory.into());
     }

@@ -91,7 +91,7 @@ impl MelReader {
     /// A judge of frames that arrive.
     pub(crate) fn arrivals(&self) -> Arrivals {
         let (mel, voice) = (self.mel.clone(), self.voice.clone());
-        Arrivals { mel, voice, strict: self.strict, seen: Vec::new(), judged: false }
+        Arrivals { mel, voice, strict: self.strict, seen: Some(Vec::new()) }
     }
 
     /// The voice's mel, and a warning if it doesn't look like one. `name` is for messages.
@@ -109,9 +109,8 @@ pub(crate) struct Arrivals {
     mel: MelConfig,
     voice: String,
     strict: bool,
-    /// Frames so far, those with values that aren't finite left out.
-    seen: Vec<f32>,
-    judged: bool,
+    /// Frames so far, those with values that aren't finite left out; none once they are judged.
+    seen: Option<Vec<f32>>,
 }
 
 impl Arrivals {
@@ -121,18 +120,16 @@ impl Arrivals {
     /// Takes the next frames, `None` at the end; once there are enough gives a warning if they don't look
     /// like what the voice expects, or fails if it is to be strict.
     pub(crate) fn take(&mut self, frames: Option<&[f32]>) -> Result<Option<String>> {
-        if self.judged {
-            return Ok(None);
-        }
+        let Some(seen) = &mut self.seen else { return Ok(None) };
         let n_mels = self.mel.n_mels;
         let finite = |frame: &&[f32]| frame.iter().all(|value| value.is_finite());
-        self.seen.extend(frames.unwrap_or_default().chunks(n_mels).filter(finite).flatten());
-        let count = self.seen.len() / n_mels;
+        seen.extend(frames.unwrap_or_default().chunks(n_mels).filter(finite).flatten());
+        let count = seen.len() / n_mels;
         if count == 0 || frames.is_some() && count < Self::FRAMES {
             return Ok(None);
         }
-        self.judged = true;
-        let mel = MelSpectrogram::new(std::mem::take(&mut self.seen), count)?.transposed();
+        let mel = MelSpectrogram::new(std::mem::take(seen), count)?.transposed();
+        self.seen = None;
         let serious = diagnose(&mel, &self.mel)?.into_iter().find(|finding| finding.serious);
         match serious.map(|finding| unlike(&finding, &self.voice)) {
             Some(warning) if self.strict => Err(Error::invalid(warning)),

@@ -204,16 +204,20 @@ impl Maker<'_> {
     fn run(mut self, mut sounds: Vec<(PathBuf, Sound)>) -> Result<()> {
         let rate = self.vocoder.config().mel.sample_rate;
         let Some(path) = self.save else { return self.speak(&mut sounds, &mut io::sink())?.1.map_or(Ok(()), Err) };
+        let mut failure = None;
         let spoken = atomic::write_with_head(
             path,
             |out| {
                 out.write_all(&wav::header(None, rate, WavFormat::Int16)?)?;
-                self.speak(&mut sounds, out).map_err(io::Error::other)
+                self.speak(&mut sounds, out).map_err(|error| {
+                    failure = Some(error);
+                    io::Error::other("stopped")
+                })
             },
             |(samples, _)| wav::header(Some(*samples), rate, WavFormat::Int16),
         );
         // what was made before an end of another kind is kept
-        spoken?.1.map_or(Ok(()), Err)
+        failure.map_or_else(|| spoken?.1.map_or(Ok(()), Err), Err)
     }
 
     /// The number of samples, and what made an end of them before theirs.

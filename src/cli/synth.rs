@@ -238,12 +238,7 @@ impl OutputFolder {
             fs::create_dir(folder).with_context(|| format!("cannot create folder {}", folder.display()))?;
             created = Some(folder.to_path_buf());
         }
-        tempfile::Builder::new()
-            .prefix(".melglow-")
-            .tempfile_in(folder)
-            .map_err(|e| e.kind())
-            .map_err(io::Error::from)
-            .with_context(|| format!("cannot write into folder {}", folder.display()))?;
+        atomic::try_in(folder).with_context(|| format!("cannot write into folder {}", folder.display()))?;
         Ok(Self { created })
     }
 

@@ -208,12 +208,7 @@ impl State {
         }
     }
 
-    /// Takes the next rows of input, the first values of rows of `x` that are `stride` long, and
-    /// `features` as far as they are known (of the steps up to the end of the input, at least);
-    /// gives the rows of output that are new, `[steps, outputs]`. `threads` share the work where it
-    /// is enough.
-    ///
-    /// After `last` nothing may follow, and everything is ready.
+    /// Takes rows of input and gives rows of output as [`super::stream::State::push`] does.
     pub fn push(
         &mut self,
         weights: &Weights,

@@ -3,6 +3,7 @@
 
 use super::config::Recipe;
 use super::optimiser::Optimiser;
+use crate::flow::config::is_default;
 use crate::net::Params;
 use crate::voice::{TrainedOn, Voice, VoiceConfig};
 use crate::{Error, Result};
@@ -61,12 +62,8 @@ pub struct HeldOut {
     /// Bits per sample.
     pub bits: f64,
     /// Clips that the figure leaves out, since their likelihood overflows.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub left_out: usize,
-}
-
-fn is_zero(count: &usize) -> bool {
-    *count == 0
 }
 
 impl HeldOut {

@@ -1,6 +1,7 @@
 //! Recipes: everything that decides what a training run computes, in one JSON file.
 
 use crate::flow::FlowConfig;
+use crate::flow::config::is_default;
 use crate::mel::MelConfig;
 use crate::voice::{Lookahead, SynthesisConfig, VoiceConfig};
 use crate::{Error, Result};
@@ -105,7 +106,7 @@ pub struct Training {
     pub joint_whitening: bool,
     /// Standard deviation of Gaussian noise that training adds to what the steps see, behind the
     /// whitening: TarFlow's augmentation. Held-out figures are without it.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub noise: f64,
 }
 
@@ -137,10 +138,6 @@ impl Variety {
         let (name, value, range) = bounds.into_iter().find(|(_, value, range)| !range.contains(value))?;
         Some(format!("variety.{name} is {value}, expected {} to {}", range.start(), range.end()))
     }
-}
-
-fn is_zero(value: &f64) -> bool {
-    *value == 0.0
 }
 
 fn one() -> usize {

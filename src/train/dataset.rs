@@ -225,7 +225,8 @@ impl Clip {
         // of the rates that have a common divisor with the clip's: cheap to convert
         let step = f64::from((config.sample_rate / SPEEDS).max(1));
         let rate = ((f64::from(config.sample_rate) * speed / step).round() * step) as u32;
-        let mut samples = audio::resample::resample(&self.samples(), rate, config.sample_rate)?;
+        let own = self.samples();
+        let mut samples = audio::resample::resample(&own, rate, config.sample_rate)?;
         let mut before = 0.0;
         for x in &mut samples {
             let now = *x;
@@ -234,8 +235,8 @@ impl Clip {
         }
         let peak = |x: &[f32]| x.iter().fold(0.0_f32, |peak, x| peak.max(x.abs()));
         // coloured, as loud as before
-        let gain = level * peak(&self.samples()) / peak(&samples).max(1e-9);
-        let gain = gain.min(0.99 / peak(&samples).max(1e-9));
+        let loudest = peak(&samples).max(1e-9);
+        let gain = (level * peak(&own) / loudest).min(0.99 / loudest);
         samples.iter_mut().for_each(|x| *x *= gain);
         Self::new(&self.name, &samples, config)
     }

@@ -1,6 +1,7 @@
 //! The table of a zoo: what is in `zoo.json`, and how it looks as Markdown.
 
 use crate::flow::Likelihood;
+use crate::flow::config::is_default;
 use crate::train::dataset::count as count_clips;
 use crate::{Error, Result, atomic};
 use serde::{Deserialize, Serialize};
@@ -59,7 +60,7 @@ pub struct Row {
     /// Half width of the 95 % confidence interval of the clips' mean; none from one clip alone.
     pub bits_ci95: Option<f64>,
     /// Held-out clips that these figures leave out, since their likelihood overflows.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub left_out: usize,
     /// Time of one core over the length of the sound, without refinement.
     pub real_time_factor: f64,
@@ -67,10 +68,6 @@ pub struct Row {
     pub lookahead_frames: Option<usize>,
     /// Mean of the scorer's figures, without refinement.
     pub score: Option<f64>,
-}
-
-fn is_zero(count: &usize) -> bool {
-    *count == 0
 }
 
 impl Row {

@@ -86,7 +86,7 @@ impl Peaks {
     /// Measures again, on so many threads.
     pub fn measure(&mut self, threads: usize, kernel: Kernel) {
         self.gemm.push(gemm_peak(threads));
-        self.fma.push(rate(threads, || multiply_adds(kernel)));
+        self.fma.push(rate(threads, || move || multiply_adds(kernel)));
     }
 
     /// What was measured, beside a work's multiply-adds a second.
@@ -110,11 +110,11 @@ pub struct Shares {
     /// Multiply-adds of the f32 matrix product in a second.
     gemm_macs_per_second: Spread,
     /// The work's over the matrix product's.
-    pub gemm_share: f64,
+    gemm_share: f64,
     /// Multiply-adds in a second that wait for nothing: the processor's peak in these kernels' vectors.
     fma_macs_per_second: Spread,
     /// The work's over the peak.
-    pub fma_share: f64,
+    fma_share: f64,
 }
 
 impl Shares {
@@ -132,18 +132,21 @@ impl Shares {
 /// Multiply-adds a second of the f32 matrix product that candle and our training share.
 fn gemm_peak(threads: usize) -> f64 {
     let (m, k, n) = SHAPE;
-    let (a, b) = (vec![0.5_f32; m * k], vec![0.25_f32; k * n]);
     rate(threads, || {
-        let mut out = vec![0.0_f32; m * n];
-        matmul_add(SHAPE, (&a, Strides::rows(k)), (&b, Strides::rows(n)), (&mut out, Strides::rows(n)));
-        std::hint::black_box(&out);
-        m * k * n
+        let (a, b, mut out) = (vec![0.5_f32; m * k], vec![0.25_f32; k * n], vec![0.0_f32; m * n]);
+        move || {
+            matmul_add(SHAPE, (&a, Strides::rows(k)), (&b, Strides::rows(n)), (&mut out, Strides::rows(n)));
+            std::hint::black_box(&out);
+            m * k * n
+        }
     })
 }
 
-/// How much all threads do in a second, all at once, by what each call says it has done.
-fn rate(threads: usize, once: impl Fn() -> usize + Sync) -> f64 {
+/// How much all threads do in a second, all at once, by what each call says it has done; `prepare` gives a
+/// thread its work before the clock runs.
+fn rate<W: FnMut() -> usize>(threads: usize, prepare: impl Fn() -> W + Sync) -> f64 {
     let rate = || {
+        let mut once = prepare();
         once();
         let (begun, mut done) = (Instant::now(), 0);
         while begun.elapsed() < PEAK_TIME {
