@@ -3,7 +3,7 @@
 //! One body compiled twice (baseline and AVX2) without fused multiply-adds, so that both give the
 //! same bits. Error of tanh and σ against f64: below 3e-7 (tested).
 
-use super::wide;
+use multiversion::multiversion;
 
 /// `e^x` for `|x| ≤ 87` (clamped): Cephes' range reduction and polynomial.
 #[inline(always)]
@@ -53,14 +53,16 @@ fn backward_body(gated: &[f32], d_act: &[f32], d_pre: &mut [f32], channels: usiz
 
 /// Replaces `pre` `[steps, 2·channels]` by `[tanh | σ]` of its halves and writes their product to
 /// `act` `[steps, channels]`.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn forward(pre: &mut [f32], act: &mut [f32], channels: usize) {
-    wide(|| forward_body(pre, act, channels));
+    forward_body(pre, act, channels);
 }
 
 /// From `gated` `[tanh | σ]` and the gradient of the product `[steps, channels]`: the gradient
 /// before the gate, `[steps, 2·channels]`.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn backward(gated: &[f32], d_act: &[f32], d_pre: &mut [f32], channels: usize) {
-    wide(|| backward_body(gated, d_act, d_pre, channels));
+    backward_body(gated, d_act, d_pre, channels);
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub mod pointwise;
 pub mod predict;
 pub mod product;
 pub(crate) mod quantise;
+pub mod real;
 pub mod recall;
 pub mod rows;
 pub mod separable;
@@ -85,21 +86,4 @@ pub(crate) fn matmul_add(
             Parallelism::None,
         );
     }
-}
-
-/// Runs `body` compiled for AVX2 where there is AVX2; same bits either way.
-#[inline(always)]
-fn wide(body: impl FnOnce()) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn avx2(body: impl FnOnce()) {
-            body();
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has AVX2, as just asked.
-            return unsafe { avx2(body) };
-        }
-    }
-    body();
 }

@@ -1,63 +1,60 @@
 //! The steps that treat every value by itself; same bits on every processor.
 
 use super::gate::exp;
-use super::wide;
+use multiversion::multiversion;
 
 /// Replaces each value by `sinh(scale · x) / scale`; exact to 1e-6 of the value and 2e-7 besides.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn sinh(x: &mut [f32], scale: f32) {
     let factor = 0.5 / scale;
-    wide(|| {
-        for x in x {
-            let u = *x * scale;
-            *x = (exp(u) - exp(-u)) * factor;
-        }
-    });
+    for x in x {
+        let u = *x * scale;
+        *x = (exp(u) - exp(-u)) * factor;
+    }
 }
 
 /// Rows of `x`, `channels` long: `x · scale + shift` per channel.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn affine(x: &mut [f32], scale: &[f32], shift: &[f32]) {
-    wide(|| {
-        for row in x.chunks_exact_mut(scale.len()) {
-            row.iter_mut().zip(scale).zip(shift).for_each(|((x, scale), shift)| *x = *x * scale + shift);
-        }
-    });
+    for row in x.chunks_exact_mut(scale.len()) {
+        row.iter_mut().zip(scale).zip(shift).for_each(|((x, scale), shift)| *x = *x * scale + shift);
+    }
 }
 
 /// `v · σ(v)`.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn silu(x: &mut [f32]) {
-    wide(|| x.iter_mut().for_each(|v| *v /= 1.0 + exp(-*v)));
+    x.iter_mut().for_each(|v| *v /= 1.0 + exp(-*v));
 }
 
 /// A coupling's inverse: in rows of `known + moved` values, `(x − b) · e^−log_s` for the moved ones,
 /// from rows `[b | log_s]`; `log_s` is `bound · tanh(· / bound)` if there is a bound.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn uncouple(x: &mut [f32], known: usize, params: &[f32], moved: usize, bound: Option<f32>) {
-    wide(|| {
-        for (x, params) in x.chunks_exact_mut(known + moved).zip(params.chunks_exact(2 * moved)) {
-            let (b, log_s) = params.split_at(moved);
-            let rows = x[known..].iter_mut().zip(b).zip(log_s);
-            match bound {
-                Some(bound) => {
-                    let scale = -2.0 / bound;
-                    rows.for_each(|((x, b), log_s)| {
-                        let e = exp(scale * log_s);
-                        *x = (*x - b) * exp((e - 1.0) / (e + 1.0) * bound);
-                    });
-                }
-                None => rows.for_each(|((x, b), log_s)| *x = (*x - b) * exp(-log_s)),
+    for (x, params) in x.chunks_exact_mut(known + moved).zip(params.chunks_exact(2 * moved)) {
+        let (b, log_s) = params.split_at(moved);
+        let rows = x[known..].iter_mut().zip(b).zip(log_s);
+        match bound {
+            Some(bound) => {
+                let scale = -2.0 / bound;
+                rows.for_each(|((x, b), log_s)| {
+                    let e = exp(scale * log_s);
+                    *x = (*x - b) * exp((e - 1.0) / (e + 1.0) * bound);
+                });
             }
+            None => rows.for_each(|((x, b), log_s)| *x = (*x - b) * exp(-log_s)),
         }
-    });
+    }
 }
 
 /// Rows of `x`: divided by `e^g`, `g` between two rows, `part` of the way for each row of `x`.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn ungain(x: &mut [f32], now: &[f32], next: &[f32], parts: impl Iterator<Item = f32>) {
-    wide(|| {
-        for (row, part) in x.chunks_exact_mut(now.len()).zip(parts) {
-            for ((x, now), next) in row.iter_mut().zip(now).zip(next) {
-                *x *= exp(-(now + part * (next - now)));
-            }
+    for (row, part) in x.chunks_exact_mut(now.len()).zip(parts) {
+        for ((x, now), next) in row.iter_mut().zip(now).zip(next) {
+            *x *= exp(-(now + part * (next - now)));
         }
-    });
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Linear prediction: a power spectrum's best predictor, and the filter pair it drives.
 
-use super::wide;
+use multiversion::multiversion;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Mul};
 
@@ -8,16 +8,15 @@ use std::ops::{Add, AddAssign, Mul};
 /// prediction-error filter's coefficients `a[1..=order]` and the error's power.
 ///
 /// `e[n] = x[n] + Σ a[k] x[n−k]`. Makhoul 1975, "Linear prediction: a tutorial review".
+#[multiversion(targets("x86_64+avx2"))]
 pub fn levinson(autocorrelation: &[f64]) -> (Vec<f64>, f64) {
     let order = autocorrelation.len() - 1;
     let (mut a, mut previous) = (vec![0.0; order], vec![0.0; order]);
     let mut error = autocorrelation[0];
     let lags = backwards(autocorrelation);
-    wide(|| {
-        for i in 0..order {
-            error = extend(&lags, &mut a, &mut previous, i, error);
-        }
-    });
+    for i in 0..order {
+        error = extend(&lags, &mut a, &mut previous, i, error);
+    }
     (a, error)
 }
 
@@ -42,26 +41,25 @@ fn extend(lags: &[f64], a: &mut [f64], previous: &mut [f64], i: usize, error: f6
 
 /// Solves `R u = q`, where `R[i, j] = r[|i − j|]` is as large as `q`: Levinson's recursion for any
 /// right-hand side. Golub & Van Loan, "Matrix computations", §4.7.3.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn toeplitz_solve(r: &[f64], q: &[f64]) -> Vec<f64> {
     let n = q.len();
     let mut u = vec![0.0; n];
     let (mut a, mut previous) = (vec![0.0; n], vec![0.0; n]);
     let mut error = r[0];
     let lags = backwards(&r[..n]);
-    wide(|| {
-        for i in 0..n {
-            if i > 0 {
-                error = extend(&lags, &mut a, &mut previous, i - 1, error);
-            }
-            let met = dot(&u[..i], &lags[lags.len() - i..]);
-            // `R` takes the predictor turned around, [a[i] … a[1], 1], to [0 … 0, error]
-            let share = (q[i] - met) / error;
-            for (u, a) in u[..i].iter_mut().zip(a[..i].iter().rev()) {
-                *u += share * a;
-            }
-            u[i] = share;
+    for i in 0..n {
+        if i > 0 {
+            error = extend(&lags, &mut a, &mut previous, i - 1, error);
         }
-    });
+        let met = dot(&u[..i], &lags[lags.len() - i..]);
+        // `R` takes the predictor turned around, [a[i] … a[1], 1], to [0 … 0, error]
+        let share = (q[i] - met) / error;
+        for (u, a) in u[..i].iter_mut().zip(a[..i].iter().rev()) {
+            *u += share * a;
+        }
+        u[i] = share;
+    }
     u
 }
 
@@ -70,18 +68,17 @@ pub fn toeplitz_solve(r: &[f64], q: &[f64]) -> Vec<f64> {
 ///
 /// The coefficients solve `R a = −r`, so `da = −R⁻¹ [dr | dR] ã` with `ã = [1, a]`; the error
 /// `ãᵀ R̃ ã` is stationary in `a`, so only `dR̃` moves it.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn levinson_backward(autocorrelation: &[f64], a: &[f64], d_a: &[f64], d_error: f64) -> Vec<f64> {
     let full: Vec<f64> = std::iter::once(1.0).chain(a.iter().copied()).collect();
     let mut v: Vec<f64> = full.iter().map(|a| d_error * a).collect();
     v[1..].iter_mut().zip(toeplitz_solve(autocorrelation, d_a)).for_each(|(v, u)| *v -= u);
     // Σ over all i, j with |i − j| = lag of v[i] · ã[j]
     let mut gradient = vec![0.0; full.len()];
-    wide(|| {
-        for (lag, g) in gradient.iter_mut().enumerate() {
-            let past = dot(&v[lag..], &full[..full.len() - lag]);
-            *g = if lag == 0 { past } else { past + dot(&v[..v.len() - lag], &full[lag..]) };
-        }
-    });
+    for (lag, g) in gradient.iter_mut().enumerate() {
+        let past = dot(&v[lag..], &full[..full.len() - lag]);
+        *g = if lag == 0 { past } else { past + dot(&v[..v.len() - lag], &full[lag..]) };
+    }
     gradient
 }
 
@@ -119,46 +116,46 @@ impl Predictor {
 
 /// `e[n] = (x[n] + Σ a[k] x[n−k]) / gain` for the samples at `range` of `x`, whose past is what
 /// stands before them (zeros before the start).
+#[multiversion(targets("x86_64+avx2"))]
 pub fn residual(predictor: &Predictor, x: &[f32], range: std::ops::Range<usize>, e: &mut [f32]) {
-    wide(|| residual_body(predictor, x, range, e));
+    residual_body(predictor, x, range, e);
 }
 
 /// The gradient of [`residual`] in the coefficients `a[1..=order]`, from that of `e`, in f64.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn residual_backward(predictor: &Predictor, x: &[f32], range: std::ops::Range<usize>, d_e: &[f32]) -> Vec<f64> {
     let order = predictor.reversed.len();
     let scale = 1.0 / f64::from(predictor.gain);
     let mut reversed = vec![0.0; order];
-    wide(|| {
-        for (n, &d) in range.zip(d_e) {
-            let past = order.min(n);
-            let d = f64::from(d) * scale;
-            for (g, &x) in reversed[order - past..].iter_mut().zip(&x[n - past..n]) {
-                *g += d * f64::from(x);
-            }
+    for (n, &d) in range.zip(d_e) {
+        let past = order.min(n);
+        let d = f64::from(d) * scale;
+        for (g, &x) in reversed[order - past..].iter_mut().zip(&x[n - past..n]) {
+            *g += d * f64::from(x);
         }
-    });
+    }
     reversed.reverse();
     reversed
 }
 
 /// The gradient of [`residual`] in `x`, from that of `e`: added to `d_x` at `range` and before it.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn residual_backward_sound(predictor: &Predictor, d_x: &mut [f32], range: std::ops::Range<usize>, d_e: &[f32]) {
     let order = predictor.reversed.len();
     let scale = 1.0 / predictor.gain;
-    wide(|| {
-        for (n, &d) in range.zip(d_e) {
-            let past = order.min(n);
-            d_x[n] += d * scale;
-            for (g, &a) in d_x[n - past..n].iter_mut().zip(&predictor.reversed[order - past..]) {
-                *g += d * scale * a;
-            }
+    for (n, &d) in range.zip(d_e) {
+        let past = order.min(n);
+        d_x[n] += d * scale;
+        for (g, &a) in d_x[n - past..n].iter_mut().zip(&predictor.reversed[order - past..]) {
+            *g += d * scale * a;
         }
-    });
+    }
 }
 
 /// The inverse: `x[n] = gain · e[n] − Σ a[k] x[n−k]`, in place at `range` of `x`.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn synthesise(predictor: &Predictor, x: &mut [f32], range: std::ops::Range<usize>, e: &[f32]) {
-    wide(|| synthesise_body(predictor, x, range, e));
+    synthesise_body(predictor, x, range, e);
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! Rows in sixteen bits: what the products of [`super::integer`] read.
 
 use super::rows::Rows;
-use super::wide;
+use multiversion::multiversion;
 use std::ops::Range;
 
 /// The largest magnitude of a quantised input: beside it there is room in i32 for sums over
@@ -40,28 +40,27 @@ pub(crate) fn stride(width: usize) -> usize {
 /// magnitude; with a value that isn't finite, a row stands for NaN. `values` are [`stride`] apart.
 ///
 /// Error: half a step, `largest / 16382`. Same bits on every processor.
+#[multiversion(targets("x86_64+avx2"))]
 pub(crate) fn quantise(rows: &[f32], width: usize, values: &mut [i16], scales: &mut [f32]) {
     /// 1.5 · 2²³: adding it rounds to an integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     debug_assert!(rows.len() == scales.len() * width && values.len() == scales.len() * stride(width));
-    wide(|| {
-        for ((row, values), scale) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride(width))).zip(scales) {
-            // magnitudes are ordered as their bits are, and all below infinity's and NaN's
-            let most = row.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).cast_signed().max(most));
-            let most = f32::from_bits(most.cast_unsigned());
-            let factor = if most >= LEAST && most.is_finite() { f32::from(MOST) / most } else { 0.0 };
-            *scale = if most.is_finite() { most / f32::from(MOST) } else { f32::NAN };
-            let (values, rest) = values.split_at_mut(width);
-            rest.fill(0);
-            if factor == 0.0 {
-                values.fill(0);
-                continue;
-            }
-            for (value, x) in values.iter_mut().zip(row) {
-                *value = (x * factor + ROUND).to_bits() as i16;
-            }
+    for ((row, values), scale) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride(width))).zip(scales) {
+        // magnitudes are ordered as their bits are, and all below infinity's and NaN's
+        let most = row.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).cast_signed().max(most));
+        let most = f32::from_bits(most.cast_unsigned());
+        let factor = if most >= LEAST && most.is_finite() { f32::from(MOST) / most } else { 0.0 };
+        *scale = if most.is_finite() { most / f32::from(MOST) } else { f32::NAN };
+        let (values, rest) = values.split_at_mut(width);
+        rest.fill(0);
+        if factor == 0.0 {
+            values.fill(0);
+            continue;
         }
-    });
+        for (value, x) in values.iter_mut().zip(row) {
+            *value = (x * factor + ROUND).to_bits() as i16;
+        }
+    }
 }
 
 /// The quantised rows of a sequence that are still needed.

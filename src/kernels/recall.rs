@@ -5,6 +5,7 @@
 
 use super::gate;
 use super::wavenet::{Shape, add, interpolated_bias};
+use multiversion::multiversion;
 
 /// A causal net that takes a sequence row by row and remembers what it needs.
 pub trait Recall {
@@ -39,20 +40,10 @@ fn matvec_body(x: &[f32], weight: &[f32], out: &mut [f32]) {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn matvec_avx2(x: &[f32], weight: &[f32], out: &mut [f32]) {
-    matvec_body(x, weight, out);
-}
-
 /// `out[n] += x[k] · weight[k, n]`, weight row-major.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn matvec_add(x: &[f32], weight: &[f32], out: &mut [f32]) {
     debug_assert_eq!(weight.len(), x.len() * out.len());
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2, as just asked.
-        return unsafe { matvec_avx2(x, weight, out) };
-    }
     matvec_body(x, weight, out);
 }
 

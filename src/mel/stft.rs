@@ -138,20 +138,13 @@ impl Stft {
         self.analyse_at((samples, 0), samples.len(), start, scratch, out);
     }
 
-    /// [`analyse`](Self::analyse) with a piece of the sound, which begins with sample `piece.1` and
-    /// holds all that the frame sees; the whole sound has `len` samples.
+    /// The `n_fft` samples of one frame times the window, of a piece of the sound, which begins with
+    /// sample `piece.1` and holds all that the frame sees; the whole sound has `len` samples.
     ///
     /// # Panics
-    /// As [`analyse`](Self::analyse).
-    pub fn analyse_piece(
-        &self,
-        piece: (&[f32], usize),
-        len: usize,
-        frame: usize,
-        scratch: &mut Scratch,
-        out: &mut [Complex32],
-    ) {
-        self.analyse_at(piece, len, self.start(frame), scratch, out);
+    /// If `len` is 0 or `out` has another length.
+    pub fn windowed(&self, piece: (&[f32], usize), len: usize, frame: usize, out: &mut [f32]) {
+        self.windowed_at(piece, len, self.start(frame), out);
     }
 
     /// Where a frame's samples begin.
@@ -159,26 +152,31 @@ impl Stft {
         (frame * self.hop_length) as isize - (self.n_fft / 2) as isize
     }
 
-    fn analyse_at(
-        &self,
-        (samples, first): (&[f32], usize),
-        len: usize,
-        start: isize,
-        scratch: &mut Scratch,
-        out: &mut [Complex32],
-    ) {
+    fn windowed_at(&self, (samples, first): (&[f32], usize), len: usize, start: isize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.n_fft);
         let inside = usize::try_from(start - first as isize).ok().and_then(|at| samples.get(at..at + self.n_fft));
         if let Some(inside) = inside {
-            for ((t, s), w) in scratch.time.iter_mut().zip(inside).zip(&self.window) {
+            for ((t, s), w) in out.iter_mut().zip(inside).zip(&self.window) {
                 *t = s * w;
             }
         } else {
-            for (i, (t, w)) in scratch.time.iter_mut().zip(&self.window).enumerate() {
+            for (i, (t, w)) in out.iter_mut().zip(&self.window).enumerate() {
                 // a piece may lack the one sample that the window's leading zero would meet
                 let sample = reflect(start + i as isize, len).checked_sub(first).and_then(|at| samples.get(at));
                 *t = sample.copied().unwrap_or_default() * w;
             }
         }
+    }
+
+    fn analyse_at(
+        &self,
+        piece: (&[f32], usize),
+        len: usize,
+        start: isize,
+        scratch: &mut Scratch,
+        out: &mut [Complex32],
+    ) {
+        self.windowed_at(piece, len, start, &mut scratch.time);
         self.fft
             .process_with_scratch(&mut scratch.time, out, &mut scratch.fft)
             .expect("buffers have the plan's lengths");

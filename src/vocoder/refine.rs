@@ -1,11 +1,15 @@
 //! Mel-consistency refinement: bends a sound until its mel is the one that was asked for.
 
+use crate::kernels::real::{Lines, Spectrum, Twiddles};
 use crate::mel::filterbank::{MelBands, band_centres};
-use crate::mel::stft::{Scratch, Stft};
+use crate::mel::stft::Stft;
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use rustfft::num_complex::Complex32;
+use rustfft::{Fft, FftPlanner};
+use std::ops::Range;
+use std::sync::Arc;
 
 /// The part of the last change that is added on top of each pass's result.
 ///
@@ -31,19 +35,28 @@ const FRAMES_PER_TASK: usize = 64;
 /// the flow or its likelihood.
 pub struct Refiner {
     pub(super) stft: Stft,
+    /// Of frames as half as many complex values.
+    fft: Arc<dyn Fft<f32>>,
+    ifft: Arc<dyn Fft<f32>>,
+    twiddles: Twiddles,
+    /// The window, divided by what the transforms multiply.
+    synthesis_window: Vec<f32>,
+    /// The sum of squared windows over the samples of a hop that all its frames reach, and how many these are.
+    overlap: (Vec<f32>, usize),
     bands: MelBands,
-    /// For each corrected bin: the band whose centre is at or below it, and the weight of the next, of
-    /// nothing behind the last.
-    between: Vec<(usize, f32)>,
+    lines: Lines,
     floor: f32,
 }
 
 /// Buffers of one thread.
 pub(super) struct Buffers {
-    pub scratch: Scratch,
-    pub bins: Vec<Complex32>,
-    magnitudes: Vec<f32>,
+    time: Vec<f32>,
+    transform: Vec<Complex32>,
+    scratch: Vec<Complex32>,
+    spectrum: Spectrum,
     correction: Vec<f32>,
+    /// Of all bins; 1 where nothing is corrected.
+    gains: Vec<f32>,
 }
 
 impl Refiner {
@@ -56,7 +69,7 @@ impl Refiner {
         let stft = Stft::of(config)?;
         let hz_per_bin = f64::from(config.sample_rate) / config.n_fft as f64;
         let centres = band_centres(config);
-        let between = (0..stft.bins())
+        let between: Vec<_> = (0..stft.bins())
             .map(|bin| bin as f64 * hz_per_bin)
             .take_while(|&hz| hz <= config.f_max + ABOVE_TOP)
             .map(|hz| {
@@ -67,7 +80,55 @@ impl Refiner {
                 (band, ((hz - centres[band]) / (next - centres[band])) as f32)
             })
             .collect();
-        Ok(Self { stft, bands: MelBands::new(config), between, floor: config.floor as f32 })
+        let mut planner = FftPlanner::new();
+        let (n_fft, hop) = (stft.n_fft(), stft.hop_length());
+        let mut refiner = Self {
+            fft: planner.plan_fft_forward(n_fft / 2),
+            ifft: planner.plan_fft_inverse(n_fft / 2),
+            twiddles: Twiddles::new(n_fft),
+            synthesis_window: stft.window().iter().map(|w| w / n_fft as f32).collect(),
+            overlap: (vec![0.0; hop], 0),
+            bands: MelBands::new(config),
+            lines: Lines::new(&between, config.n_mels),
+            floor: config.floor as f32,
+            stft,
+        };
+        // far enough from the beginning
+        let start = n_fft.div_ceil(hop) * hop;
+        let frames = refiner.frames_over(start..start + hop);
+        refiner.overlap = (refiner.weights(start..start + hop, frames.clone()), frames.len());
+        Ok(refiner)
+    }
+
+    /// The frames that reach samples of a range, however many frames there are.
+    fn frames_over(&self, samples: Range<usize>) -> Range<usize> {
+        let (hop, half) = (self.stft.hop_length(), self.stft.n_fft() / 2);
+        (samples.start + 1).saturating_sub(half).div_ceil(hop)..(samples.end + half - 1) / hop + 1
+    }
+
+    /// The sum of the squared windows of these frames over a range of samples.
+    pub(super) fn weights(&self, samples: Range<usize>, frames: Range<usize>) -> Vec<f32> {
+        let mut weights = vec![0.0; samples.len()];
+        frames.for_each(|frame| {
+            self.overlap(samples.start, frame, self.stft.window(), &mut weights, |weight, w| *weight += w * w)
+        });
+        weights
+    }
+
+    /// Does something with the values of a frame, `n_fft` of them, and those of `out`, of samples from
+    /// `start` on, that lie where they do.
+    pub(super) fn overlap(
+        &self,
+        start: usize,
+        frame: usize,
+        values: &[f32],
+        out: &mut [f32],
+        f: impl Fn(&mut f32, f32),
+    ) {
+        // sample `start + i` of the sound is sample `start + i + half − frame · hop` of the frame
+        let (ours, theirs) = (start + self.stft.n_fft() / 2, frame * self.stft.hop_length());
+        let (to, from) = (theirs.saturating_sub(ours), ours.saturating_sub(theirs));
+        out.iter_mut().skip(to).zip(values.iter().skip(from)).for_each(|(out, value)| f(out, *value));
     }
 
     /// Frames on either side of a sample that so many passes of refinement carry into it.
@@ -133,70 +194,76 @@ impl Refiner {
     /// One pass from `samples` to `out`; `target` is frame-major.
     fn pass(&self, samples: &[f32], target: &[f32], out: &mut [f32]) {
         let task = FRAMES_PER_TASK * self.stft.hop_length();
-        out.par_chunks_mut(task).enumerate().for_each_init(
-            || (self.buffers(), vec![0.0; task]),
-            |(buffers, weight), (i, out)| self.task(samples, target, i * task, out, (buffers, weight)),
-        );
+        out.par_chunks_mut(task)
+            .enumerate()
+            .for_each_init(|| self.buffers(), |buffers, (i, out)| self.task(samples, target, i * task, out, buffers));
     }
 
     pub(super) fn buffers(&self) -> Buffers {
+        let (n_fft, none) = (self.stft.n_fft(), Complex32::default());
+        let scratch = self.fft.get_inplace_scratch_len().max(self.ifft.get_inplace_scratch_len());
         Buffers {
-            scratch: self.stft.scratch(),
-            bins: vec![Complex32::default(); self.stft.bins()],
-            magnitudes: vec![0.0; self.stft.bins()],
+            time: vec![0.0; n_fft],
+            transform: vec![none; n_fft / 2],
+            scratch: vec![none; scratch],
+            spectrum: self.twiddles.spectrum(),
             correction: vec![0.0; self.bands.n_mels()],
+            gains: vec![1.0; self.stft.bins()],
         }
     }
 
     /// The samples from `start` for as long as `out` is: all corrected frames that touch them.
-    fn task(
-        &self,
-        samples: &[f32],
-        target: &[f32],
-        start: usize,
-        out: &mut [f32],
-        (buffers, weights): (&mut Buffers, &mut [f32]),
-    ) {
-        let (hop, n_fft, n_mels) = (self.stft.hop_length(), self.stft.n_fft(), self.bands.n_mels());
-        let half = n_fft / 2;
-        let frames = target.len() / n_mels;
+    fn task(&self, samples: &[f32], target: &[f32], start: usize, out: &mut [f32], buffers: &mut Buffers) {
+        let (hop, n_mels) = (self.stft.hop_length(), self.bands.n_mels());
+        let all = target.len() / n_mels;
+        let over = |samples: Range<usize>| {
+            let frames = self.frames_over(samples);
+            frames.start..frames.end.min(all)
+        };
         out.fill(0.0);
-        weights.fill(0.0);
-        let first = (start + 1).saturating_sub(half).div_ceil(hop);
-        let end = ((start + out.len() + half - 1) / hop + 1).min(frames);
-        for frame in first..end {
-            self.stft.analyse(samples, frame, &mut buffers.scratch, &mut buffers.bins);
-            self.correct(&target[frame * n_mels..][..n_mels], buffers);
-            let windowed = self.stft.synthesise(&buffers.bins, &mut buffers.scratch);
-            // sample `start + i` of the sound is sample `start + i + half − frame · hop` of the frame
-            let (ours, theirs) = (start + half, frame * hop);
-            let (to, from) = (theirs.saturating_sub(ours), ours.saturating_sub(theirs));
-            let frame = windowed.iter().zip(self.stft.window()).skip(from);
-            for ((out, weight), (s, w)) in out.iter_mut().zip(weights.iter_mut()).skip(to).zip(frame) {
-                *out += s;
-                *weight += w * w;
-            }
+        for frame in over(start..start + out.len()) {
+            let target = &target[frame * n_mels..][..n_mels];
+            let corrected = self.correct((samples, 0), samples.len(), frame, target, buffers);
+            self.overlap(start, frame, corrected, out, |out, s| *out += s);
         }
-        for (out, weight) in out.iter_mut().zip(weights) {
-            *out /= weight.max(MIN_WEIGHT);
+        for (start, out) in (start..).step_by(hop).zip(out.chunks_mut(hop)) {
+            let (samples, frames) = (start..start + hop, over(start..start + hop));
+            let (inside, most) = &self.overlap;
+            let edge = (frames.len() < *most).then(|| self.weights(samples, frames));
+            let weights = edge.as_ref().unwrap_or(inside);
+            out.iter_mut().zip(weights).for_each(|(out, weight)| *out /= weight.max(MIN_WEIGHT));
         }
     }
 
-    /// Corrects the spectrum of one frame, which stands in `buffers.bins`.
-    pub(super) fn correct(&self, target: &[f32], buffers: &mut Buffers) {
-        let Buffers { bins, magnitudes, correction, .. } = buffers;
-        for (magnitude, bin) in magnitudes.iter_mut().zip(bins.iter()) {
-            *magnitude = bin.norm_sqr().sqrt();
+    /// One frame's samples times the window, corrected and times the window once more, `n_fft` of them; the
+    /// sound as for [`Stft::windowed`], its mel `target`.
+    pub(super) fn correct<'a>(
+        &self,
+        piece: (&[f32], usize),
+        len: usize,
+        frame: usize,
+        target: &[f32],
+        buffers: &'a mut Buffers,
+    ) -> &'a [f32] {
+        let Buffers { time, transform, scratch, spectrum, correction, gains } = buffers;
+        self.stft.windowed(piece, len, frame, time);
+        for (z, t) in transform.iter_mut().zip(time.chunks_exact(2)) {
+            *z = Complex32::new(t[0], t[1]);
         }
-        self.bands.apply(magnitudes, correction);
+        self.fft.process_with_scratch(transform, scratch);
+        self.twiddles.split(transform, spectrum);
+        self.bands.apply(&spectrum.magnitudes, correction);
         for (r, wanted) in correction.iter_mut().zip(target) {
             *r = (wanted - r.max(self.floor).ln()).clamp(-MAX_CORRECTION, MAX_CORRECTION);
         }
-        for (bin, &(band, weight)) in bins.iter_mut().zip(&self.between) {
-            let next = correction.get(band + 1).copied().unwrap_or_default();
-            let r = if weight > 0.0 { correction[band] + weight * (next - correction[band]) } else { correction[band] };
-            *bin *= r.exp();
+        self.lines.exp(correction, gains);
+        self.twiddles.join(spectrum, gains, transform);
+        self.ifft.process_with_scratch(transform, scratch);
+        let windowed = transform.iter().zip(self.synthesis_window.chunks_exact(2));
+        for (t, (z, w)) in time.chunks_exact_mut(2).zip(windowed) {
+            (t[0], t[1]) = (z.re * w[0], z.im * w[1]);
         }
+        time
     }
 }
 

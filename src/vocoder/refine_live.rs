@@ -31,7 +31,6 @@ pub struct LiveRefinement {
     hop: usize,
     buffers: Buffers,
     sum: Vec<f32>,
-    weight: Vec<f32>,
     before: Vec<f32>,
 }
 
@@ -46,7 +45,6 @@ impl LiveRefinement {
             hop: 0,
             buffers: refiner.buffers(),
             sum: Vec::new(),
-            weight: Vec::new(),
             before: Vec::new(),
         }
     }
@@ -78,31 +76,20 @@ impl LiveRefinement {
 
     /// All passes over the samples `from..to`, of which the first hop is fixed afterwards.
     fn fix(&mut self, refiner: &Refiner, from: usize, to: usize) {
-        let stft = &refiner.stft;
-        let (hop, half) = (stft.hop_length(), stft.n_fft() / 2);
+        let hop = refiner.stft.hop_length();
         let frames = first_frame(refiner, from)..to.div_ceil(hop).min(self.target.end());
+        let weights = refiner.weights(from..to, frames.clone());
         for pass in 0..self.passes {
-            for sums in [&mut self.sum, &mut self.weight] {
-                sums.clear();
-                sums.resize(to - from, 0.0);
-            }
+            self.sum.clear();
+            self.sum.resize(to - from, 0.0);
             for frame in frames.clone() {
                 let first = self.sound.start();
                 let piece = (self.sound.get(first..to), first);
-                stft.analyse_piece(piece, ENDLESS, frame, &mut self.buffers.scratch, &mut self.buffers.bins);
-                refiner.correct(self.target.get(frame..frame + 1), &mut self.buffers);
-                let windowed = stft.synthesise(&self.buffers.bins, &mut self.buffers.scratch);
-                // sample `from + i` is sample `from + i + half − frame · hop` of the frame
-                let (ours, theirs) = (from + half, frame * hop);
-                let (at, skip) = (theirs.saturating_sub(ours), ours.saturating_sub(theirs));
-                let values = windowed.iter().zip(stft.window()).skip(skip);
-                let sums = self.sum.iter_mut().zip(&mut self.weight).skip(at);
-                for ((sum, weight), (s, w)) in sums.zip(values) {
-                    *sum += s;
-                    *weight += w * w;
-                }
+                let target = self.target.get(frame..frame + 1);
+                let corrected = refiner.correct(piece, ENDLESS, frame, target, &mut self.buffers);
+                refiner.overlap(from, frame, corrected, &mut self.sum, |sum, s| *sum += s);
             }
-            self.sum.iter_mut().zip(&self.weight).for_each(|(sum, weight)| *sum /= weight.max(MIN_WEIGHT));
+            self.sum.iter_mut().zip(&weights).for_each(|(sum, weight)| *sum /= weight.max(MIN_WEIGHT));
             let sound = self.sound.get_mut(from..to);
             if pass == 0 || pass + 1 == self.passes {
                 sound.copy_from_slice(&self.sum);

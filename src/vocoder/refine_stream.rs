@@ -108,17 +108,13 @@ impl Pass {
             let centre = self.frame * hop;
             let first = self.input.start();
             let piece = (self.input.get(first..known), first);
-            stft.analyse_piece(piece, len, self.frame, &mut buffers.scratch, &mut buffers.bins);
-            refiner.correct(target.get(self.frame..self.frame + 1), buffers);
-            let windowed = stft.synthesise(&buffers.bins, &mut buffers.scratch);
+            let wanted = target.get(self.frame..self.frame + 1);
+            let corrected = refiner.correct(piece, len, self.frame, wanted, buffers);
             let (from, to) = (centre.saturating_sub(half), (centre + half).min(len));
             self.reach(to);
-            let frame = windowed.iter().zip(stft.window()).skip(from + half - centre);
-            let sums = self.sum.get_mut(from..to).iter_mut().zip(self.weight.get_mut(from..to));
-            for ((sum, weight), (s, w)) in sums.zip(frame) {
-                *sum += s;
-                *weight += w * w;
-            }
+            refiner.overlap(from, self.frame, corrected, self.sum.get_mut(from..to), |sum, s| *sum += s);
+            let weights = self.weight.get_mut(from..to);
+            refiner.overlap(from, self.frame, refiner.stft.window(), weights, |weight, w| *weight += w * w);
             self.frame += 1;
             self.input.forget((self.frame * hop).saturating_sub(half));
         }
