@@ -1,7 +1,9 @@
 //! Autoregressive step in time.
 
 use super::scalar::{MapConfig, ScalarMap};
+use super::stream::Stage;
 use super::{Bijector, Cond};
+use crate::kernels::choice::Kernel;
 use crate::net::CondNet;
 use crate::net::wavenet::Projection;
 use candle_core::{Result, Tensor};
@@ -111,5 +113,13 @@ impl Bijector for Autoregressive {
             candle_core::bail!("the inverse has no finite value at row {}", at / by)
         }
         self.steps(&Tensor::from_vec(all, rows.shape(), z.device())?, z.dims3()?)
+    }
+
+    fn pack(&self, kernel: Kernel) -> Result<Option<Stage>> {
+        if self.reversed {
+            return Ok(None);
+        }
+        let (Some(map), Some(net)) = (self.map.pack()?, self.net.pack(&self.cond, kernel)?) else { return Ok(None) };
+        Ok(Some(Stage::Autoregressive { by: self.by, map, net: Box::new(net) }))
     }
 }

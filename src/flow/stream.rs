@@ -15,6 +15,10 @@ use crate::kernels::wavenet::interpolation;
 /// of the weights from memory, few enough to keep the activations in the cache.
 const PIECE: (usize, usize) = (32, 192);
 
+/// Where an autoregressive step's values are cut off, so that a mel that the voice can't follow doesn't
+/// carry it away for good. Speech stays far below: after `asinh`, whitened and of unit variance.
+const MOST: f32 = 64.0;
+
 /// A step's inverse on slices, ready to stream.
 pub enum Stage {
     /// Values by themselves: `x · scale + shift` per channel.
@@ -46,6 +50,15 @@ pub enum Stage {
         /// `f⁻¹`.
         map: scalar::Packed,
         /// The conditioner.
+        net: Box<Weights>,
+    },
+    /// Row after row of `by` values: `f⁻¹(x; θ)` with `θ` of the rows before it and the features.
+    Autoregressive {
+        /// Values of a row.
+        by: usize,
+        /// `f⁻¹`.
+        map: scalar::Packed,
+        /// The causal net.
         net: Box<Weights>,
     },
     /// The halves change places.
@@ -87,6 +100,11 @@ impl Packed {
         self.rates().map(|(s, rate)| if let Stage::Early(done) = s { done / rate } else { 0 }).sum()
     }
 
+    /// Whether a sample depends on all that come before it.
+    pub fn recursive(&self) -> bool {
+        self.stages.iter().any(|s| matches!(s, Stage::Autoregressive { .. }))
+    }
+
     /// What a count of steps on the couplings' nets comes to, in groups of samples.
     fn groups(&self, steps: impl Fn(&Weights) -> usize) -> usize {
         self.rates().map(|(s, rate)| if let Stage::Coupling { net, .. } = s { steps(net) * rate } else { 0 }).sum()
@@ -94,6 +112,7 @@ impl Packed {
 
     /// Goes over to sixteen bits where that pays, for whatever can; whether anything changed.
     pub fn quantise(&mut self) -> bool {
+        // a row by itself gains nothing
         let nets =
             self.stages.iter_mut().filter_map(|s| if let Stage::Coupling { net, .. } = s { Some(net) } else { None });
         // every one of them, not up to the first
@@ -116,7 +135,8 @@ impl Packed {
         self.conditioning.lookahead() + (self.groups(|net| net.lookahead()) * self.group).div_ceil(self.hop)
     }
 
-    /// Frames on each side that a frame's sound depends on, at most.
+    /// Frames on each side that a frame's sound depends on, at most; more before it if it is
+    /// [`recursive`](Self::recursive).
     pub fn reach_frames(&self) -> usize {
         let steps = self.groups(|net| net.reach());
         let context = self.conditioning.context().max(self.conditioning.lookahead());
@@ -133,11 +153,18 @@ pub struct State {
     /// Latents of the steps under way, for the channels that come back late.
     latents: Rows,
     couplings: Vec<Coupling>,
+    recursions: Vec<Recursion>,
     /// Threads that share the work of a large piece.
     threads: usize,
     /// The rows under way, and room for the next.
     x: Vec<f32>,
     spare: Vec<f32>,
+}
+
+/// An autoregressive step at work: its net, and the last row.
+struct Recursion {
+    net: NetState,
+    row: Vec<f32>,
 }
 
 /// A coupling at work: its net, and the rows that wait for the net's answer.
@@ -151,7 +178,7 @@ struct Coupling {
 impl State {
     /// Before the first frame. `threads` of rayon's share the work of a piece, where it is enough.
     pub fn new(packed: &Packed, threads: usize) -> Self {
-        let mut couplings = Vec::new();
+        let (mut couplings, mut recursions) = (Vec::new(), Vec::new());
         let (mut channels, first) = (packed.group - packed.late(), packed.rates().next());
         channels *= first.map_or(1, |(_, rate)| rate);
         for stage in &packed.stages {
@@ -162,6 +189,9 @@ impl State {
                     let (net, waiting) = (NetState::new(net), Rows::new(channels));
                     couplings.push(Coupling { net, waiting, input: Vec::new() });
                 }
+                Stage::Autoregressive { by, net, .. } => {
+                    recursions.push(Recursion { net: NetState::new(net), row: vec![0.0; *by] });
+                }
                 _ => {}
             }
         }
@@ -170,6 +200,7 @@ impl State {
             features: Rows::new(packed.conditioning.features()),
             latents: Rows::new(packed.group),
             couplings,
+            recursions,
             threads,
             x: Vec::new(),
             spare: Vec::new(),
@@ -200,7 +231,7 @@ impl State {
         let (x, spare) = (&mut self.x, &mut self.spare);
         x.clear();
         self.latents.get(from..known).chunks_exact(group).for_each(|row| x.extend_from_slice(&row[late..]));
-        let mut couplings = self.couplings.iter_mut();
+        let (mut couplings, mut recursions) = (self.couplings.iter_mut(), self.recursions.iter_mut());
         for (stage, rate) in packed.rates() {
             match stage {
                 Stage::Affine { scale, shift } => pointwise::affine(x, scale, shift),
@@ -215,6 +246,9 @@ impl State {
                 Stage::Coupling { parts, map, net } => {
                     let coupling = couplings.next().expect("one state for each coupling");
                     at = coupling.push(x, (parts, map), net, &self.features, last, self.threads);
+                }
+                Stage::Autoregressive { by, map, net } => {
+                    recursions.next().expect("one state for each step").run(x, *by, map, net, &self.features);
                 }
                 Stage::Swap => x.chunks_exact_mut(channels).for_each(|row| row.rotate_left(channels / 2)),
                 Stage::Squeeze(by) => {
@@ -240,6 +274,20 @@ impl State {
         let done = at + x.len() / group;
         self.latents.forget(done);
         self.features.forget(done / up);
+    }
+}
+
+impl Recursion {
+    /// The inverse of the rows in `x`, in place.
+    fn run(&mut self, x: &mut [f32], by: usize, map: &scalar::Packed, net: &Weights, features: &Rows) {
+        for z in x.chunks_exact_mut(by) {
+            let params = self.net.push(net, (&self.row, by), features, false, 1);
+            for (i, (x, z)) in self.row.iter_mut().zip(z).enumerate() {
+                let value = map.inverse(*z, i, by, params);
+                *x = if value.is_nan() { 0.0 } else { value.clamp(-MOST, MOST) };
+                *z = *x;
+            }
+        }
     }
 }
 

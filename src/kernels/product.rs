@@ -358,11 +358,19 @@ unsafe fn neon(job: &Job<Floats>) {
 #[inline(always)]
 unsafe fn run<V: Vector>(job: &Job<Floats>) {
     let columns = if job.layout.gated { V::LANES } else { 2 * V::LANES };
+    let full = job.layout.columns / columns;
     let mut first = 0;
-    while job.count == 1 && (first + ABREAST) * columns <= job.layout.columns {
+    while job.count == 1 && first + 1 < full {
         // SAFETY: the caller's promise; the panels are full.
-        unsafe { abreast::<V>(job, first) };
-        first += ABREAST;
+        first += unsafe {
+            match full - first {
+                2 => abreast::<V, 2>(job, first),
+                3 => abreast::<V, 3>(job, first),
+                4 | 7 | 8 => abreast::<V, 4>(job, first),
+                5 => abreast::<V, 5>(job, first),
+                _ => abreast::<V, 6>(job, first),
+            }
+        };
     }
     // SAFETY: the caller's promise.
     unsafe { tiles::<V, Floats>(job, first) }
@@ -402,15 +410,13 @@ pub(super) unsafe fn tiles<V: Vector, L: Lines<V>>(job: &Job<L>, first: usize) {
     }
 }
 
-/// Panels that a single row goes through together: alone, its two sums would wait for each other.
-const ABREAST: usize = 6;
-
-/// The only row of a product, for some full panels from `first` on; the bits are [`tile`]'s.
+/// The only row of a product, for `P` full panels from `first` on: in one alone, its two sums would wait for
+/// each other. The bits are [`tile`]'s. Gives `P`.
 ///
 /// # Safety
 /// As [`run`].
 #[inline(always)]
-unsafe fn abreast<V: Vector>(job: &Job<Floats>, first: usize) {
+unsafe fn abreast<V: Vector, const P: usize>(job: &Job<Floats>, first: usize) -> usize {
     let (lines, width) = (&job.lines, 2 * V::LANES);
     let columns = if job.layout.gated { V::LANES } else { width };
     let size = (lines.depth + 1) * width;
@@ -418,7 +424,7 @@ unsafe fn abreast<V: Vector>(job: &Job<Floats>, first: usize) {
     unsafe {
         let mut weights = lines.panels.add(first * size);
         let out = job.out.add(first * columns);
-        let mut sums = [[V::splat(0.0); 2]; ABREAST];
+        let mut sums = [[V::splat(0.0); 2]; P];
         for (p, sums) in sums.iter_mut().enumerate() {
             *sums = pair(weights.add(p * size));
             match job.start {
@@ -452,6 +458,7 @@ unsafe fn abreast<V: Vector>(job: &Job<Floats>, first: usize) {
             finish(job.layout.gated, sums, out.add(p * columns));
         }
     }
+    P
 }
 
 /// Columns of the widest panel.

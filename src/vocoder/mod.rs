@@ -62,6 +62,15 @@ struct Packed {
     filters: Option<Filters>,
 }
 
+/// How far a flow whose samples depend on all before them has come.
+struct Turn {
+    state: State,
+    /// Frames that it was given.
+    heard: usize,
+    /// Samples that nobody has taken yet.
+    ready: Vec<f32>,
+}
+
 /// Choices at synthesis; the default is the voice's own, with seed 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SynthOptions {
@@ -238,6 +247,39 @@ impl Vocoder {
             }
         });
         residual
+    }
+
+    /// [`residual`](Self::residual) of a flow whose samples depend on all before them: range follows range, and
+    /// `state` remembers what was.
+    fn residual_in_turn(
+        &self,
+        packed: &Packed,
+        mel: &MelSpectrogram,
+        range: Range<usize>,
+        (noise, sigma): (&Noise, f32),
+        turn: &mut Option<Turn>,
+        progress: &dyn Fn(f32),
+    ) -> Vec<f32> {
+        let hop = self.config.mel.hop_length;
+        let turn = turn.get_or_insert_with(|| Turn {
+            state: State::new(&packed.flow, rayon::current_num_threads()),
+            heard: 0,
+            ready: Vec::new(),
+        });
+        let draw = |step: usize, rows: &mut [f32]| {
+            noise.fill(step * packed.flow.group, rows);
+            rows.iter_mut().for_each(|z| *z *= sigma);
+        };
+        let wanted = range.len() * hop;
+        while turn.ready.len() < wanted && turn.heard < mel.frames() {
+            let end = (turn.heard + packed.flow.piece_frames()).min(mel.frames());
+            let frames = mel.columns(turn.heard..end);
+            turn.state.push(&packed.flow, &frames, end == mel.frames(), draw, &mut turn.ready);
+            turn.heard = end;
+            progress((turn.ready.len() as f32 / wanted as f32).min(1.0));
+        }
+        let rest = turn.ready.split_off(wanted);
+        std::mem::replace(&mut turn.ready, rest)
     }
 
     /// Frames of a block, and of its halo on either side; all of them where the inverse's reach has no

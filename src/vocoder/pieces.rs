@@ -86,11 +86,15 @@ impl Vocoder {
             progress.iter().for_each(|progress| progress(part.min(1.0)));
         };
         let (mut past, mut held, mut held_from, mut refined) = (Vec::new(), Vec::new(), 0, 0);
+        let mut turn = None;
         for start in (0..frames).step_by(piece) {
             let end = (start + piece).min(frames);
             let flowing = |part: f32| report(start as f32 + part * (end - start) as f32, refined as f32);
             let draw = (&noise, sigma);
             let mut residual = match &self.engine {
+                Engine::Stream(packed) if packed.flow.recursive() => {
+                    self.residual_in_turn(packed, &known, start..end, draw, &mut turn, &flowing)
+                }
                 Engine::Stream(packed) => self.residual(packed, &known, start..end, draw, &flowing),
                 Engine::Blocks(flow, _) => self.residual_in_blocks(flow, &known, start..end, draw, &flowing)?,
             };

@@ -4,8 +4,8 @@ use super::{seeded_voice, tiny_mel, tiny_voice};
 use candle_core::{Device, Tensor};
 use melglow::flow::Flow;
 use melglow::flow::config::{
-    Block, ConditioningConfig, FlowConfig, MapConfig, MixForm, SeparableConfig, Split, StepConfig, WaveNetConfig,
-    WhiteningConfig,
+    Block, ConditioningConfig, FlowConfig, MapConfig, MixForm, SeparableConfig, SequenceConfig, Split, StepConfig,
+    WaveNetConfig, WhiteningConfig,
 };
 use melglow::mel::{MelConfig, MelSpectrogram};
 use melglow::net::Params;
@@ -74,6 +74,22 @@ fn designs() -> Vec<(&'static str, FlowConfig, usize)> {
         vec![StepConfig::mix(), separable(3, 2, true), StepConfig::early(2), StepConfig::mix(), separable(5, 1, false)];
     let squeezed_mel =
         vec![separable(3, 3, true), StepConfig::Squeeze { by: 2 }, StepConfig::mix(), separable(3, 2, true)];
+    let in_turn = |by, map, bound| StepConfig::Autoregressive {
+        by,
+        reversed: false,
+        net: SequenceConfig::Wavenet(net(false, false, true)),
+        bound,
+        map,
+    };
+    let recursive = vec![
+        StepConfig::Asinh { scale: 0.5 },
+        StepConfig::Actnorm {},
+        in_turn(2, MapConfig::Affine, Some(2.0)),
+        StepConfig::Squeeze { by: 2 },
+        in_turn(1, MapConfig::Tanh, None),
+        StepConfig::mix(),
+        coupling(false, false, true, Some(2.0)),
+    ];
     let every_step = vec![StepConfig::mix(), coupling(false, true, true, None)];
     vec![
         // 3 rows after, one more to interpolate; two nets of 7 steps of 4 samples
@@ -89,6 +105,7 @@ fn designs() -> Vec<(&'static str, FlowConfig, usize)> {
         ("squeezewave, a step per frame", design(None, ConditioningConfig::Mel {}, 16, &[squeezewave]), 4),
         // nets of 3 steps of 4 samples and 2 of 8
         ("squeezewave, squeezed", design(None, ConditioningConfig::Mel {}, 4, &[squeezed_mel]), 2),
+        ("recursive", design(whitening(Some(1)), frame(Some(1)), 2, &[recursive]), 2),
         ("a step per frame", design(None, ConditioningConfig::Upsample { kernel: 16 }, 16, &[every_step]), 0),
     ]
 }
