@@ -102,7 +102,7 @@ class SqueezeWaveSpeech(Speech):
 
 
 class CompactSpeech(Speech):
-    """The flow of our voice `lj`, up to the residual: its synthesis filter is not in it."""
+    """The flow of our recipe `parallel`, up to the residual: its synthesis filter is not in it."""
 
     def __init__(self):
         model = folded(Compact())
@@ -130,7 +130,7 @@ MODELS = {
     "squeezewave-a128-c256": lambda: SqueezeWaveSpeech(128, 256),
     "squeezewave-a128-c128": lambda: SqueezeWaveSpeech(128, 128),
     "squeezewave-a256-c128": lambda: SqueezeWaveSpeech(256, 128),
-    "lj": CompactSpeech,
+    "parallel": CompactSpeech,
 }
 
 

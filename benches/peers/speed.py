@@ -1,12 +1,12 @@
 """Times synthesis of melglow, PyTorch, ONNX Runtime and OpenVINO in turn and prints the ratios.
 
-    cargo build --release && python speed.py --archs waveglow-256,lj --threads 1,2 --rounds 5
+    cargo build --release && python speed.py --archs waveglow-256,parallel --threads 1,2 --rounds 5
 
 Run from the repository's root, or name the program with --melglow. Every architecture has random
 weights and its published shape (`models.py`; batch 1, one fixed length). Timed is the network from mel
 and latents to sound, after a warm-up, in processes that stay loaded and wait while another works;
-ours is the bare flow of `melglow bench`, which also draws the noise and, for `lj`, runs the synthesis
-filter (the peers' `lj` ends at the residual). A round measures each program once, one after the other:
+ours is the bare flow of `melglow bench`, which also draws the noise and, for `parallel`, runs the synthesis
+filter (the peers' `parallel` ends at the residual). A round measures each program once, one after the other:
 a ratio is the peer's time over ours within a round, above 1 where melglow is faster. OpenVINO runs in
 bf16 only where it says that the processor can.
 
@@ -165,7 +165,7 @@ def numbers(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--archs", default="waveglow-256,waveglow-64,squeezewave-a128-c256,squeezewave-a256-c128,lj")
+    parser.add_argument("--archs", default="waveglow-256,waveglow-64,squeezewave-a128-c256,squeezewave-a256-c128,parallel")
     parser.add_argument("--threads", type=numbers, default=[1], metavar="N,…")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of the sound")
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,8 +1,9 @@
 """Times a training step of melglow and of PyTorch in turn and prints the ratio.
 
-    cargo build --release && python train_ratio.py lj --threads 1 --rounds 3
+    cargo build --release && python train_ratio.py parallel --threads 1 --rounds 3
 
-lj           our voice's recipe, against `train_step.py compact`.
+lj           our voice's recipe, against `train_step.py recursive`.
+parallel     twelve couplings and no recursion, against `train_step.py compact`.
 waveglow-64  NVIDIA's WaveGlow with 64 channels, against `train_step.py waveglow`.
 
 Run from the repository's root, or name the program with --melglow. A round is one process of each; a
@@ -18,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PEERS = {"lj": "compact", "waveglow-64": "waveglow"}
+PEERS = {"lj": "recursive", "parallel": "compact", "waveglow-64": "waveglow"}
 
 
 def run(command):

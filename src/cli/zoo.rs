@@ -13,7 +13,7 @@ use std::path::PathBuf;
 /// Train flows of many designs for the same time on the same segments, and compare them
 ///
 /// Each recipe gets M minutes of one core, on the same segments in the same order, behind the same
-/// mel-driven whitening filter (its own, or that of recipe lj where it has none; fitted once, which comes
+/// mel-driven whitening filter (its own, or that of recipe parallel where it has none; fitted once, which comes
 /// on top: some minutes); NAME-raw is a recipe without the filter. Then its held-out likelihood, size, cost and speed
 /// are measured. The table, zoo.md and zoo.json, is written after each recipe; the same command goes on
 /// where it was interrupted. The voices stay in the folder, to be heard.

@@ -164,6 +164,7 @@ impl Panels {
         bias: &[f32],
         matrices: &[Matrix],
     ) -> Self {
+        assert!(kernel.runs_here());
         let depth = matrices.iter().map(|m| m.rows).sum();
         let width = 2 * lanes(kernel);
         let mut values: Vec<f32> = Vec::with_capacity(order.len() * (depth + 1) + LINE);
@@ -249,12 +250,8 @@ impl Panels {
     }
 }
 
-/// Values in a vector of a set of kernels that runs here.
-///
-/// # Panics
-/// If it doesn't.
+/// Values in a vector of a set of kernels.
 fn lanes(kernel: Kernel) -> usize {
-    assert!(kernel.runs_here());
     match kernel {
         Kernel::Scalar | Kernel::Neon => 4,
         Kernel::Avx2 => 8,

@@ -288,10 +288,14 @@ impl State {
             next_quantised,
             answer: self.answer.get_mut(from..to),
         };
-        let blocks = std::iter::from_fn(|| rest.split_off(block, shape));
         let quantised_features = self.features.as_ref();
         let work = Work { weights, l, h, cond: &self.cond, features, quantised_features };
-        share(threads, blocks, |block| work.run(block));
+        if steps <= block {
+            work.run(rest);
+        } else {
+            let blocks = std::iter::from_fn(|| rest.split_off(block, shape));
+            share(threads, blocks, |block| work.run(block));
+        }
         h.forget(to);
         self.done[l] = to;
     }

@@ -113,8 +113,17 @@ impl MelBands {
     /// If `magnitudes` has fewer than [`bins`](Self::bins) values.
     pub fn apply(&self, magnitudes: &[f32], out: &mut [f32]) {
         for ((first, weights), out) in self.bands.iter().zip(out) {
-            let bins = &magnitudes[*first..*first + weights.len()];
-            *out = bins.iter().zip(weights).map(|(m, w)| m * w).sum();
+            // in four partial sums, which needn't wait for each other
+            let (bins, rest) = magnitudes[*first..*first + weights.len()].as_chunks::<4>();
+            let (fours, others) = weights.as_chunks::<4>();
+            let mut sums = [0.0; 4];
+            for (bins, weights) in bins.iter().zip(fours) {
+                for i in 0..4 {
+                    sums[i] += bins[i] * weights[i];
+                }
+            }
+            let rest: f32 = rest.iter().zip(others).map(|(m, w)| m * w).sum();
+            *out = (sums[0] + sums[1]) + (sums[2] + sums[3]) + rest;
         }
     }
 }

@@ -10,10 +10,11 @@ use std::collections::HashSet;
 use std::path::Path;
 
 /// The recipes that the binary carries: name and JSON.
-const RECIPES: [(&str, &str); 15] = [
+const RECIPES: [(&str, &str); 16] = [
     ("tiny", include_str!("../../assets/recipes/tiny.json")),
     ("lj", include_str!("../../assets/recipes/lj.json")),
     ("lj-live", include_str!("../../assets/recipes/lj-live.json")),
+    ("parallel", include_str!("../../assets/recipes/parallel.json")),
     ("waveglow", include_str!("../../assets/recipes/waveglow.json")),
     ("waveglow-64", include_str!("../../assets/recipes/waveglow-64.json")),
     ("nice", include_str!("../../assets/recipes/nice.json")),

@@ -1,6 +1,6 @@
 //! Mel-consistency refinement: bends a sound until its mel is the one that was asked for.
 
-use crate::kernels::real::{Lines, Spectrum, Twiddles};
+use crate::kernels::real::{Lines, Spectrum, Twiddles, log_ratios};
 use crate::mel::filterbank::{MelBands, band_centres};
 use crate::mel::stft::Stft;
 use crate::mel::{MelConfig, MelSpectrogram};
@@ -253,9 +253,7 @@ impl Refiner {
         self.fft.process_with_scratch(transform, scratch);
         self.twiddles.split(transform, spectrum);
         self.bands.apply(&spectrum.magnitudes, correction);
-        for (r, wanted) in correction.iter_mut().zip(target) {
-            *r = (wanted - r.max(self.floor).ln()).clamp(-MAX_CORRECTION, MAX_CORRECTION);
-        }
+        log_ratios(target, correction, self.floor, MAX_CORRECTION);
         self.lines.exp(correction, gains);
         self.twiddles.join(spectrum, gains, transform);
         self.ifft.process_with_scratch(transform, scratch);

@@ -30,7 +30,7 @@ const RAW: &str = "-raw";
 /// small size: ten minutes are 56 steps of the large one.
 const ALSO_RAW: [&str; 4] = ["nice", "realnvp", "glow", "waveglow-64"];
 /// The recipe whose whitening front those get that have none.
-const FRONT_OF: &str = "lj";
+const FRONT_OF: &str = "parallel";
 /// More steps than the time allows.
 const MAX_STEPS: usize = 1_000_000_000;
 

@@ -377,7 +377,7 @@ fn frames_that_are_not_finite_are_muted_and_the_stream_goes_on() {
 
 #[test]
 fn recipes_stream() {
-    for (name, frames, lookahead) in [("tiny", 9, 5), ("lj", 40, 29), ("lj-live", 20, 3)] {
+    for (name, frames, lookahead) in [("tiny", 9, 5), ("parallel", 40, 29), ("lj", 20, 9), ("lj-live", 20, 3)] {
         let recipe = Recipe::open(name).unwrap();
         let vocoder = Vocoder::new(&seeded_voice(name, recipe.mel, recipe.flow)).unwrap();
         assert_eq!(vocoder.stream(&options(0)).unwrap().latency_frames(), lookahead, "{name}");
