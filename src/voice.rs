@@ -135,7 +135,7 @@ pub struct SynthesisConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Lookahead {
-    /// Each pass goes over the whole utterance: the best sound, two frames of look-ahead a pass.
+    /// Each pass goes over the whole utterance: the best sound, three frames of look-ahead a pass.
     #[default]
     All,
     /// All passes go over one hop after the other, with so many frames after it.

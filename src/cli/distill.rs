@@ -17,7 +17,8 @@ pub struct DistillArgs {
     /// The teacher: folder of a voice or checkpoint, or the name of the built-in voice
     #[arg(long, value_name = "DIR|NAME")]
     teacher: String,
-    /// The student's recipe: a built-in one, as for train, or the path of one's own
+    /// The student's recipe, without autoregressive or residual steps: a built-in one, as for train, or the path
+    /// of one's own
     #[arg(long, value_name = "NAME|PATH", required_unless_present = "resume")]
     recipe: Option<String>,
     /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or a plain folder of audio files

@@ -247,7 +247,7 @@ impl Speaker {
         let config = vocoder.config();
         let denoiser = if denoise > 0.0 { Some((Denoiser::new(&vocoder)?, denoise)) } else { None };
         Ok(Self {
-            judge: Judge::new(&config.mel, config.flow.group)?,
+            judge: Judge::new(&config.mel, config.flow.widest_step())?,
             griffin_lim: GriffinLim::new(&config.mel)?,
             flow,
             device,

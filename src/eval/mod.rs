@@ -118,7 +118,7 @@ pub struct Judge {
 }
 
 impl Judge {
-    /// For a convention and a flow that treats `group` samples at a time.
+    /// For a convention and a flow whose widest step holds `group` samples.
     ///
     /// # Errors
     /// If the convention is out of range.

@@ -14,7 +14,8 @@ use candle_nn::VarBuilder;
 ///
 /// A row is a part of a step, so that `by` 1 goes from sample to sample. log_det = Σ ln f′, exact: the
 /// Jacobian is triangular. Forward is parallel; the inverse goes row by row, the net remembering what
-/// it needs. `reversed` begins at the end. The net's last layer starts at zero. Kingma et al. 2016;
+/// it needs; in a stream, values are cut off at ±64 and NaN becomes 0, where [`Bijector::inverse`] fails.
+/// `reversed` begins at the end. The net's last layer starts at zero. Kingma et al. 2016;
 /// Papamakarios et al. 2017; with a transformer Zhai et al. 2024.
 pub struct Autoregressive {
     by: usize,

@@ -384,6 +384,12 @@ impl FlowConfig {
         self.blocks.iter().flat_map(|block| std::iter::repeat_n(&block.steps, block.repeat).flatten())
     }
 
+    /// Samples of the widest step: the rates of all steps are multiples of its rate.
+    pub fn widest_step(&self) -> usize {
+        let start = Place { channels: self.group, squeezed: 1 };
+        self.group * self.steps().fold(start, |place, step| step.after(place)).squeezed
+    }
+
     /// Checks one step, which stands at `place`.
     fn validate_step(&self, step: &StepConfig, Place { channels, squeezed }: Place, hop: usize) -> Result<()> {
         let frame = matches!(self.conditioning, ConditioningConfig::Frame { .. });

@@ -360,7 +360,9 @@ fn gain(x: &mut [f32], at: usize, features: &Rows, up: usize, weights: &Panels, 
 mod tests {
     use super::*;
     use crate::import::{Options, import};
+    use crate::kernels;
     use crate::kernels::choice::Kernel;
+    use crate::kernels::wavenet::Shape;
     use crate::mel::file::tests::parity;
     use crate::mel::file::{TensorData, read_array};
     use candle_core::{Device, Tensor};
@@ -370,6 +372,45 @@ mod tests {
         let TensorData { shape, values, .. } = read_array(&parity(name).unwrap()).unwrap();
         let steps = shape[shape.len() - 1];
         (0..steps).map(|t| values.iter().skip(t).step_by(steps).copied().collect()).collect()
+    }
+
+    /// A recursion that is driven away comes back: at most [`MOST`], and the rows whose net has forgotten
+    /// are those of a recursion that never was.
+    #[test]
+    fn a_recursion_returns() {
+        let shape = Shape {
+            inputs: 2,
+            channels: 4,
+            outputs: 4,
+            kernel: 3,
+            causal: true,
+            dilations: vec![1, 2],
+            skip: false,
+            up: 1,
+        };
+        // parameters tell from the row before alone how far the next one moves, little
+        let params: Vec<f32> = (0..shape.param_count()).map(|i| ((i * 7919) % 13) as f32 / 200.0 - 0.03).collect();
+        let net = Weights::WaveNet(kernels::stream::Weights::new(
+            Kernel::Scalar,
+            &shape,
+            &params,
+            &vec![0.0; 3 * shape.cond_width()],
+        ));
+        let mut features = Rows::new(3);
+        features.grow(200);
+        let map = scalar::Packed::Affine { bound: Some(2.0) };
+        let run = |x: &mut [f32]| {
+            Recursion { net: NetState::new(&net), row: vec![0.0; 2] }.run(x, 2, &map, &net, &features);
+        };
+        let calm: Vec<f32> = (0..400).map(|i| (i as f32 * 0.7).sin()).collect();
+        let (mut free, mut driven) = (calm.clone(), calm);
+        (driven[20], driven[21], driven[23]) = (1e30, f32::NAN, f32::NEG_INFINITY);
+        run(&mut free);
+        run(&mut driven);
+        assert_eq!((driven[20], driven[21], driven[23]), (MOST, 0.0, -MOST));
+        assert!(driven.iter().all(|x| x.abs() <= MOST) && driven[24..60] != free[24..60]);
+        let apart = driven[360..].iter().zip(&free[360..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(apart < 1e-3, "{apart}");
     }
 
     /// SqueezeWave's golden noise, mel and sound, in both forms of its batch norm.

@@ -78,7 +78,7 @@ pub enum Precision {
     /// 32-bit floats.
     #[default]
     F32,
-    /// Integers of 16 bits and exact sums, where products are large: the layers of WaveNets behind their
+    /// Integers of 16 bits and exact sums, where products are large: the layers of couplings' WaveNets behind their
     /// first. What is added up, and all the rest, stays in f32.
     Int16,
 }

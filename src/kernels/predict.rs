@@ -118,7 +118,10 @@ impl Predictor {
 /// stands before them (zeros before the start).
 #[multiversion(targets("x86_64+avx2"))]
 pub fn residual(predictor: &Predictor, x: &[f32], range: std::ops::Range<usize>, e: &mut [f32]) {
-    residual_body(predictor, x, range, e);
+    let scale = 1.0 / predictor.gain;
+    for (n, e) in range.zip(e) {
+        *e = (x[n] + predict(predictor, x, n)) * scale;
+    }
 }
 
 /// The gradient of [`residual`] in the coefficients `a[1..=order]`, from that of `e`, in f64.
@@ -155,7 +158,9 @@ pub fn residual_backward_sound(predictor: &Predictor, d_x: &mut [f32], range: st
 /// The inverse: `x[n] = gain · e[n] − Σ a[k] x[n−k]`, in place at `range` of `x`.
 #[multiversion(targets("x86_64+avx2"))]
 pub fn synthesise(predictor: &Predictor, x: &mut [f32], range: std::ops::Range<usize>, e: &[f32]) {
-    synthesise_body(predictor, x, range, e);
+    for (n, e) in range.zip(e) {
+        x[n] = predictor.gain * e - predict(predictor, x, n);
+    }
 }
 
 #[inline(always)]
@@ -163,21 +168,6 @@ fn predict(predictor: &Predictor, x: &[f32], n: usize) -> f32 {
     let order = predictor.reversed.len();
     let past = order.min(n);
     dot(&predictor.reversed[order - past..], &x[n - past..n])
-}
-
-#[inline(always)]
-fn residual_body(predictor: &Predictor, x: &[f32], range: std::ops::Range<usize>, e: &mut [f32]) {
-    let scale = 1.0 / predictor.gain;
-    for (n, e) in range.zip(e) {
-        *e = (x[n] + predict(predictor, x, n)) * scale;
-    }
-}
-
-#[inline(always)]
-fn synthesise_body(predictor: &Predictor, x: &mut [f32], range: std::ops::Range<usize>, e: &[f32]) {
-    for (n, e) in range.zip(e) {
-        x[n] = predictor.gain * e - predict(predictor, x, n);
-    }
 }
 
 #[cfg(test)]

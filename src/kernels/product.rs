@@ -641,7 +641,7 @@ mod tests {
     }
 
     /// One convolution with a second input, for every start: (rows, taps, dilation, width, second, columns).
-    const SHAPES: [[usize; 6]; 8] = [
+    const SHAPES: [[usize; 6]; 9] = [
         [1, 1, 0, 1, 1, 1],
         [2, 3, 5, 3, 2, 7],
         [5, 3, 1, 8, 1, 16],
@@ -650,6 +650,7 @@ mod tests {
         [70, 1, 0, 64, 3, 130],
         [7, 3, 8, 100, 31, 12],
         [4, 2, 1, 11, 5, 500],
+        [1, 3, 2, 7, 2, 85],
     ];
 
     #[test]
@@ -711,9 +712,17 @@ mod tests {
     fn gated_panels_start_between_rows_or_with_held_ones() {
         for kernel in Kernel::available() {
             // single rows of many channels go through panels abreast
-            for (channels, up, first, rows) in
-                [(1, 4, 3, 9), (8, 2, 0, 6), (10, 16, 5, 40), (37, 32, 31, 13), (100, 4, 6, 1), (208, 2, 3, 1)]
-            {
+            for (channels, up, first, rows) in [
+                (1, 4, 3, 9),
+                (8, 2, 0, 6),
+                (10, 16, 5, 40),
+                (37, 32, 31, 13),
+                (100, 4, 6, 1),
+                (208, 2, 3, 1),
+                (20, 4, 6, 1),
+                (40, 4, 6, 1),
+                (80, 4, 6, 1),
+            ] {
                 let width = 2 * channels;
                 let (x, weight, bias) = (values(rows * 5, 1), values(5 * width, 2), values(width, 3));
                 let features = values(((first + rows) / up + 2) * 3, 4);

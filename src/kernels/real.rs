@@ -23,7 +23,7 @@ pub struct Twiddles {
     half: usize,
 }
 
-/// One frame's spectrum, and room for its magnitudes and gains.
+/// One frame's spectrum, and room for its magnitudes.
 pub struct Spectrum {
     /// Real and imaginary parts of `Z[k]` and `Z[M−k]` on the way in, `X[k]` and `X*[M−k]` then.
     front: [Vec<f32>; 2],
@@ -52,6 +52,9 @@ impl Twiddles {
     }
 
     /// The spectrum and its magnitudes, of a frame's transform of `n_fft / 2` values.
+    ///
+    /// # Panics
+    /// If there are more or fewer.
     pub fn split(&self, transform: &[Complex32], spectrum: &mut Spectrum) {
         assert_eq!(transform.len(), self.half);
         split(self, transform, spectrum);
@@ -92,6 +95,9 @@ impl Twiddles {
 
     /// The transform whose inverse, `n_fft / 2` complex values not divided by anything, is `n_fft` times
     /// the frame of the spectrum with its bins times `gains`, one for each of the `M + 1`.
+    ///
+    /// # Panics
+    /// If there are more or fewer of either.
     pub fn join(&self, spectrum: &mut Spectrum, gains: &[f32], transform: &mut [Complex32]) {
         assert!(transform.len() == self.half && gains.len() == self.half + 1);
         join(self, spectrum, gains, transform);

@@ -2,7 +2,7 @@
 //!
 //! The student speaks, `x = f⁻¹(z; mel)` with mels of real clips, and the teacher, frozen, says how
 //! likely that is. What falls is the reverse divergence, `KL(student ‖ teacher)`: van den Oord et al.
-//! 2017, §4 (Parallel WaveNet), with a flow of any design on either side. Both work on the residual of
+//! 2017, §4 (Parallel WaveNet), from a flow of any design to one whose inverse passes a gradient. Both work on the residual of
 //! one whitening front, the teacher's; its log-determinant cancels.
 
 use super::dataset::{Sampler, names};

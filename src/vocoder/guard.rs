@@ -13,7 +13,8 @@ use super::noise::Noise;
 const LIMIT: f32 = 5.0;
 
 /// Replaces hops of residual that are far above `level`, or no numbers; hop 0 of `residual` is hop
-/// `first` of the sound. Every hop is judged by itself.
+/// `first` of the sound. Every hop is judged by itself, and a recursive flow goes on from its own values, not
+/// from what replaced them.
 ///
 /// A flow that was asked for louder noise (`sigma` above 1) may be louder.
 pub(super) fn repair(residual: &mut [f32], hop: usize, first: usize, level: f32, (noise, sigma): (&Noise, f32)) {

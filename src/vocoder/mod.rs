@@ -250,7 +250,7 @@ impl Vocoder {
     }
 
     /// [`residual`](Self::residual) of a flow whose samples depend on all before them: range follows range, and
-    /// `state` remembers what was.
+    /// `turn` remembers what was.
     fn residual_in_turn(
         &self,
         packed: &Packed,
@@ -271,8 +271,11 @@ impl Vocoder {
             rows.iter_mut().for_each(|z| *z *= sigma);
         };
         let wanted = range.len() * hop;
+        // a piece for each thread, so that a layer is worth sharing
+        let at_once = packed.flow.piece_frames() * rayon::current_num_threads();
+        turn.ready.reserve((wanted + at_once * hop).saturating_sub(turn.ready.len()));
         while turn.ready.len() < wanted && turn.heard < mel.frames() {
-            let end = (turn.heard + packed.flow.piece_frames()).min(mel.frames());
+            let end = (turn.heard + at_once).min(mel.frames());
             let frames = mel.columns(turn.heard..end);
             turn.state.push(&packed.flow, &frames, end == mel.frames(), draw, &mut turn.ready);
             turn.heard = end;
@@ -389,13 +392,30 @@ fn bound(residual: &mut [f32]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::flow::FlowConfig;
     use crate::flow::config::{Block, ConditioningConfig, StepConfig, WaveNetConfig};
     use crate::mel::MelConfig;
     use crate::net::Params;
     use crate::net::params::scattered;
+
+    /// A voice whose parameters are away from the identity that training begins with.
+    pub fn seeded(name: &str, mel: MelConfig, flow: FlowConfig, synthesis: SynthesisConfig) -> Voice {
+        let params = Params::seeded(1, &Device::Cpu);
+        Flow::new(&flow, &mel, params.builder()).unwrap();
+        let tensors: Vec<_> = params
+            .named()
+            .into_iter()
+            .enumerate()
+            .map(|(i, (name, var))| {
+                let size = if name.contains(".end.") { 0.3 } else { 0.0 };
+                let moved = (var.as_tensor() + scattered(i as u64, size, var.shape())).unwrap();
+                (name, moved)
+            })
+            .collect();
+        Voice::from_parts(VoiceConfig::new(name, mel, flow, synthesis), &tensors).unwrap()
+    }
 
     #[test]
     fn a_design_that_cannot_stream_speaks_in_blocks() {
@@ -408,21 +428,7 @@ mod tests {
             4,
             vec![Block { repeat: 2, steps }],
         );
-        let params = Params::seeded(1, &Device::Cpu);
-        Flow::new(&flow, &mel, params.builder()).unwrap();
-        let tensors: Vec<_> = params
-            .named()
-            .into_iter()
-            .enumerate()
-            .map(|(i, (name, var))| {
-                // away from the identity that training begins with
-                let size = if name.contains(".end.") { 0.3 } else { 0.0 };
-                let moved = (var.as_tensor() + scattered(i as u64, size, var.shape())).unwrap();
-                (name, moved)
-            })
-            .collect();
-        let config = VoiceConfig::new("small", mel, flow, SynthesisConfig::new(0.7, 0));
-        let voice = Voice::from_parts(config, &tensors).unwrap();
+        let voice = seeded("small", mel, flow, SynthesisConfig::new(0.7, 0));
         let stream = Vocoder::new(&voice).unwrap();
         let blocks =
             Vocoder { engine: Engine::Blocks(voice.build_flow().unwrap().0, None), ..Vocoder::new(&voice).unwrap() };

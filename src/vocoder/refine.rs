@@ -24,6 +24,8 @@ const MAX_CORRECTION: f32 = 4.0;
 const ABOVE_TOP: f64 = 100.0;
 /// The last hop's far end sees little of the last window: no more than this may be divided away.
 pub(super) const MIN_WEIGHT: f32 = 1e-2;
+/// A sound's length where its end isn't known, or doesn't matter.
+pub(super) const ENDLESS: usize = isize::MAX as usize / 4;
 /// Output frames of one parallel task; the frames that reach over its edges are worked out twice.
 const FRAMES_PER_TASK: usize = 64;
 
@@ -42,7 +44,7 @@ pub struct Refiner {
     /// The window, divided by what the transforms multiply.
     synthesis_window: Vec<f32>,
     /// The sum of squared windows over the samples of a hop that all its frames reach, and how many these are.
-    overlap: (Vec<f32>, usize),
+    inside: (Vec<f32>, usize),
     bands: MelBands,
     lines: Lines,
     floor: f32,
@@ -87,21 +89,21 @@ impl Refiner {
             ifft: planner.plan_fft_inverse(n_fft / 2),
             twiddles: Twiddles::new(n_fft),
             synthesis_window: stft.window().iter().map(|w| w / n_fft as f32).collect(),
-            overlap: (vec![0.0; hop], 0),
+            inside: (vec![0.0; hop], 0),
             bands: MelBands::new(config),
             lines: Lines::new(&between, config.n_mels),
-            floor: config.floor as f32,
+            floor: (config.floor as f32).max(f32::MIN_POSITIVE),
             stft,
         };
         // far enough from the beginning
         let start = n_fft.div_ceil(hop) * hop;
         let frames = refiner.frames_over(start..start + hop);
-        refiner.overlap = (refiner.weights(start..start + hop, frames.clone()), frames.len());
+        refiner.inside = (refiner.weights(start..start + hop, frames.clone()), frames.len());
         Ok(refiner)
     }
 
     /// The frames that reach samples of a range, however many frames there are.
-    fn frames_over(&self, samples: Range<usize>) -> Range<usize> {
+    pub(super) fn frames_over(&self, samples: Range<usize>) -> Range<usize> {
         let (hop, half) = (self.stft.hop_length(), self.stft.n_fft() / 2);
         (samples.start + 1).saturating_sub(half).div_ceil(hop)..(samples.end + half - 1) / hop + 1
     }
@@ -228,7 +230,7 @@ impl Refiner {
         }
         for (start, out) in (start..).step_by(hop).zip(out.chunks_mut(hop)) {
             let (samples, frames) = (start..start + hop, over(start..start + hop));
-            let (inside, most) = &self.overlap;
+            let (inside, most) = &self.inside;
             let edge = (frames.len() < *most).then(|| self.weights(samples, frames));
             let weights = edge.as_ref().unwrap_or(inside);
             out.iter_mut().zip(weights).for_each(|(out, weight)| *out /= weight.max(MIN_WEIGHT));

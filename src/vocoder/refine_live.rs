@@ -13,11 +13,8 @@
 //!                    ╰── frame b+2 ──────┼╌╌╌╯
 //! ```
 
-use super::refine::{Buffers, MIN_WEIGHT, MOMENTUM, Refiner};
+use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, MOMENTUM, Refiner};
 use crate::kernels::rows::Rows;
-
-/// A sound's length where its end doesn't matter.
-const ENDLESS: usize = isize::MAX as usize / 4;
 
 /// One stream's refinement with a fixed look-ahead.
 pub struct LiveRefinement {
@@ -68,7 +65,7 @@ impl LiveRefinement {
             self.fix(refiner, from, to);
             out.extend_from_slice(self.sound.get(from..to.min(from + hop)));
             self.hop += 1;
-            let first = first_frame(refiner, self.hop * hop);
+            let first = refiner.frames_over(self.hop * hop..self.hop * hop + 1).start;
             self.target.forget(first);
             self.sound.forget((first * hop).saturating_sub(refiner.stft.n_fft() / 2));
         }
@@ -77,7 +74,7 @@ impl LiveRefinement {
     /// All passes over the samples `from..to`, of which the first hop is fixed afterwards.
     fn fix(&mut self, refiner: &Refiner, from: usize, to: usize) {
         let hop = refiner.stft.hop_length();
-        let frames = first_frame(refiner, from)..to.div_ceil(hop).min(self.target.end());
+        let frames = refiner.frames_over(from..to).start..to.div_ceil(hop).min(self.target.end());
         let weights = refiner.weights(from..to, frames.clone());
         for pass in 0..self.passes {
             self.sum.clear();
@@ -101,10 +98,4 @@ impl LiveRefinement {
             std::mem::swap(&mut self.before, &mut self.sum);
         }
     }
-}
-
-/// The first frame whose window reaches beyond sample `from`.
-fn first_frame(refiner: &Refiner, from: usize) -> usize {
-    let (hop, half) = (refiner.stft.hop_length(), refiner.stft.n_fft() / 2);
-    (from + 1).saturating_sub(half).div_ceil(hop)
 }

@@ -1,11 +1,8 @@
 //! Refinement of a sound as it is made: each pass follows the one before as closely as its frames
 //! allow, so that what comes out is what [`Refiner::refine`] makes of the whole sound, bit for bit.
 
-use super::refine::{Buffers, MIN_WEIGHT, MOMENTUM, Refiner};
+use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, MOMENTUM, Refiner};
 use crate::kernels::rows::Rows;
-
-/// A sound's length while nobody knows it.
-const ENDLESS: usize = isize::MAX as usize / 4;
 
 /// All passes at work on one stream.
 pub struct RefineStream {

@@ -5,6 +5,7 @@ mod table;
 
 use crate::audio::wav::{self, WavFormat};
 use crate::flow::WHITENING_PREFIX;
+use crate::flow::config::WhiteningConfig;
 use crate::train::clock::cpu_seconds;
 use crate::train::config::Validation;
 use crate::train::dataset::{self, Clip, Dataset};
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 pub use table::{JSON_FILE, MARKDOWN_FILE, Row, Settings, Table};
 
-/// Segments of a training step, and samples of each: of the sizes tried for recipe `lj`, the best for
+/// Segments of a training step, and samples of each: of the sizes tried for recipe `parallel`, the best for
 /// little training.
 const BATCH: usize = 4;
 const SEGMENT: usize = 2048;
@@ -148,8 +149,13 @@ fn recipe(name: &str, options: &Options) -> Result<Recipe> {
             recipe.flow.whitening = None;
             recipe.name += RAW;
         }
-        None if recipe.flow.whitening.is_none() => recipe.flow.whitening = Recipe::open(FRONT_OF)?.flow.whitening,
-        None => {}
+        None => {
+            let front = Recipe::open(FRONT_OF)?.flow.whitening;
+            let fit_steps = front.as_ref().map_or(0, |front| front.fit_steps);
+            let own = recipe.flow.whitening.take().map(|own| WhiteningConfig { fit_steps, ..own });
+            // one that differs in its fit alone is the same, so that it is shared
+            recipe.flow.whitening = own.or(front);
+        }
     }
     let t = &mut recipe.training;
     t.joint_whitening = false;

@@ -170,6 +170,7 @@ fn what_does_not_fit_is_one_line() {
     assert!(err.starts_with("melglow: recipe student has another mel convention than teacher tiny; "), "{err}");
     for (recipe, problem) in [
         ("arflow", "no gradient passes through the inverse of one of its steps"),
+        ("lj-live", "no gradient passes through the inverse of one of its steps"),
         ("fvae", "its likelihood is a lower bound, and a divergence wants the student's own"),
     ] {
         let (code, err) = distill(&[&teacher[..], &["--recipe", recipe, "--out", "run"]].concat());
