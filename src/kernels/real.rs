@@ -166,7 +166,7 @@ fn ln(x: f32) -> f32 {
     let p = p * f - 1.666_805_8e-1;
     let p = p * f + 2.000_071_5e-1;
     let p = p * f - 2.499_999_4e-1;
-    let p = p * f + 3.333_333_1e-1;
+    let p = p * f + 3.333_333e-1;
     let square = f * f;
     f + (p * f * square - 2.121_944_4e-4 * n - 0.5 * square) + 0.693_359_4 * n
 }

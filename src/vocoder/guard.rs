@@ -3,7 +3,7 @@
 //! A flow has learnt one speaker's mels. On others, or on silence cut into speech, its couplings drive
 //! each other up, by 10²⁰ and more. The whitening filter before it doesn't: it follows any mel, and the
 //! level that it takes in is known ([`crate::voice::TrainedOn::residual_level`]). So a hop of residual
-//! far above that level is replaced by noise at it: what is heard there is the filter's spectrum, and
+//! far above that level, or far below, as a recursion may end, is replaced by noise at it: what is heard there is the filter's spectrum, and
 //! what the refinement makes of it.
 
 use super::noise::Noise;
@@ -12,17 +12,20 @@ use super::noise::Noise;
 /// of LJSpeech under `lj`'s front), 5.4 under `lj-live`'s.
 const LIMIT: f32 = 5.0;
 
-/// Replaces hops of residual that are far above `level`, or no numbers; hop 0 of `residual` is hop
+/// The part of the level that no hop of `lj`'s speech falls short of (the 30 validation clips).
+const LEAST: f32 = 0.125;
+
+/// Replaces hops of residual that are far above or below `level`, or no numbers; hop 0 of `residual` is hop
 /// `first` of the sound. Every hop is judged by itself, and a recursive flow goes on from its own values, not
 /// from what replaced them.
 ///
 /// A flow that was asked for louder noise (`sigma` above 1) may be louder.
 pub(super) fn repair(residual: &mut [f32], hop: usize, first: usize, level: f32, (noise, sigma): (&Noise, f32)) {
-    let limit = (LIMIT * level * sigma.max(1.0)).powi(2);
+    let (limit, least) = ((LIMIT * level * sigma.max(1.0)).powi(2), (LEAST * level * sigma.min(1.0)).powi(2));
     for (index, residual) in residual.chunks_mut(hop).enumerate() {
         let power = residual.iter().map(|e| e * e).sum::<f32>() / residual.len() as f32;
         // NaN is not above
-        if power.is_nan() || power > limit {
+        if power.is_nan() || power > limit || power < least {
             noise.fill((first + index) * hop, residual);
             residual.iter_mut().for_each(|e| *e *= level * sigma.min(1.0));
         }
@@ -41,9 +44,14 @@ mod tests {
         residual[2 * hop] = f32::INFINITY;
         residual[3 * hop..4 * hop].fill(3.1);
         residual[4 * hop..5 * hop].fill(2.9);
+        residual[5 * hop..].fill(0.07);
         let before = residual.clone();
         let noise = Noise::new(3);
         repair(&mut residual, hop, first, 0.6, (&noise, 0.5));
+        // an eighth of the level times sigma is 0.0375: below it is silence
+        let mut quiet = vec![0.03; hop];
+        repair(&mut quiet, hop, first + 1, 0.6, (&noise, 0.5));
+        assert_eq!(quiet, residual[hop..2 * hop]);
         let mut drawn = vec![0.0; 3 * hop];
         noise.fill((first + 1) * hop, &mut drawn);
         drawn.iter_mut().for_each(|e| *e *= 0.6 * 0.5);

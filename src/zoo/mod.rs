@@ -152,9 +152,11 @@ fn recipe(name: &str, options: &Options) -> Result<Recipe> {
         None => {
             let front = Recipe::open(FRONT_OF)?.flow.whitening;
             let fit_steps = front.as_ref().map_or(0, |front| front.fit_steps);
-            let own = recipe.flow.whitening.take().map(|own| WhiteningConfig { fit_steps, ..own });
+            let own = recipe.flow.whitening.as_ref();
             // one that differs in its fit alone is the same, so that it is shared
-            recipe.flow.whitening = own.or(front);
+            if own.is_none_or(|own| Some(&WhiteningConfig { fit_steps, ..own.clone() }) == front.as_ref()) {
+                recipe.flow.whitening = front;
+            }
         }
     }
     let t = &mut recipe.training;
