@@ -165,7 +165,8 @@ def numbers(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--archs", default="waveglow-256,waveglow-64,squeezewave-a128-c256,squeezewave-a256-c128,parallel")
+    parser.add_argument(
+        "--archs", default="waveglow-256,waveglow-64,squeezewave-a128-c256,squeezewave-a256-c128,parallel")
     parser.add_argument("--threads", type=numbers, default=[1], metavar="N,…")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of the sound")
     parser.add_argument("--rounds", type=int, default=5)
