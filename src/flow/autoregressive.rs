@@ -120,7 +120,9 @@ impl Bijector for Autoregressive {
         if self.reversed {
             return Ok(None);
         }
-        let (Some(map), Some(net)) = (self.map.pack()?, self.net.pack(&self.cond, kernel)?) else { return Ok(None) };
+        let (Some(map), Some(net)) = (self.map.pack()?, self.net.pack_recursion(&self.cond, kernel)?) else {
+            return Ok(None);
+        };
         Ok(Some(Stage::Autoregressive { by: self.by, map, net: Box::new(net) }))
     }
 }

@@ -2,6 +2,7 @@
 //! autoregressive steps share.
 
 use super::logistic;
+use crate::kernels::pointwise;
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
@@ -196,6 +197,15 @@ pub enum Packed {
 }
 
 impl Packed {
+    /// [`inverse`](Self::inverse) of all values of a row, in place.
+    pub fn inverse_row(&self, row: &mut [f32], params: &[f32]) {
+        let values = row.len();
+        match self {
+            Self::Affine { bound } => pointwise::uncouple(row, 0, params, values, *bound),
+            _ => row.iter_mut().enumerate().for_each(|(i, z)| *z = self.inverse(*z, i, values, params)),
+        }
+    }
+
     /// Value number `i` of a step's `values`, from the parameters of that step; NaN where a mixture's root
     /// isn't found.
     pub fn inverse(&self, z: f32, i: usize, values: usize, params: &[f32]) -> f32 {

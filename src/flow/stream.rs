@@ -8,6 +8,7 @@ use super::{conditioning, scalar};
 use crate::kernels::conditioner::{State as NetState, Weights};
 use crate::kernels::pointwise;
 use crate::kernels::product::{Input, Panels, Start};
+use crate::kernels::recursion;
 use crate::kernels::rows::Rows;
 use crate::kernels::wavenet::interpolation;
 
@@ -59,7 +60,7 @@ pub enum Stage {
         /// `f⁻¹`.
         map: scalar::Packed,
         /// The causal net.
-        net: Box<Weights>,
+        net: Box<recursion::Weights>,
     },
     /// The halves change places.
     Swap,
@@ -163,7 +164,7 @@ pub struct State {
 
 /// An autoregressive step at work: its net, and the last row.
 struct Recursion {
-    net: NetState,
+    net: recursion::State,
     row: Vec<f32>,
 }
 
@@ -190,7 +191,7 @@ impl State {
                     couplings.push(Coupling { net, waiting, input: Vec::new() });
                 }
                 Stage::Autoregressive { by, net, .. } => {
-                    recursions.push(Recursion { net: NetState::new(net), row: vec![0.0; *by] });
+                    recursions.push(Recursion { net: recursion::State::new(net), row: vec![0.0; *by] });
                 }
                 _ => {}
             }
@@ -279,14 +280,11 @@ impl State {
 
 impl Recursion {
     /// The inverse of the rows in `x`, in place.
-    fn run(&mut self, x: &mut [f32], by: usize, map: &scalar::Packed, net: &Weights, features: &Rows) {
+    fn run(&mut self, x: &mut [f32], by: usize, map: &scalar::Packed, net: &recursion::Weights, features: &Rows) {
         for z in x.chunks_exact_mut(by) {
-            let params = self.net.push(net, (&self.row, by), features, false, 1);
-            for (i, (x, z)) in self.row.iter_mut().zip(z).enumerate() {
-                let value = map.inverse(*z, i, by, params);
-                *x = if value.is_nan() { 0.0 } else { value.clamp(-MOST, MOST) };
-                *z = *x;
-            }
+            map.inverse_row(z, self.net.push(net, &self.row, features));
+            z.iter_mut().for_each(|x| *x = if x.is_nan() { 0.0 } else { x.clamp(-MOST, MOST) });
+            self.row.copy_from_slice(z);
         }
     }
 }
@@ -360,7 +358,6 @@ fn gain(x: &mut [f32], at: usize, features: &Rows, up: usize, weights: &Panels, 
 mod tests {
     use super::*;
     use crate::import::{Options, import};
-    use crate::kernels;
     use crate::kernels::choice::Kernel;
     use crate::kernels::wavenet::Shape;
     use crate::mel::file::tests::parity;
@@ -390,17 +387,12 @@ mod tests {
         };
         // parameters tell from the row before alone how far the next one moves, little
         let params: Vec<f32> = (0..shape.param_count()).map(|i| ((i * 7919) % 13) as f32 / 200.0 - 0.03).collect();
-        let net = Weights::WaveNet(kernels::stream::Weights::new(
-            Kernel::Scalar,
-            &shape,
-            &params,
-            &vec![0.0; 3 * shape.cond_width()],
-        ));
+        let net = recursion::Weights::new(Kernel::Scalar, &shape, &params, &vec![0.0; 3 * shape.cond_width()]);
         let mut features = Rows::new(3);
         features.grow(200);
         let map = scalar::Packed::Affine { bound: Some(2.0) };
         let run = |x: &mut [f32]| {
-            Recursion { net: NetState::new(&net), row: vec![0.0; 2] }.run(x, 2, &map, &net, &features);
+            Recursion { net: recursion::State::new(&net), row: vec![0.0; 2] }.run(x, 2, &map, &net, &features);
         };
         let calm: Vec<f32> = (0..400).map(|i| (i as f32 * 0.7).sin()).collect();
         let (mut free, mut driven) = (calm.clone(), calm);

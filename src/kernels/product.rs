@@ -149,12 +149,15 @@ impl Panels {
         Self::pack(kernel, (channels, true), &gated_order(kernel, channels), bias, matrices)
     }
 
-    /// A matrix that makes rows for [`Start::Between`] of `count` gated panels of so many channels.
-    pub(crate) fn for_gated(kernel: Kernel, channels: usize, count: usize, matrix: Matrix) -> Self {
+    /// Matrices that make rows for [`Start::Between`] of gated panels of so many channels: as many side by side
+    /// as the bias has columns for.
+    pub(crate) fn for_gated(kernel: Kernel, channels: usize, bias: &[f32], matrices: &[Matrix]) -> Self {
         let one = gated_order(kernel, channels);
-        let order: Vec<_> =
-            (0..count).flat_map(|i| one.iter().map(move |from| from.map(|from| i * 2 * channels + from))).collect();
-        Self::pack(kernel, (order.len(), false), &order, &vec![0.0; count * 2 * channels], &[matrix])
+        let order: Vec<_> = (0..bias.len())
+            .step_by(2 * channels)
+            .flat_map(|first| one.iter().map(move |from| from.map(|from| first + from)))
+            .collect();
+        Self::pack(kernel, (order.len(), false), &order, bias, matrices)
     }
 
     fn pack(
@@ -178,16 +181,6 @@ impl Panels {
         }
         let layout = Layout { kernel, panels: order.len() / width, columns, gated };
         Self { layout, values, begin, depth }
-    }
-
-    /// Replaces the bias of panels that aren't gated.
-    pub(crate) fn set_bias(&mut self, bias: &[f32]) {
-        assert!(!self.layout.gated && bias.len() == self.layout.columns);
-        let width = self.layout.width();
-        let size = (self.depth + 1) * width;
-        for (bias, panel) in bias.chunks(width).zip(self.values[self.begin..].chunks_mut(size)) {
-            panel[..bias.len()].copy_from_slice(bias);
-        }
     }
 
     /// Values in a row of the answer.
@@ -727,7 +720,8 @@ mod tests {
                 let (x, weight, bias) = (values(rows * 5, 1), values(5 * width, 2), values(width, 3));
                 let features = values(((first + rows) / up + 2) * 3, 4);
                 let project = values(3 * 2 * width, 5);
-                let cond = Panels::for_gated(kernel, channels, 2, Matrix::new(&project, 2 * width));
+                let cond =
+                    Panels::for_gated(kernel, channels, &vec![0.0; 2 * width], &[Matrix::new(&project, 2 * width)]);
                 let count = features.len() / 3;
                 let mut between = vec![0.0; count * cond.columns()];
                 cond.product(count, &[Input::rows(&features, 3)], Start::Bias, (&mut between, cond.columns()));

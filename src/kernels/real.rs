@@ -151,7 +151,7 @@ fn exp_all(values: &mut [f32]) {
 /// The natural logarithm of a positive normal number: Cephes' polynomial around 1; error below 2e-7 of the
 /// value or of 1, whichever is more.
 #[inline(always)]
-fn ln(x: f32) -> f32 {
+pub(super) fn ln(x: f32) -> f32 {
     // √½, from which on mantissas count as the next power's
     const FROM: i32 = 0x3f35_04f3;
     let bits = x.to_bits().cast_signed();

@@ -161,7 +161,7 @@ impl Weights {
             start: params.start.panels(kernel),
             layers: params.layers.iter().zip(cond_bias).map(|(p, bias)| Layer::new(kernel, shape, p, bias)).collect(),
             end: params.end.panels(kernel),
-            cond: Panels::for_gated(kernel, c, shape.layers, Matrix::new(&params.cond.weight, width)),
+            cond: Panels::for_gated(kernel, c, &vec![0.0; width], &[Matrix::new(&params.cond.weight, width)]),
             shape: shape.clone(),
         }
     }

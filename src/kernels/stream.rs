@@ -2,21 +2,12 @@
 //!
 //! What comes out doesn't depend on the pieces, bit for bit: see [`super::product`].
 //!
-//! The net is a WaveNet ([`super::wavenet`]) in fewer multiplications. Its first and last layers
-//! are matrices next to matrices, so they are multiplied into them when the weights are packed:
-//!
-//! ```text
-//!   [x 1] ──┬─▶ conv₀ · start ─▶ gate ─┬─▶ residual₀, start ─▶ h₁ ──┬─▶ conv₁ ─▶ gate ─▶ …
-//!           │                          │                           │
-//!           └──────────────────────────┴─▶ answer₀                 └─▶ answer₁ ─▶ …  sum: the output
-//! ```
-//!
-//! `answer` is a layer's share of the output: its skip, or without skips its residual, times `end`.
-//! The channel of ones carries `start`'s bias, so that the zeros beyond the ends stay zeros.
+//! The net is a WaveNet, its layers merged ([`super::merged`]).
 
 use super::blocks::{WELL_SHARED, division, share};
 use super::choice::Kernel;
 use super::integer::IntegerPanels;
+use super::merged;
 use super::product::{Input, Matrix, Panels, Start};
 use super::quantise::{self, QuantisedRows, quantise};
 use super::rows::Rows;
@@ -50,46 +41,25 @@ impl Weights {
     /// convolutions', and the projection of features, `[features, cond_width]`.
     pub fn new(kernel: Kernel, shape: &Shape, params: &[f32], cond: &[f32]) -> Self {
         let (c, outputs) = (shape.channels, shape.outputs);
-        let (end, end_bias) = (&params[shape.end().0], &params[shape.end().1]);
-        // weight and bias lie one after the other: the bias is the row of the ones
-        let start = &params[shape.start().0.start..shape.start().1.end];
-        let mut answer_bias: Vec<f64> = end_bias.iter().map(|&b| f64::from(b)).collect();
+        let (merged, answer_bias) = merged::layers(shape, params);
         let mut layers = Vec::new();
-        for (l, last) in (0..shape.layers()).map(|l| (l, l + 1 == shape.layers())) {
-            let p = shape.layer(l);
-            let (conv, out, out_bias) = (&params[p.conv], &params[p.out], &params[p.out_bias]);
-            let width = shape.out_width(l);
-            let fused = (l == 0).then(|| {
-                let taps = conv.chunks_exact(c * 2 * c);
-                taps.flat_map(|tap| chained(start, c, c, tap, 2 * c)).collect::<Vec<_>>()
-            });
-            let mut above = vec![Matrix::new(fused.as_deref().unwrap_or(conv), 2 * c)];
+        for (l, layer) in merged.iter().enumerate() {
+            let mut above = vec![Matrix::new(&layer.conv, 2 * c)];
             if shape.up == 1 {
                 let rows = cond.len() / shape.cond_width();
                 above.push(Matrix { values: &cond[l * 2 * c..], stride: shape.cond_width(), rows });
             }
-            let conv = Panels::gated(kernel, c, &params[p.conv_bias], &above);
-
-            let residual = (!last).then(|| {
-                let mut above = vec![Matrix { values: out, stride: width, rows: c }];
-                above.extend((l == 0).then(|| Matrix::new(start, c)));
-                Panels::new(kernel, c, &out_bias[..c], &above)
-            });
-
-            // without skips, the last residual is the sum of the input and all layers' residuals
-            let share = chained(&out[width - c..], width, c, end, outputs);
-            let through = chained(start, c, c, end, outputs);
-            let mut above = vec![Matrix::new(&share, outputs)];
-            above.extend((l == 0 && !shape.skip).then(|| Matrix::new(&through, outputs)));
-            let answer = Panels::new(kernel, outputs, &vec![0.0; outputs], &above);
-            let bias = chained(&out_bias[width - c..], c, c, end, outputs);
-            answer_bias.iter_mut().zip(bias).for_each(|(sum, b)| *sum += f64::from(b));
-            layers.push(Layer { conv, residual, answer });
+            let conv = Panels::gated(kernel, c, layer.conv_bias, &above);
+            let residual = |matrix| Panels::new(kernel, c, layer.residual_bias, &[Matrix::new(matrix, c)]);
+            let residual = layer.residual.as_deref().map(residual);
+            let above = [Some(&layer.answer), layer.through.as_ref()];
+            let above: Vec<_> = above.into_iter().flatten().map(|matrix| Matrix::new(matrix, outputs)).collect();
+            let bias = if l == 0 { answer_bias.clone() } else { vec![0.0; outputs] };
+            layers.push(Layer { conv, residual, answer: Panels::new(kernel, outputs, &bias, &above) });
         }
-        let answer_bias: Vec<f32> = answer_bias.into_iter().map(|b| b as f32).collect();
-        layers[0].answer.set_bias(&answer_bias);
-        let rows = |cond| Panels::for_gated(kernel, c, shape.layers(), Matrix::new(cond, shape.cond_width()));
-        let cond = (shape.up > 1).then(|| rows(cond));
+        let width = shape.cond_width();
+        let rows = || Panels::for_gated(kernel, c, &vec![0.0; width], &[Matrix::new(cond, width)]);
+        let cond = (shape.up > 1).then(rows);
         Self { shape: shape.clone(), layers, integers: Vec::new(), cond }
     }
 
@@ -126,20 +96,6 @@ impl Weights {
         };
         steps * depth * width
     }
-}
-
-/// `a · b`, `a` with rows of `inner` values `stride` apart, in f64 and rounded once.
-fn chained(a: &[f32], stride: usize, inner: usize, b: &[f32], columns: usize) -> Vec<f32> {
-    let mut product = Vec::with_capacity(a.len().div_ceil(stride) * columns);
-    let mut sums = vec![0.0_f64; columns];
-    for row in a.chunks(stride) {
-        sums.fill(0.0);
-        for (a, b) in row[..inner].iter().zip(b.chunks_exact(columns)) {
-            sums.iter_mut().zip(b).for_each(|(sum, b)| *sum += f64::from(*a) * f64::from(*b));
-        }
-        product.extend(sums.iter().map(|&sum| sum as f32));
-    }
-    product
 }
 
 /// What a WaveNet remembers of one sequence.
@@ -439,6 +395,7 @@ impl Work<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::merged::chained;
     use super::*;
     use crate::kernels::wavenet;
 

@@ -154,16 +154,18 @@ impl Stft {
 
     fn windowed_at(&self, (samples, first): (&[f32], usize), len: usize, start: isize, out: &mut [f32]) {
         assert_eq!(out.len(), self.n_fft);
-        let inside = usize::try_from(start - first as isize).ok().and_then(|at| samples.get(at..at + self.n_fft));
-        if let Some(inside) = inside {
-            for ((t, s), w) in out.iter_mut().zip(inside).zip(&self.window) {
-                *t = s * w;
-            }
-        } else {
-            for (i, (t, w)) in out.iter_mut().zip(&self.window).enumerate() {
-                // a piece may lack the one sample that the window's leading zero would meet
-                let sample = reflect(start + i as isize, len).checked_sub(first).and_then(|at| samples.get(at));
-                *t = sample.copied().unwrap_or_default() * w;
+        // where the window meets samples of the piece as they stand
+        let place = |at: usize| (at as isize - start).clamp(0, self.n_fft as isize) as usize;
+        let inside = place(first)..place((first + samples.len()).min(len)).max(place(first));
+        for i in (0..inside.start).chain(inside.end..self.n_fft) {
+            // a piece may lack the one sample that the window's leading zero would meet
+            let sample = reflect(start + i as isize, len).checked_sub(first).and_then(|at| samples.get(at));
+            out[i] = sample.copied().unwrap_or_default() * self.window[i];
+        }
+        if !inside.is_empty() {
+            let samples = &samples[(start + inside.start as isize) as usize - first..];
+            for ((out, s), w) in out[inside.clone()].iter_mut().zip(samples).zip(&self.window[inside]) {
+                *out = s * w;
             }
         }
     }

@@ -11,6 +11,7 @@ pub mod wavenet;
 use crate::kernels::choice::Kernel;
 use crate::kernels::conditioner::Weights;
 use crate::kernels::recall::Recall;
+use crate::kernels::recursion;
 use candle_core::{Result, Tensor};
 pub use lipschitz::LipschitzNet;
 pub use params::Params;
@@ -26,6 +27,11 @@ pub trait CondNet {
     /// The weights for streaming, with those of the projection of the mel's features, or `None` if
     /// the net can't stream.
     fn pack(&self, _projection: &Projection, _kernel: Kernel) -> Result<Option<Weights>> {
+        Ok(None)
+    }
+    /// The weights for streaming row by row, as [`pack`](Self::pack), or `None` if the net isn't causal or can't
+    /// stream.
+    fn pack_recursion(&self, _projection: &Projection, _kernel: Kernel) -> Result<Option<recursion::Weights>> {
         Ok(None)
     }
     /// The net at work row by row, for conditioning `cond` `[rows, cond_width]` of the whole sequence

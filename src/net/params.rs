@@ -1,5 +1,6 @@
 //! Named parameters: created with seeded values for training, or taken from a file.
 
+use crate::kernels;
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use rand_chacha::ChaCha8Rng;
@@ -129,9 +130,7 @@ pub fn uniform(rng: &mut ChaCha8Rng) -> f32 {
 
 /// Standard normal, by Box and Muller (one value from two uniforms, so that positions are countable).
 pub fn normal(rng: &mut ChaCha8Rng) -> f32 {
-    let u = (f64::from(rng.next_u32()) + 1.0) / 4_294_967_296.0;
-    let v = f64::from(rng.next_u32()) / 4_294_967_296.0;
-    ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+    kernels::normal::normal([rng.next_u32(), rng.next_u32()])
 }
 
 /// Uniform values between `-size` and `size`, the same for the same seed, for tests.

@@ -4,8 +4,8 @@ use super::CondNet;
 use crate::kernels::choice::Kernel;
 use crate::kernels::conditioner::Weights;
 use crate::kernels::recall::{Recall, WaveNetRecall};
-use crate::kernels::stream;
 use crate::kernels::wavenet::{self as kernel, Shape};
+use crate::kernels::{recursion, stream};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use rayon::prelude::*;
@@ -240,6 +240,12 @@ impl WaveNet {
         }
         linear(&skip.unwrap_or(h), &self.end.weight()?, &self.end.bias)
     }
+
+    /// [`WaveNet::flat_params`], and the projection's weights `[features, cond_width]`.
+    fn flat_weights(&self, projection: &Projection) -> Result<(Vec<f32>, Vec<f32>)> {
+        let cond = projection.0.weight()?.flatten_all()?;
+        Ok((self.flat_params(projection.bias())?.to_vec1()?, cond.to_vec1()?))
+    }
 }
 
 impl CondNet for WaveNet {
@@ -253,9 +259,16 @@ impl CondNet for WaveNet {
     }
 
     fn pack(&self, projection: &Projection, kernel: Kernel) -> Result<Option<Weights>> {
-        let params: Vec<f32> = self.flat_params(projection.bias())?.to_vec1()?;
-        let cond: Vec<f32> = projection.0.weight()?.flatten_all()?.to_vec1()?;
+        let (params, cond) = self.flat_weights(projection)?;
         Ok(Some(Weights::WaveNet(stream::Weights::new(kernel, &self.shape, &params, &cond))))
+    }
+
+    fn pack_recursion(&self, projection: &Projection, kernel: Kernel) -> Result<Option<recursion::Weights>> {
+        if !self.shape.causal {
+            return Ok(None);
+        }
+        let (params, cond) = self.flat_weights(projection)?;
+        Ok(Some(recursion::Weights::new(kernel, &self.shape, &params, &cond)))
     }
 
     fn recall(&self, cond: &Tensor, cond_bias: &Tensor) -> Result<Box<dyn Recall>> {

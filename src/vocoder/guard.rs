@@ -12,7 +12,7 @@ use super::noise::Noise;
 /// of LJSpeech under `lj`'s front), 5.4 under `lj-live`'s.
 const LIMIT: f32 = 5.0;
 
-/// The part of the level that no hop of `lj`'s speech falls short of (the 30 validation clips).
+/// The part of the level that no hop of `lj`'s or `lj-live`'s speech falls short of (the 30 validation clips).
 const LEAST: f32 = 0.125;
 
 /// Replaces hops of residual that are far above or below `level`, or no numbers; hop 0 of `residual` is hop
@@ -26,8 +26,7 @@ pub(super) fn repair(residual: &mut [f32], hop: usize, first: usize, level: f32,
         let power = residual.iter().map(|e| e * e).sum::<f32>() / residual.len() as f32;
         // NaN is not above
         if power.is_nan() || power > limit || power < least {
-            noise.fill((first + index) * hop, residual);
-            residual.iter_mut().for_each(|e| *e *= level * sigma.min(1.0));
+            noise.fill_scaled((first + index) * hop, level * sigma.min(1.0), residual);
         }
     }
 }

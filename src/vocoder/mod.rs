@@ -216,8 +216,7 @@ impl Vocoder {
                 let (from, to) = (start.saturating_sub(halo), (start + out.len() / hop + halo).min(seen.end));
                 scope.spawn(move || {
                     let draw = |step: usize, rows: &mut [f32]| {
-                        noise.fill(from * hop + step * packed.flow.group, rows);
-                        rows.iter_mut().for_each(|z| *z *= sigma);
+                        noise.fill_scaled(from * hop + step * packed.flow.group, sigma, rows);
                     };
                     let mut state = State::new(&packed.flow, threads);
                     // samples to drop in front, and where the next go
@@ -266,10 +265,7 @@ impl Vocoder {
             heard: 0,
             ready: Vec::new(),
         });
-        let draw = |step: usize, rows: &mut [f32]| {
-            noise.fill(step * packed.flow.group, rows);
-            rows.iter_mut().for_each(|z| *z *= sigma);
-        };
+        let draw = |step: usize, rows: &mut [f32]| noise.fill_scaled(step * packed.flow.group, sigma, rows);
         let wanted = range.len() * hop;
         // a piece for each thread, so that a layer is worth sharing
         let at_once = packed.flow.piece_frames() * rayon::current_num_threads();

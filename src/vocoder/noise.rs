@@ -1,8 +1,8 @@
 //! Latent noise as a function of (seed, position), whatever the order it is asked for.
 
-use crate::net::params::normal;
+use crate::kernels::normal::normals;
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// An endless sequence of standard normal values; a value depends on the seed and its index only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,18 @@ impl Noise {
     pub fn fill(&self, start: usize, out: &mut [f32]) {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_word_pos(2 * start as u128);
-        out.fill_with(|| normal(&mut rng));
+        let mut words = [[0; 2]; 64];
+        for out in out.chunks_mut(words.len()) {
+            let words = &mut words[..out.len()];
+            words.fill_with(|| [rng.next_u32(), rng.next_u32()]);
+            normals(words, out);
+        }
+    }
+
+    /// [`fill`](Self::fill), times `scale`.
+    pub fn fill_scaled(&self, start: usize, scale: f32, out: &mut [f32]) {
+        self.fill(start, out);
+        out.iter_mut().for_each(|value| *value *= scale);
     }
 
     /// Latents of steps `first_step .. first_step + steps`, row-major `[group, steps]`, scaled by

@@ -171,10 +171,7 @@ impl Streamer<'_> {
     fn advance(&mut self, frames: &[f32], last: bool, out: &mut Vec<f32>) {
         let Packed { flow, filters } = self.packed;
         let (noise, sigma) = (self.noise, self.sigma);
-        let draw = |step: usize, rows: &mut [f32]| {
-            noise.fill(step * flow.group, rows);
-            rows.iter_mut().for_each(|z| *z *= sigma);
-        };
+        let draw = |step: usize, rows: &mut [f32]| noise.fill_scaled(step * flow.group, sigma, rows);
         self.frames += frames.len() / self.vocoder.config.mel.n_mels;
         self.refine.aim(frames);
         let mut frames = Cow::Borrowed(frames);

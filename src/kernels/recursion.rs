@@ -1,0 +1,260 @@
+//! A causal WaveNet that waits for its own answer: one row at a time, as the inverse of an autoregressive step
+//! wants it.
+//!
+//! A row by itself makes a product that only reads weights, and they lie further away than the first cache.
+//! But of a layer's taps all but the last look at rows that are a dilation or more away, so that they are done
+//! ahead, for as many rows together as the dilation is long:
+//!
+//! ```text
+//!   dilation 3:   h₀ h₁ h₂ h₃ h₄ h₅   rows that are there
+//!                 └──┬───┘ └──┬───┘
+//!                    ▼        ▼
+//!                 ┌──────────────┐
+//!                 │ ahead₆ ₇ ₈   │    the first two taps of the next three, and their conditioning
+//!                 └──────────────┘
+//! ```
+//!
+//! What is left of a row is `own · h` on top of that, the gate, and one product to the next layer's input and
+//! the output together. What comes out doesn't depend on the pieces that the features come in, bit for bit.
+
+use super::choice::Kernel;
+use super::merged;
+use super::product::{Input, Matrix, Panels, Start};
+use super::rows::Rows;
+use super::wavenet::Shape;
+
+/// A WaveNet's weights in panels, and those of its projection of the mel's features.
+pub struct Weights {
+    shape: Shape,
+    layers: Vec<Layer>,
+    /// All layers' conditioning from a row of features, where rows are interpolated.
+    cond: Option<Panels>,
+}
+
+struct Layer {
+    /// The taps before the row's own, and the conditioning where features come by step: what gates start from.
+    ahead: Panels,
+    /// The row's own tap; gated.
+    own: Panels,
+    /// From the gates to the next layer's input and the output, side by side, or the last layer's to the
+    /// output; the first layer's takes the net's input along.
+    out: Panels,
+}
+
+impl Weights {
+    /// Packs flat parameters in the order of [`Shape::param_count`], the conditioning's bias in the
+    /// convolutions', and the projection of features, `[features, cond_width]`.
+    ///
+    /// # Panics
+    /// If the shape isn't causal.
+    pub fn new(kernel: Kernel, shape: &Shape, params: &[f32], cond: &[f32]) -> Self {
+        assert!(shape.causal);
+        let (c, outputs, width) = (shape.channels, shape.outputs, shape.cond_width());
+        let (merged, bias) = merged::layers(shape, params);
+        let layer = |(l, layer): (usize, &merged::Layer)| {
+            let inputs = if l == 0 { shape.inputs + 1 } else { c };
+            let (before, own) = layer.conv.split_at((shape.kernel - 1) * inputs * 2 * c);
+            let mut above = vec![Matrix::new(before, 2 * c)];
+            if shape.up == 1 {
+                above.push(Matrix { values: &cond[l * 2 * c..], stride: width, rows: cond.len() / width });
+            }
+            let answer = if l == 0 { bias.clone() } else { vec![0.0; outputs] };
+            let out = match &layer.residual {
+                Some(residual) => {
+                    // without a way through, the net's input has no part in the output
+                    let nothing = vec![0.0; (shape.inputs + 1) * outputs];
+                    let through = if l == 0 { layer.through.as_ref().unwrap_or(&nothing) } else { &[][..] };
+                    let to_output = layer.answer.chunks_exact(outputs).chain(through.chunks_exact(outputs));
+                    let side_by_side: Vec<f32> = residual
+                        .chunks_exact(c)
+                        .zip(to_output)
+                        .flat_map(|(residual, answer)| [residual, answer].concat())
+                        .collect();
+                    let bias = [layer.residual_bias, &answer].concat();
+                    Panels::new(kernel, c + outputs, &bias, &[Matrix::new(&side_by_side, c + outputs)])
+                }
+                None => {
+                    let above = [Some(&layer.answer), layer.through.as_ref()];
+                    let above: Vec<_> = above.into_iter().flatten().map(|m| Matrix::new(m, outputs)).collect();
+                    Panels::new(kernel, outputs, &answer, &above)
+                }
+            };
+            Layer {
+                ahead: Panels::for_gated(kernel, c, layer.conv_bias, &above),
+                own: Panels::gated(kernel, c, &vec![0.0; 2 * c], &[Matrix::new(own, 2 * c)]),
+                out,
+            }
+        };
+        let layers = merged.iter().enumerate().map(layer).collect();
+        let rows = || Panels::for_gated(kernel, c, &vec![0.0; width], &[Matrix::new(cond, width)]);
+        Self { shape: shape.clone(), layers, cond: (shape.up > 1).then(rows) }
+    }
+}
+
+/// What the net remembers of one sequence.
+pub struct State {
+    /// Projected conditioning by frame; not kept where features come by step.
+    cond: Rows,
+    layers: Vec<LayerState>,
+    /// Steps done.
+    done: usize,
+    /// What a layer's gates leave.
+    act: Vec<f32>,
+    out: Vec<f32>,
+}
+
+struct LayerState {
+    /// The layer's input behind the zeros before the first step: step `t` stands as many places on as the layer
+    /// looks back. The first layer's is the net's input and a one, the others' their channels and the output
+    /// so far.
+    input: Rows,
+    /// What the gates of coming steps start from.
+    ahead: Rows,
+}
+
+impl State {
+    /// Before the first step.
+    pub fn new(weights: &Weights) -> Self {
+        let shape = &weights.shape;
+        let layer = |(l, (&dilation, layer)): (usize, (&usize, &Layer))| {
+            let mut input = Rows::new(if l == 0 { shape.inputs + 1 } else { shape.channels + shape.outputs });
+            input.grow(shape.sides(dilation).0);
+            LayerState { input, ahead: Rows::new(layer.ahead.columns()) }
+        };
+        Self {
+            cond: Rows::new(weights.cond.as_ref().map_or(1, Panels::columns)),
+            layers: shape.dilations.iter().zip(&weights.layers).enumerate().map(layer).collect(),
+            done: 0,
+            act: vec![0.0; shape.channels],
+            out: vec![0.0; shape.outputs],
+        }
+    }
+
+    /// Takes the next row of input, and `features` as far as they are known (of that row at least, from the first
+    /// that it needs); gives the row of output.
+    pub fn push(&mut self, weights: &Weights, x: &[f32], features: &Rows) -> &[f32] {
+        let Shape { inputs, channels: c, outputs, kernel, up, .. } = weights.shape;
+        let t = self.done;
+        if let Some(cond) = &weights.cond {
+            let wanted = self.cond.end()..features.end();
+            let (count, width) = (wanted.len(), cond.columns());
+            let rows = self.cond.grow(count);
+            cond.product(count, &[Input::rows(features.get(wanted), features.width())], Start::Bias, (rows, width));
+        }
+        // steps stand between rows
+        let known = if up == 1 { features.end() } else { (self.cond.end() - 1) * up };
+
+        let row = self.layers[0].input.grow(1);
+        row[..inputs].copy_from_slice(x);
+        row[inputs] = 1.0;
+        for (l, (layer, &dilation)) in weights.layers.iter().zip(&weights.shape.dilations).enumerate() {
+            let (state, next) = self.layers.split_at_mut(l + 1);
+            let state = &mut state[l];
+            let (back, width) = ((kernel - 1) * dilation, if l == 0 { inputs + 1 } else { c });
+            let stride = state.input.width();
+            if state.ahead.end() == t {
+                let steps = dilation.min(known - t);
+                state.ahead.forget(t);
+                state.input.forget(t);
+                let taps = match kernel {
+                    1 => Input::rows(&[], 0),
+                    _ => Input {
+                        taps: kernel - 1,
+                        dilation,
+                        stride,
+                        ..Input::rows(state.input.get(t..t + steps + back - dilation), width)
+                    },
+                };
+                let (by_step, start) = if up == 1 {
+                    (Input::rows(features.get(t..t + steps), features.width()), Start::Bias)
+                } else {
+                    let first = self.cond.start();
+                    let rows = &self.cond.get(first..self.cond.end())[l * layer.ahead.columns()..];
+                    (Input::rows(&[], 0), Start::Between(rows, self.cond.width(), up, t - first * up))
+                };
+                layer.ahead.product(steps, &[taps, by_step], start, (state.ahead.grow(steps), layer.ahead.columns()));
+            }
+            let own = state.input.get(t + back..t + back + 1);
+            let ahead = Start::Held(state.ahead.get(t..t + 1), layer.ahead.columns(), 1, 0);
+            layer.own.product(1, &[Input::rows(&own[..width], width)], ahead, (&mut self.act, c));
+            let act = [Input::rows(&self.act, c), Input::rows(own, width)];
+            let out = next.first_mut().map_or(&mut self.out[..], |next| next.input.grow(1));
+            let wide = out.len();
+            match l {
+                0 if layer.out.depth() > c => layer.out.product(1, &act, Start::Bias, (out, wide)),
+                0 => layer.out.product(1, &act[..1], Start::Bias, (out, wide)),
+                _ => layer.out.product(1, &act[..1], Start::Rows(&own[c + outputs - wide..], wide), (out, wide)),
+            }
+        }
+        self.done += 1;
+        self.cond.forget(self.done / up);
+        &self.out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::merged::chained;
+    use super::super::wavenet;
+    use super::*;
+
+    fn values(count: usize, seed: usize, most: f32) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 * most - most).collect()
+    }
+
+    /// The output for pieces of so many rows of features.
+    fn streamed(weights: &Weights, x: &[f32], features: &[f32], piece: usize) -> Vec<f32> {
+        let (mut rows, mut state, mut out, mut x) =
+            (Rows::new(3), State::new(weights), Vec::new(), x.chunks_exact(weights.shape.inputs));
+        for features in features.chunks(3 * piece) {
+            rows.extend(features);
+            let known = if weights.shape.up == 1 { rows.end() } else { (rows.end() - 1) * weights.shape.up };
+            while state.done < known {
+                let Some(x) = x.next() else { break };
+                out.extend_from_slice(state.push(weights, x, &rows));
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn row_by_row_is_the_net_for_any_pieces() {
+        // (inputs, channels, outputs, kernel, dilations, up)
+        let shapes: [(_, _, _, _, &[usize], _); 6] = [
+            (1, 1, 2, 3, &[1], 1),
+            (3, 10, 4, 3, &[1, 2, 4], 1),
+            (4, 6, 8, 5, &[3, 1], 16),
+            (4, 40, 8, 3, &[1, 3, 9, 27, 81], 64),
+            (2, 19, 6, 1, &[1, 1], 4),
+            (2, 8, 6, 1, &[1], 1),
+        ];
+        for (inputs, channels, outputs, kernel, dilations, up) in shapes {
+            for skip in [false, true] {
+                let dilations = dilations.to_vec();
+                let shape = Shape { inputs, channels, outputs, kernel, causal: true, dilations, skip, up };
+                let steps = 4 * up + 23 * usize::from(up == 1);
+                let params = values(shape.param_count(), 1, 1.2 / (channels as f32).sqrt());
+                let cond = values(3 * shape.cond_width(), 2, 0.5);
+                let rows = shape.cond_rows(steps);
+                let (x, features) = (values(steps * inputs, 3, 1.0), values(rows * 3, 4, 1.0));
+                let projected = chained(&features, 3, 3, &cond, shape.cond_width());
+                let (expected, _) = wavenet::forward(&shape, &params, &x, &projected, false);
+                let loudest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+                assert!(loudest > 0.1);
+                for kernel in Kernel::available() {
+                    let weights = Weights::new(kernel, &shape, &params, &cond);
+                    let whole = streamed(&weights, &x, &features, rows);
+                    let worst = whole.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    let name = kernel.name();
+                    assert!(whole.len() == expected.len() && worst < 1e-5 * loudest, "{name}: {shape:?}: {worst}");
+                    for piece in [1, 2, 7] {
+                        assert!(
+                            streamed(&weights, &x, &features, piece) == whole,
+                            "{name}: {shape:?}, {piece} at a time"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
