@@ -197,7 +197,7 @@ pub enum Packed {
 }
 
 impl Packed {
-    /// [`inverse`](Self::inverse) of all values of a row, in place.
+    /// [`inverse`](Self::inverse) of all values of a row, in place; an affine map's to within rounding.
     pub fn inverse_row(&self, row: &mut [f32], params: &[f32]) {
         let values = row.len();
         match self {
@@ -223,6 +223,31 @@ impl Packed {
                 logistic::inverse_value(y, *components, |part, k| params[(2 + part * components + k) * values + i])
             }
             _ => y,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_at_once_is_its_values() {
+        let params: Vec<f32> = (0..40).map(|i| (i as f32 * 1.7).sin() * 3.0).collect();
+        let maps = [
+            Packed::Additive,
+            Packed::Affine { bound: None },
+            Packed::Affine { bound: Some(2.0) },
+            Packed::Tanh { scale: vec![0.7; 10], shift: vec![0.1; 10] },
+        ];
+        for map in maps {
+            let z: Vec<f32> = (0..10).map(|i| i as f32 - 4.5).collect();
+            let mut row = z.clone();
+            map.inverse_row(&mut row, &params[..if matches!(map, Packed::Additive) { 10 } else { 20 }]);
+            for (i, (x, z)) in row.iter().zip(z).enumerate() {
+                let expected = map.inverse(z, i, 10, &params);
+                assert!((x - expected).abs() < 1e-5 * expected.abs().max(1.0), "{x}, {expected}");
+            }
         }
     }
 }

@@ -130,8 +130,10 @@ impl State {
         }
     }
 
-    /// Takes the next row of input, and `features` as far as they are known (of that row at least, from the first
-    /// that it needs); gives the row of output.
+    /// Takes the next row of input, and `features` as far as they are known; gives the row of output.
+    ///
+    /// # Panics
+    /// If features of the row are missing: its own, or where rows stand between features, both its neighbours.
     pub fn push(&mut self, weights: &Weights, x: &[f32], features: &Rows) -> &[f32] {
         let Shape { inputs, channels: c, outputs, kernel, up, .. } = weights.shape;
         let t = self.done;
