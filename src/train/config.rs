@@ -44,6 +44,9 @@ pub struct Recipe {
     pub flow: FlowConfig,
     /// Optimiser, batches, schedule.
     pub training: Training,
+    /// Standard deviation of the noise that the voice will speak from; where it isn't said, 1, that of training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sigma: Option<f32>,
     /// Passes of refinement that the voice will ask for; where it isn't said,
     /// [`SynthesisConfig::DEFAULT_REFINE`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -228,6 +231,7 @@ impl Recipe {
         let hop = voice.mel.hop_length;
         Self {
             name: format!("fine-tuning {}", voice.name),
+            sigma: Some(voice.synthesis.sigma),
             refine: Some(voice.synthesis.refine),
             refine_lookahead: Some(voice.synthesis.refine_lookahead),
             mel: voice.mel.clone(),
@@ -272,8 +276,11 @@ impl Recipe {
 
     /// Defaults at synthesis of the voice that it makes.
     pub fn synthesis(&self) -> SynthesisConfig {
-        let refine = self.refine.unwrap_or(SynthesisConfig::DEFAULT_REFINE);
-        SynthesisConfig { sigma: 1.0, refine, refine_lookahead: self.refine_lookahead.unwrap_or_default() }
+        SynthesisConfig {
+            sigma: self.sigma.unwrap_or(1.0),
+            refine: self.refine.unwrap_or(SynthesisConfig::DEFAULT_REFINE),
+            refine_lookahead: self.refine_lookahead.unwrap_or_default(),
+        }
     }
 
     /// Whether segments are whitened each time they are drawn: because the whitening learns, or because

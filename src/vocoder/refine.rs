@@ -361,6 +361,26 @@ mod tests {
         assert!(last < 0.2, "{last}");
     }
 
+    /// Where one hop was fixed and the next begins, the sound is as smooth as elsewhere.
+    #[test]
+    fn hops_made_one_after_the_other_join() {
+        let refiner = Refiner::new(&MelConfig::nvidia()).unwrap();
+        let (sound, mel) = buzz(&refiner, 200);
+        let mut noise = vec![0.0; sound.len()];
+        Noise::new(3).fill(0, &mut noise);
+        noise.iter_mut().for_each(|v| *v *= 0.05);
+        let mut live = LiveRefinement::new(&refiner, mel.n_mels(), 8, 2);
+        let mut refined = Vec::new();
+        live.aim(mel.transposed().values());
+        live.push(&refiner, &noise, true, &mut refined);
+        let bend = |n: usize| (refined[n + 1] - 2.0 * refined[n] + refined[n - 1]).powi(2);
+        let mean = |places: &[usize]| places.iter().map(|&n| bend(n)).sum::<f32>() / places.len() as f32;
+        // the last three samples of each hop, and the first of the next
+        let (joints, rest): (Vec<usize>, Vec<usize>) = (1..refined.len() - 1).partition(|n| (n + 3) % 256 < 4);
+        let ratio = mean(&joints) / mean(&rest);
+        assert!(ratio < 1.2, "{ratio}");
+    }
+
     #[test]
     fn threads_and_short_sounds() {
         let refiner = Refiner::new(&MelConfig::nvidia()).unwrap();

@@ -12,9 +12,22 @@
 //!                ╰── frame b+1 ─────╯    │        under the window's thin end
 //!                    ╰── frame b+2 ──────┼╌╌╌╯
 //! ```
+//!
+//! At both ends the sound would be left with a step, and every hop with the mark of three: what is fixed can't
+//! follow what comes after it, nor what isn't corrected yet what comes before. So what the passes change grows
+//! from nothing at one end and shrinks to nothing at the other.
 
-use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, MOMENTUM, Refiner};
+use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, Refiner};
 use crate::kernels::rows::Rows;
+use std::f32::consts::FRAC_PI_2;
+
+/// As that of passes over all ([`super::refine`]), for few passes that begin anew with every hop: .5 was better
+/// than .7, .9 and 1.1, and as good as 0 (measured on twelve LJSpeech clips).
+const MOMENTUM: f32 = 0.5;
+/// Parts of a hop over which the change grows behind what is fixed, and shrinks before what isn't made yet: of 0,
+/// ½ and 0, ⅛, ¼, ½, 1 the best (measured on the same clips).
+const GROWS: f32 = 0.5;
+const SHRINKS: f32 = 0.25;
 
 /// One stream's refinement with a fixed look-ahead.
 pub struct LiveRefinement {
@@ -29,6 +42,9 @@ pub struct LiveRefinement {
     buffers: Buffers,
     sum: Vec<f32>,
     before: Vec<f32>,
+    /// The samples under way as the passes found them, and the part of its change that each is left.
+    begun: Vec<f32>,
+    parts: Vec<f32>,
 }
 
 impl LiveRefinement {
@@ -43,6 +59,8 @@ impl LiveRefinement {
             buffers: refiner.buffers(),
             sum: Vec::new(),
             before: Vec::new(),
+            begun: Vec::new(),
+            parts: Vec::new(),
         }
     }
 
@@ -62,7 +80,7 @@ impl LiveRefinement {
             if from >= to || (to < wanted && !last) {
                 break;
             }
-            self.fix(refiner, from, to);
+            self.fix(refiner, from, to, to < wanted);
             out.extend_from_slice(self.sound.get(from..to.min(from + hop)));
             self.hop += 1;
             let first = refiner.frames_over(self.hop * hop..self.hop * hop + 1).start;
@@ -71,11 +89,23 @@ impl LiveRefinement {
         }
     }
 
-    /// All passes over the samples `from..to`, of which the first hop is fixed afterwards.
-    fn fix(&mut self, refiner: &Refiner, from: usize, to: usize) {
+    /// All passes over the samples `from..to`, of which the first hop is fixed afterwards; `last` ones have
+    /// nothing behind them. Without look-ahead a hop has one turn only: it is changed as a whole, steps or not.
+    fn fix(&mut self, refiner: &Refiner, from: usize, to: usize, last: bool) {
         let hop = refiner.stft.hop_length();
         let frames = refiner.frames_over(from..to).start..to.div_ceil(hop).min(self.target.end());
         let weights = refiner.weights(from..to, frames.clone());
+        self.begun.clear();
+        self.begun.extend_from_slice(self.sound.get(from..to));
+        self.parts.clear();
+        self.parts.resize(to - from, 1.0);
+        let turns = self.lookahead > 0;
+        if turns && from > 0 {
+            grow(self.parts.iter_mut(), GROWS * hop as f32);
+        }
+        if turns && !last {
+            grow(self.parts.iter_mut().rev(), SHRINKS * hop as f32);
+        }
         for pass in 0..self.passes {
             self.sum.clear();
             self.sum.resize(to - from, 0.0);
@@ -95,7 +125,18 @@ impl LiveRefinement {
                     *y = q + MOMENTUM * (q - before);
                 }
             }
+            for ((y, begun), part) in sound.iter_mut().zip(&self.begun).zip(&self.parts) {
+                *y = begun + part * (*y - begun);
+            }
             std::mem::swap(&mut self.before, &mut self.sum);
         }
     }
+}
+
+/// Lets parts grow from nothing, over so many.
+fn grow<'a>(parts: impl Iterator<Item = &'a mut f32>, over: f32) {
+    parts
+        .take(over as usize)
+        .enumerate()
+        .for_each(|(i, part)| *part *= (FRAC_PI_2 * (i as f32 + 0.5) / over).sin().powi(2));
 }
