@@ -81,15 +81,19 @@ fn designs() -> Vec<(&'static str, FlowConfig, usize)> {
         bound,
         map,
     };
-    let recursive = vec![
-        StepConfig::Asinh { scale: 0.5 },
-        StepConfig::Actnorm {},
-        in_turn(2, MapConfig::Affine, Some(2.0)),
-        StepConfig::Squeeze { by: 2 },
-        in_turn(1, MapConfig::Tanh, None),
-        StepConfig::mix(),
-        coupling(false, false, true, Some(2.0)),
-    ];
+    let recursive = |causal| {
+        vec![
+            StepConfig::Asinh { scale: 0.5 },
+            StepConfig::Actnorm {},
+            in_turn(2, MapConfig::Affine, Some(2.0)),
+            StepConfig::Squeeze { by: 2 },
+            in_turn(1, MapConfig::Tanh, None),
+            StepConfig::mix(),
+            coupling(false, false, causal, Some(2.0)),
+        ]
+    };
+    let by_step = vec![in_turn(2, MapConfig::Affine, None), StepConfig::mix(), coupling(true, false, true, None)];
+    let (upsample, by_frame) = (ConditioningConfig::Upsample { kernel: 32 }, frame(Some(1)));
     let every_step = vec![StepConfig::mix(), coupling(false, true, true, None)];
     vec![
         // 3 rows after, one more to interpolate; two nets of 7 steps of 4 samples
@@ -105,7 +109,10 @@ fn designs() -> Vec<(&'static str, FlowConfig, usize)> {
         ("squeezewave, a step per frame", design(None, ConditioningConfig::Mel {}, 16, &[squeezewave]), 4),
         // nets of 3 steps of 4 samples and 2 of 8
         ("squeezewave, squeezed", design(None, ConditioningConfig::Mel {}, 4, &[squeezed_mel]), 2),
-        ("recursive", design(whitening(Some(1)), frame(Some(1)), 2, &[recursive]), 2),
+        ("recursive", design(whitening(Some(1)), by_frame.clone(), 2, &[recursive(true)]), 2),
+        // a net of 7 steps of 4 samples
+        ("recursive, then seeing ahead", design(whitening(Some(1)), by_frame, 2, &[recursive(false)]), 2 + 2),
+        ("recursive, features by step", design(None, upsample, 2, &[by_step]), 0),
         ("a step per frame", design(None, ConditioningConfig::Upsample { kernel: 16 }, 16, &[every_step]), 0),
     ]
 }
@@ -377,7 +384,7 @@ fn frames_that_are_not_finite_are_muted_and_the_stream_goes_on() {
 
 #[test]
 fn recipes_stream() {
-    for (name, frames, lookahead) in [("tiny", 9, 5), ("parallel", 40, 29), ("lj", 20, 9), ("lj-live", 20, 3)] {
+    for (name, frames, lookahead) in [("tiny", 9, 5), ("parallel", 40, 29), ("lj", 20, 3), ("lj-live", 20, 3)] {
         let recipe = Recipe::open(name).unwrap();
         let vocoder = Vocoder::new(&seeded_voice(name, recipe.mel, recipe.flow)).unwrap();
         assert_eq!(vocoder.stream(&options(0)).unwrap().latency_frames(), lookahead, "{name}");
