@@ -2,7 +2,7 @@
 //!
 //! What comes out doesn't depend on the pieces, bit for bit: see [`super::product`].
 //!
-//! The net is a WaveNet, its layers merged ([`super::merged`]).
+//! The net is a WaveNet, its first and last matrices multiplied into their neighbours (`kernels/merged.rs`).
 
 use super::blocks::{WELL_SHARED, division, share};
 use super::choice::Kernel;
