@@ -24,14 +24,14 @@ pub(super) struct Layer<'a> {
     pub residual: Option<Vec<f32>>,
     /// The residual's bias.
     pub residual_bias: &'a [f32],
-    /// From the gates to the output.
+    /// From the gates to the output, in the first layer without skips also from its own input.
     pub answer: Vec<f32>,
-    /// From the layer's own input to the output: in the first layer, without skips.
-    pub through: Option<Vec<f32>>,
+    /// The output's bias in the first layer, zeros in the others.
+    pub answer_bias: Vec<f32>,
 }
 
-/// The layers of a net with flat parameters in the order of [`Shape::param_count`], and the output's bias.
-pub(super) fn layers<'a>(shape: &Shape, params: &'a [f32]) -> (Vec<Layer<'a>>, Vec<f32>) {
+/// The layers of a net with flat parameters in the order of [`Shape::param_count`].
+pub(super) fn layers<'a>(shape: &Shape, params: &'a [f32]) -> Vec<Layer<'a>> {
     let (c, outputs) = (shape.channels, shape.outputs);
     let (end, end_bias) = (&params[shape.end().0], &params[shape.end().1]);
     // weight and bias lie one after the other: the bias is the row of the ones
@@ -52,14 +52,22 @@ pub(super) fn layers<'a>(shape: &Shape, params: &'a [f32]) -> (Vec<Layer<'a>>, V
             residual
         });
         // without skips, the last residual is the sum of the input and all layers' residuals
-        let answer = chained(&out[width - c..], width, c, end, outputs);
-        let through = (first && !shape.skip).then(|| chained(start, c, c, end, outputs));
+        let mut answer = chained(&out[width - c..], width, c, end, outputs);
+        answer.extend(if first && !shape.skip { chained(start, c, c, end, outputs) } else { Vec::new() });
         let share = chained(&out_bias[width - c..], c, c, end, outputs);
         bias.iter_mut().zip(share).for_each(|(sum, b)| *sum += f64::from(b));
-        Layer { conv, conv_bias: &params[p.conv_bias], residual, residual_bias: &out_bias[..c], answer, through }
+        Layer {
+            conv,
+            conv_bias: &params[p.conv_bias],
+            residual,
+            residual_bias: &out_bias[..c],
+            answer,
+            answer_bias: vec![0.0; outputs],
+        }
     };
-    let layers = (0..shape.layers()).map(layer).collect();
-    (layers, bias.into_iter().map(|b| b as f32).collect())
+    let mut layers: Vec<Layer> = (0..shape.layers()).map(layer).collect();
+    layers[0].answer_bias = bias.into_iter().map(|b| b as f32).collect();
+    layers
 }
 
 /// `a · b`, `a` with rows of `inner` values `stride` apart, in f64 and rounded once.

@@ -50,7 +50,6 @@ impl Weights {
     pub fn new(kernel: Kernel, shape: &Shape, params: &[f32], cond: &[f32]) -> Self {
         assert!(shape.causal);
         let (c, outputs, width) = (shape.channels, shape.outputs, shape.cond_width());
-        let (merged, bias) = merged::layers(shape, params);
         let layer = |(l, layer): (usize, &merged::Layer)| {
             let inputs = if l == 0 { shape.inputs + 1 } else { c };
             let (before, own) = layer.conv.split_at((shape.kernel - 1) * inputs * 2 * c);
@@ -58,26 +57,18 @@ impl Weights {
             if shape.up == 1 {
                 above.push(Matrix { values: &cond[l * 2 * c..], stride: width, rows: cond.len() / width });
             }
-            let answer = if l == 0 { bias.clone() } else { vec![0.0; outputs] };
             let out = match &layer.residual {
                 Some(residual) => {
-                    // without a way through, the net's input has no part in the output
-                    let nothing = vec![0.0; (shape.inputs + 1) * outputs];
-                    let through = if l == 0 { layer.through.as_ref().unwrap_or(&nothing) } else { &[][..] };
-                    let to_output = layer.answer.chunks_exact(outputs).chain(through.chunks_exact(outputs));
-                    let side_by_side: Vec<f32> = residual
-                        .chunks_exact(c)
-                        .zip(to_output)
-                        .flat_map(|(residual, answer)| [residual, answer].concat())
-                        .collect();
-                    let bias = [layer.residual_bias, &answer].concat();
+                    let mut answer = layer.answer.clone();
+                    // with skips, the net's input has no part in the output
+                    answer.resize(residual.len() / c * outputs, 0.0);
+                    let rows = residual.chunks_exact(c).zip(answer.chunks_exact(outputs));
+                    let side_by_side: Vec<f32> =
+                        rows.flat_map(|(to_next, to_output)| [to_next, to_output].concat()).collect();
+                    let bias = [layer.residual_bias, &layer.answer_bias].concat();
                     Panels::new(kernel, c + outputs, &bias, &[Matrix::new(&side_by_side, c + outputs)])
                 }
-                None => {
-                    let above = [Some(&layer.answer), layer.through.as_ref()];
-                    let above: Vec<_> = above.into_iter().flatten().map(|m| Matrix::new(m, outputs)).collect();
-                    Panels::new(kernel, outputs, &answer, &above)
-                }
+                None => Panels::new(kernel, outputs, &layer.answer_bias, &[Matrix::new(&layer.answer, outputs)]),
             };
             Layer {
                 ahead: Panels::for_gated(kernel, c, layer.conv_bias, &above),
@@ -85,7 +76,7 @@ impl Weights {
                 out,
             }
         };
-        let layers = merged.iter().enumerate().map(layer).collect();
+        let layers = merged::layers(shape, params).iter().enumerate().map(layer).collect();
         let rows = || Panels::for_gated(kernel, c, &vec![0.0; width], &[Matrix::new(cond, width)]);
         Self { shape: shape.clone(), layers, cond: (shape.up > 1).then(rows) }
     }

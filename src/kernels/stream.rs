@@ -41,9 +41,8 @@ impl Weights {
     /// convolutions', and the projection of features, `[features, cond_width]`.
     pub fn new(kernel: Kernel, shape: &Shape, params: &[f32], cond: &[f32]) -> Self {
         let (c, outputs) = (shape.channels, shape.outputs);
-        let (merged, answer_bias) = merged::layers(shape, params);
         let mut layers = Vec::new();
-        for (l, layer) in merged.iter().enumerate() {
+        for (l, layer) in merged::layers(shape, params).iter().enumerate() {
             let mut above = vec![Matrix::new(&layer.conv, 2 * c)];
             if shape.up == 1 {
                 let rows = cond.len() / shape.cond_width();
@@ -52,10 +51,8 @@ impl Weights {
             let conv = Panels::gated(kernel, c, layer.conv_bias, &above);
             let residual = |matrix| Panels::new(kernel, c, layer.residual_bias, &[Matrix::new(matrix, c)]);
             let residual = layer.residual.as_deref().map(residual);
-            let above = [Some(&layer.answer), layer.through.as_ref()];
-            let above: Vec<_> = above.into_iter().flatten().map(|matrix| Matrix::new(matrix, outputs)).collect();
-            let bias = if l == 0 { answer_bias.clone() } else { vec![0.0; outputs] };
-            layers.push(Layer { conv, residual, answer: Panels::new(kernel, outputs, &bias, &above) });
+            let answer = Panels::new(kernel, outputs, &layer.answer_bias, &[Matrix::new(&layer.answer, outputs)]);
+            layers.push(Layer { conv, residual, answer });
         }
         let width = shape.cond_width();
         let rows = || Panels::for_gated(kernel, c, &vec![0.0; width], &[Matrix::new(cond, width)]);

@@ -40,11 +40,11 @@ impl Noise {
     /// `sigma`: channel `c` of step `t` is value `t · group + c`.
     pub fn latents(&self, first_step: usize, steps: usize, group: usize, sigma: f32) -> Vec<f32> {
         let mut flat = vec![0.0; steps * group];
-        self.fill(first_step * group, &mut flat);
+        self.fill_scaled(first_step * group, sigma, &mut flat);
         let mut z = vec![0.0; flat.len()];
         for (t, values) in flat.chunks_exact(group).enumerate() {
             for (c, value) in values.iter().enumerate() {
-                z[c * steps + t] = sigma * value;
+                z[c * steps + t] = *value;
             }
         }
         z
