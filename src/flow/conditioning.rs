@@ -3,13 +3,16 @@
 use super::config::ConditioningConfig;
 use super::{Cond, Context};
 use crate::kernels::choice::Kernel;
-use crate::kernels::pointwise::silu;
+use crate::kernels::pointwise::{rms_norm, silu};
 use crate::kernels::product::{Input, Matrix, Panels, Start};
 use crate::kernels::rows::Rows;
 use crate::mel::NEAR_UNIT;
 use crate::net::wavenet::{linear, matmul};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
+
+/// Added to the mean square that a row is divided by.
+const NORM_EPS: f32 = 1e-5;
 
 /// The mel's way into the flow.
 pub enum Conditioning {
@@ -36,13 +39,15 @@ pub struct Upsample {
     group: usize,
 }
 
-/// `conv5 → (h + conv3(silu(h))) × residual_layers`, no padding: the frames around come as context.
+/// `conv5 → (h + conv3(a(h))) × residual_layers → a`, no padding: the frames around come as context.
+/// `a` is SiLU, with `norm` of `h` at unit root mean square over its channels.
 pub struct FrameNet {
     convs: Vec<(Tensor, Tensor)>,
     up: usize,
     channels: usize,
     /// Frames after its own that a row sees.
     lookahead: usize,
+    norm: bool,
 }
 
 impl Conditioning {
@@ -60,7 +65,7 @@ impl Conditioning {
                 }))
             }
             ConditioningConfig::Mel {} => Ok(Self::Mel { n_mels, up: hop / group }),
-            &ConditioningConfig::Frame { channels, residual_layers, lookahead } => {
+            &ConditioningConfig::Frame { channels, residual_layers, lookahead, norm } => {
                 let conv = |i: usize| -> Result<_> {
                     let (width, inputs) = if i == 0 { (5, n_mels) } else { (3, channels) };
                     let bound = 1.0 / ((width * inputs) as f64).sqrt();
@@ -76,6 +81,7 @@ impl Conditioning {
                     up: hop / group,
                     channels,
                     lookahead: lookahead.unwrap_or(residual_layers + 2),
+                    norm,
                 }))
             }
         }
@@ -147,6 +153,7 @@ impl Conditioning {
                 n_mels: net.convs[0].0.dim(1)?,
                 up: net.up,
                 lookahead: net.lookahead,
+                norm: net.norm,
             },
         })
     }
@@ -188,9 +195,17 @@ impl FrameNet {
         let mut h = conv(&mel.affine(f64::from(factor), f64::from(summand))?, &self.convs[0])?;
         for layer in &self.convs[1..] {
             let inner = h.narrow(1, 1, h.dim(1)? - 2)?;
-            h = (inner + conv(&candle_nn::ops::silu(&h)?, layer)?)?;
+            h = (inner + conv(&self.activate(&h)?, layer)?)?;
         }
-        candle_nn::ops::silu(&h)
+        self.activate(&h)
+    }
+
+    fn activate(&self, h: &Tensor) -> Result<Tensor> {
+        if !self.norm {
+            return candle_nn::ops::silu(h);
+        }
+        let scale = (h.sqr()?.mean_keepdim(2)? + f64::from(NORM_EPS))?.sqrt()?.recip()?;
+        candle_nn::ops::silu(&h.broadcast_mul(&scale)?)
     }
 }
 
@@ -228,6 +243,8 @@ pub enum Packed {
         up: usize,
         /// Frames after its own that a row sees.
         lookahead: usize,
+        /// As [`ConditioningConfig::Frame`] has it.
+        norm: bool,
     },
     /// As [`Conditioning::Mel`].
     Mel {
@@ -313,7 +330,7 @@ impl State {
         match packed {
             Packed::Upsample { weight, taps, .. } => self.upsample(weight, *taps, frames, features),
             Packed::Mel { .. } => features.extend(frames),
-            Packed::Frame { convs, n_mels, lookahead, .. } => {
+            Packed::Frame { convs, n_mels, lookahead, norm, .. } => {
                 let scaled: Vec<f32> = frames.iter().map(|v| v * NEAR_UNIT.0 + NEAR_UNIT.1).collect();
                 if self.inputs[0].end() == 0 && !scaled.is_empty() {
                     // the first frame, as often as the first row looks back
@@ -328,7 +345,7 @@ impl State {
                     let after = self.last_frame.repeat(lookahead + 1);
                     self.inputs[0].extend(&after);
                 }
-                self.frame_net(convs, features);
+                self.frame_net(convs, *norm, features);
             }
         }
     }
@@ -349,7 +366,7 @@ impl State {
     }
 
     /// Each convolution does the rows whose input is complete.
-    fn frame_net(&mut self, convs: &[Panels], features: &mut Rows) {
+    fn frame_net(&mut self, convs: &[Panels], norm: bool, features: &mut Rows) {
         for (i, conv) in convs.iter().enumerate() {
             let input = &mut self.inputs[i];
             let (inputs, outputs) = (input.width(), conv.columns());
@@ -372,6 +389,9 @@ impl State {
             if i + 1 < convs.len() {
                 self.residuals[i].extend(&h);
             }
+            if norm {
+                rms_norm(&mut h, outputs, NORM_EPS);
+            }
             silu(&mut h);
             self.inputs.get_mut(i + 1).unwrap_or(features).extend(&h);
         }
@@ -382,4 +402,26 @@ impl State {
 fn convolve(weight: &Panels, rows: &[f32], width: usize, count: usize, start: Start, out: &mut [f32]) {
     let input = Input { taps: weight.depth() / width, dilation: 1, ..Input::rows(rows, width) };
     weight.product(count, &[input], start, (out, weight.columns()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Params;
+    use candle_core::Device;
+
+    #[test]
+    fn with_norm_no_mel_has_features_far_above_the_usual() {
+        let most = |norm: bool, mel: f64| {
+            let config = ConditioningConfig::Frame { channels: 9, residual_layers: 2, lookahead: None, norm };
+            let params = Params::seeded(1, &Device::Cpu);
+            let net = Conditioning::new(&config, 5, 16, 4, params.builder()).unwrap();
+            let ramp = Tensor::arange(0.0_f32, 100.0, &Device::Cpu).unwrap().reshape((1, 5, 20)).unwrap();
+            let rows = net.forward(&(ramp * mel).unwrap()).unwrap().rows;
+            rows.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+        };
+        assert!(most(false, 1e4) > 1e3);
+        // one channel of nine has it all
+        assert!(most(true, 1e4) <= 3.0 && most(true, 1e4) > 0.5);
+    }
 }

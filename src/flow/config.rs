@@ -92,6 +92,10 @@ pub enum ConditioningConfig {
         /// Frames after its own that a row sees; where it isn't said, as many as before.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         lookahead: Option<usize>,
+        /// Every activation takes its input at unit root mean square over the channels: no frame, of
+        /// whatever speaker, gets features far above the usual.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        norm: bool,
     },
     /// SqueezeWave: the frames as they are; what couplings take from one is held for its steps.
     Mel {},
@@ -334,7 +338,7 @@ impl FlowConfig {
             {
                 return wrong(format!("conditioning: kernel is {kernel}, expected a multiple of the hop {hop}"));
             }
-            ConditioningConfig::Frame { channels, residual_layers, lookahead }
+            ConditioningConfig::Frame { channels, residual_layers, lookahead, .. }
                 if !(1..=4096).contains(&channels)
                     || residual_layers > 32
                     || lookahead.is_some_and(|frames| frames > 4 + 2 * residual_layers)

@@ -607,7 +607,7 @@ mod tests {
         let dilations = vec![1, 2];
         let net = WaveNetConfig { channels: 6, kernel: 3, dilations, weight_norm: false, skip: false, causal: false };
         let steps = vec![StepConfig::Gain {}, StepConfig::coupling(net, None)];
-        let conditioning = ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None };
+        let conditioning = ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None, norm: true };
         let config = FlowConfig {
             latent: Some(LatentConfig { width: 3, hidden: 7 }),
             ..FlowConfig::new(conditioning, 4, vec![Block { repeat: 1, steps }])

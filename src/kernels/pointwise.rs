@@ -27,6 +27,15 @@ pub fn silu(x: &mut [f32]) {
     x.iter_mut().for_each(|v| *v /= 1.0 + exp(-*v));
 }
 
+/// Rows of `width` values, each divided by the root of its mean square and `eps`.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn rms_norm(x: &mut [f32], width: usize, eps: f32) {
+    for row in x.chunks_exact_mut(width) {
+        let scale = 1.0 / (row.iter().map(|v| v * v).sum::<f32>() / width as f32 + eps).sqrt();
+        row.iter_mut().for_each(|v| *v *= scale);
+    }
+}
+
 /// A coupling's inverse: in rows of `known + moved` values, `(x − b) · e^−log_s` for the moved ones,
 /// from rows `[b | log_s]`; `log_s` is `bound · tanh(· / bound)` if there is a bound.
 #[multiversion(targets("x86_64+avx2"))]
@@ -76,6 +85,20 @@ mod tests {
             let expected = (x * 0.5).sinh() / 0.5;
             assert!((f64::from(sinh_x) - expected).abs() < 1e-6 * expected.abs() + 4e-7, "sinh {x}: {sinh_x}");
             assert!((f64::from(silu_x) - x / (1.0 + (-x).exp())).abs() < 2e-6, "silu {x}: {silu_x}");
+        }
+    }
+
+    #[test]
+    fn rows_have_unit_mean_square() {
+        let mut x = ramp(7 * 5, 300.0);
+        x[..7].fill(0.0);
+        let before = x.clone();
+        rms_norm(&mut x, 7, 1e-5);
+        assert_eq!(x[..7], [0.0; 7]);
+        for (row, before) in x.chunks_exact(7).zip(before.chunks_exact(7)).skip(1) {
+            let square = row.iter().map(|v| v * v).sum::<f32>() / 7.0;
+            assert!((square - 1.0).abs() < 1e-5, "{square}");
+            row.iter().zip(before).for_each(|(v, b)| assert!((v * before[0] - b * row[0]).abs() < 1e-2, "{v}"));
         }
     }
 

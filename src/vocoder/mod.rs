@@ -420,7 +420,7 @@ pub(super) mod tests {
         let net = WaveNetConfig { channels: 6, kernel: 3, dilations, weight_norm: true, skip: true, causal: false };
         let steps = vec![StepConfig::mix(), StepConfig::coupling(net, Some(2.0))];
         let flow = FlowConfig::new(
-            ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None },
+            ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None, norm: false },
             4,
             vec![Block { repeat: 2, steps }],
         );

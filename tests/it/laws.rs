@@ -22,11 +22,11 @@ fn net(weight_norm: bool, skip: bool) -> WaveNetConfig {
 }
 
 fn frame() -> ConditioningConfig {
-    ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None }
+    ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None, norm: false }
 }
 
 fn ahead(frames: usize) -> ConditioningConfig {
-    ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: Some(frames) }
+    ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: Some(frames), norm: true }
 }
 
 fn design(conditioning: ConditioningConfig, group: usize, steps: Vec<StepConfig>) -> FlowConfig {

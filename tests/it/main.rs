@@ -33,7 +33,7 @@ fn tiny_flow() -> FlowConfig {
     let net =
         WaveNetConfig { channels: 8, kernel: 3, dilations: vec![1, 2], weight_norm: false, skip: false, causal: false };
     let steps = vec![StepConfig::Actnorm {}, StepConfig::mix(), StepConfig::coupling(net, Some(2.0))];
-    let conditioning = ConditioningConfig::Frame { channels: 8, residual_layers: 1, lookahead: None };
+    let conditioning = ConditioningConfig::Frame { channels: 8, residual_layers: 1, lookahead: None, norm: false };
     FlowConfig::new(conditioning, 16, vec![Block { repeat: 2, steps }])
 }
 

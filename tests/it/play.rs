@@ -329,7 +329,7 @@ fn a_voice_that_cannot_stream_is_played_when_it_has_spoken() {
     let folder = card(&place, "format FLOAT_LE channels 1 rate 22050 speed 10");
     let net = LipschitzConfig { channels: 8, kernel: 3, layers: 2, coefficient: 0.6 };
     let flow = FlowConfig::new(
-        ConditioningConfig::Frame { channels: 8, residual_layers: 1, lookahead: None },
+        ConditioningConfig::Frame { channels: 8, residual_layers: 1, lookahead: None, norm: false },
         32,
         vec![Block { repeat: 1, steps: vec![StepConfig::mix(), StepConfig::Residual { net, terms: 8, probes: 2 }] }],
     );

@@ -46,7 +46,7 @@ fn hasty(name: &str) -> Recipe {
         }
     }
     flow.dequantisation.iter_mut().for_each(|d| shrink(&mut d.net));
-    flow.conditioning = ConditioningConfig::Frame { channels: 16, residual_layers: 1, lookahead: None };
+    flow.conditioning = ConditioningConfig::Frame { channels: 16, residual_layers: 1, lookahead: None, norm: false };
     let whitening = flow.whitening.as_mut().unwrap();
     // order 1 leaves something to learn
     (whitening.order, whitening.hidden, whitening.fit_steps) = (1, 8, 1);

@@ -24,7 +24,7 @@ fn mel_config() -> MelConfig {
 fn flow(step: StepConfig) -> (Flow, Params) {
     let config = FlowConfig {
         whitening: None,
-        conditioning: ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None },
+        conditioning: ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None, norm: false },
         group: 4,
         blocks: vec![Block { repeat: 1, steps: vec![step] }],
         ..plain()
@@ -114,7 +114,7 @@ fn probes_estimate_the_log_determinant_without_bias() {
     assert_eq!(exact.likelihood_kind(), Likelihood::Estimate);
     let tensors = params.named().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
     let config: FlowConfig = FlowConfig {
-        conditioning: ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None },
+        conditioning: ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None, norm: false },
         blocks: vec![Block { repeat: 1, steps: vec![residual(n - 1)] }],
         ..plain()
     };
@@ -148,7 +148,7 @@ fn what_does_not_converge_is_an_error_that_names_the_step() {
 #[test]
 fn what_does_not_fit_is_named() {
     let mel = mel_config();
-    let frame = ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None };
+    let frame = ConditioningConfig::Frame { channels: 6, residual_layers: 1, lookahead: None, norm: false };
     let say = |step, conditioning: &ConditioningConfig| {
         let blocks = vec![Block { repeat: 1, steps: vec![step] }];
         let config = FlowConfig { conditioning: conditioning.clone(), blocks, ..plain() };

@@ -29,7 +29,7 @@ fn net(weight_norm: bool, skip: bool, causal: bool) -> WaveNetConfig {
 }
 
 fn frame(lookahead: Option<usize>) -> ConditioningConfig {
-    ConditioningConfig::Frame { channels: 7, residual_layers: 2, lookahead }
+    ConditioningConfig::Frame { channels: 7, residual_layers: 2, lookahead, norm: lookahead.is_some() }
 }
 
 fn whitening(lookahead: Option<usize>) -> Option<WhiteningConfig> {

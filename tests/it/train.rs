@@ -308,8 +308,12 @@ fn a_run_of_another_design_takes_what_fits_and_says_so() {
     assert!(err.contains("has another mel convention than voice"), "{err}");
     let mut nothing = recipe(1);
     nothing.flow.group = 32;
-    nothing.flow.conditioning =
-        melglow::flow::config::ConditioningConfig::Frame { channels: 3, residual_layers: 0, lookahead: None };
+    nothing.flow.conditioning = melglow::flow::config::ConditioningConfig::Frame {
+        channels: 3,
+        residual_layers: 0,
+        lookahead: None,
+        norm: false,
+    };
     if let StepConfig::Coupling { net, .. } = &mut nothing.flow.blocks[0].steps[2] {
         net.channels = 5;
     }
