@@ -180,6 +180,40 @@ pub fn log_ratios(wanted: &[f32], magnitudes: &mut [f32], floor: f32, most: f32)
     }
 }
 
+/// Multiplies magnitudes by `(magnitude / mean of those up to radius bins away)^power`, and `factors` says by how
+/// much: what stands out, stands out further. As many of both; `sums` is room.
+///
+/// # Panics
+/// If there are more or fewer factors than magnitudes.
+pub fn sharpen(magnitudes: &mut [f32], factors: &mut [f32], sums: &mut Vec<f64>, radius: usize, power: f32) {
+    assert_eq!(magnitudes.len(), factors.len());
+    let mut sum = 0.0;
+    sums.clear();
+    sums.push(0.0);
+    // in f64, since next to loud bins lie bins a million times quieter
+    sums.extend(magnitudes.iter().map(|&m| {
+        sum += f64::from(m);
+        sum
+    }));
+    for (i, factor) in factors.iter_mut().enumerate() {
+        let (from, to) = (i.saturating_sub(radius), (i + radius + 1).min(magnitudes.len()));
+        *factor = ((sums[to] - sums[from]) / (to - from) as f64) as f32;
+    }
+    raise(magnitudes, factors, power);
+}
+
+/// The ratio of magnitudes and means to a power, and the magnitudes times that.
+#[multiversion(targets("x86_64+avx2"))]
+fn raise(magnitudes: &mut [f32], means: &mut [f32], power: f32) {
+    // silence stays what it is
+    const LEAST: f32 = 1e-12;
+    for (m, mean) in magnitudes.iter_mut().zip(means) {
+        let factor = exp(power * (ln(m.max(LEAST)) - ln(mean.max(LEAST))));
+        *m *= factor;
+        *mean = factor;
+    }
+}
+
 /// Straight lines between values by band, for each of the first bins.
 pub struct Lines {
     /// Bands, and the bin at which the line to the next band's value ends.
@@ -229,6 +263,25 @@ mod tests {
     use super::*;
     use realfft::RealFftPlanner;
     use rustfft::FftPlanner;
+
+    #[test]
+    fn what_stands_out_is_sharpened() {
+        let plain = |m: &[f32], i: usize| {
+            let near: Vec<f64> = (i.saturating_sub(3)..(i + 4).min(m.len())).map(|i| f64::from(m[i])).collect();
+            (f64::from(m[i]) * near.len() as f64 / near.iter().sum::<f64>()).powf(0.3)
+        };
+        let before: Vec<f32> = (0..37).map(|i| ((i * 7919 + 13) % 101) as f32 * 10f32.powi(i % 7 - 3)).collect();
+        let (mut m, mut factors) = (before.clone(), vec![0.0; 37]);
+        sharpen(&mut m, &mut factors, &mut Vec::new(), 3, 0.3);
+        for i in 0..37 {
+            let factor = if before[i] == 0.0 { f64::from(factors[i]) } else { plain(&before, i) };
+            assert!((f64::from(factors[i]) - factor).abs() < 1e-5 * factor, "{} {factor}", factors[i]);
+            assert_eq!(m[i], before[i] * factors[i]);
+        }
+        let mut silence = [0.0; 37];
+        sharpen(&mut silence, &mut factors, &mut Vec::new(), 3, 0.3);
+        assert_eq!((silence, factors), ([0.0; 37], vec![1.0; 37]));
+    }
 
     #[test]
     fn equals_the_library_at_every_size() {

@@ -17,7 +17,7 @@
 //! follow what comes after it, nor what isn't corrected yet what comes before. So what the passes change grows
 //! from nothing at one end and shrinks to nothing at the other.
 
-use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, Refiner};
+use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, Refiner, sharpens};
 use crate::kernels::rows::Rows;
 use std::f32::consts::FRAC_PI_2;
 
@@ -109,11 +109,12 @@ impl LiveRefinement {
         for pass in 0..self.passes {
             self.sum.clear();
             self.sum.resize(to - from, 0.0);
+            let sharp = sharpens(pass, self.passes);
             for frame in frames.clone() {
                 let first = self.sound.start();
                 let piece = (self.sound.get(first..to), first);
                 let target = self.target.get(frame..frame + 1);
-                let corrected = refiner.correct(piece, ENDLESS, frame, target, &mut self.buffers);
+                let corrected = refiner.correct(piece, ENDLESS, frame, (target, sharp), &mut self.buffers);
                 refiner.overlap(from, frame, corrected, &mut self.sum, |sum, s| *sum += s);
             }
             self.sum.iter_mut().zip(&weights).for_each(|(sum, weight)| *sum /= weight.max(MIN_WEIGHT));

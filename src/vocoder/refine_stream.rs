@@ -1,7 +1,7 @@
 //! Refinement of a sound as it is made: each pass follows the one before as closely as its frames
 //! allow, so that what comes out is what [`Refiner::refine`] makes of the whole sound, bit for bit.
 
-use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, MOMENTUM, Refiner};
+use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, MOMENTUM, Refiner, sharpens};
 use crate::kernels::rows::Rows;
 
 /// All passes at work on one stream.
@@ -67,13 +67,14 @@ impl RefineStream {
     pub fn push(&mut self, refiner: &Refiner, samples: &[f32], last: bool, out: &mut Vec<f32>) {
         let (mut extrapolated, mut result) = (samples.to_vec(), samples.to_vec());
         for i in 0..self.passes.len() {
+            let sharp = sharpens(i, self.passes.len());
             let pass = &mut self.passes[i];
             pass.input.extend(&extrapolated);
             if i > 0 {
                 pass.before.extend(&result);
             }
             let first = pass.sum.start();
-            let end = pass.run(refiner, &self.target, last, &mut self.buffers);
+            let end = pass.run(refiner, (&self.target, sharp), last, &mut self.buffers);
             let sums = pass.sum.get(first..end).iter().zip(pass.weight.get(first..end));
             result = sums.map(|(sum, weight)| sum / weight.max(MIN_WEIGHT)).collect();
             extrapolated = if i == 0 {
@@ -95,7 +96,7 @@ impl RefineStream {
 
 impl Pass {
     /// Corrects the frames that are complete; gives the end of the samples that are finished.
-    fn run(&mut self, refiner: &Refiner, target: &Rows, last: bool, buffers: &mut Buffers) -> usize {
+    fn run(&mut self, refiner: &Refiner, (target, sharp): (&Rows, bool), last: bool, buffers: &mut Buffers) -> usize {
         let stft = &refiner.stft;
         let (hop, half) = (stft.hop_length(), stft.n_fft() / 2);
         let known = self.input.end();
@@ -106,7 +107,7 @@ impl Pass {
             let first = self.input.start();
             let piece = (self.input.get(first..known), first);
             let wanted = target.get(self.frame..self.frame + 1);
-            let corrected = refiner.correct(piece, len, self.frame, wanted, buffers);
+            let corrected = refiner.correct(piece, len, self.frame, (wanted, sharp), buffers);
             let (from, to) = (centre.saturating_sub(half), (centre + half).min(len));
             self.reach(to);
             refiner.overlap(from, self.frame, corrected, self.sum.get_mut(from..to), |sum, s| *sum += s);
