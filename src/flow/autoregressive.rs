@@ -20,13 +20,16 @@ use candle_nn::VarBuilder;
 pub struct Autoregressive {
     by: usize,
     reversed: bool,
+    /// How far from 0 the net hears.
+    hears: Option<f64>,
     net: Box<dyn CondNet + Send + Sync>,
     cond: Projection,
     map: ScalarMap,
 }
 
 impl Autoregressive {
-    /// A step whose `net(inputs, outputs)` is causal; asks `vb` for the projection `cond` of
+    /// A step whose `net(inputs, outputs)` is causal and hears values up to `hears` from 0, larger ones as if
+    /// they were there; asks `vb` for the projection `cond` of
     /// `features` inputs, and what the map wants.
     ///
     /// # Errors
@@ -34,14 +37,14 @@ impl Autoregressive {
     pub fn new(
         (by, reversed): (usize, bool),
         (map, bound): (&MapConfig, Option<f64>),
-        net: impl FnOnce(usize, usize) -> Result<Box<dyn CondNet + Send + Sync>>,
+        (net, hears): (impl FnOnce(usize, usize) -> Result<Box<dyn CondNet + Send + Sync>>, Option<f64>),
         features: usize,
         vb: VarBuilder,
     ) -> Result<Self> {
         let map = ScalarMap::new(map, bound, by, vb.pp("map"))?;
         let net = net(by, map.params_per_value() * by)?;
         let cond = Projection::new(features, net.cond_width(), false, vb.pp("cond"))?;
-        Ok(Self { by, reversed, net, cond, map })
+        Ok(Self { by, reversed, hears, net, cond, map })
     }
 
     /// Multiply-adds per row of values, and per row of conditioning.
@@ -74,6 +77,10 @@ impl Autoregressive {
     fn transform(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
         let rows = self.rows(x)?;
         let before = rows.pad_with_zeros(1, 1, 0)?.narrow(1, 0, rows.dim(1)?)?;
+        let before = match self.hears {
+            Some(most) => before.clamp(-most, most)?,
+            None => before,
+        };
         let params = self.net.forward(&before, &self.cond(cond)?, self.cond.bias())?;
         let (z, log_slope) = self.map.forward(&rows, &params)?;
         Ok((self.steps(&z, x.dims3()?)?, self.steps(&log_slope, x.dims3()?)?))
@@ -100,13 +107,17 @@ impl Bijector for Autoregressive {
         for item in 0..rows.dim(0)? {
             let z: Vec<f32> = rows.get(item)?.flatten_all()?.to_vec1()?;
             let mut net = self.net.recall(&cond.get(item)?, self.cond.bias())?;
-            let mut x = vec![0.0; by];
+            let (mut x, mut heard) = (vec![0.0; by], vec![0.0; by]);
             for z in z.chunks_exact(by) {
-                net.push(&x, &mut params);
+                net.push(&heard, &mut params);
                 for (i, (x, z)) in x.iter_mut().zip(z).enumerate() {
                     *x = map.inverse(*z, i, by, &params);
                 }
                 all.extend_from_slice(&x);
+                heard.copy_from_slice(&x);
+                if let Some(most) = self.hears {
+                    heard.iter_mut().for_each(|x| *x = x.clamp(-most as f32, most as f32));
+                }
             }
         }
         // a root that isn't found is no number
@@ -123,6 +134,7 @@ impl Bijector for Autoregressive {
         let (Some(map), Some(net)) = (self.map.pack()?, self.net.pack_recursion(&self.cond, kernel)?) else {
             return Ok(None);
         };
-        Ok(Some(Stage::Autoregressive { by: self.by, map, net: Box::new(net) }))
+        let hears = self.hears.map_or(f32::MAX, |most| most as f32);
+        Ok(Some(Stage::Autoregressive { by: self.by, map, hears, net: Box::new(net) }))
     }
 }

@@ -130,11 +130,11 @@ impl Builder {
                 prior.iter().for_each(|prior| cost.add(prior.macs(), Some(prior.reach()), samples));
                 Step::Early { done: *done, prior }
             }
-            StepConfig::Autoregressive { by, reversed, net, bound, map: scalar } => {
+            StepConfig::Autoregressive { by, reversed, net, bound, hears, map: scalar } => {
                 let rows = channels / by;
                 let net = |inputs, outputs| level.sequence(net, (inputs, outputs), rows, vb.clone());
                 let order = (*by, *reversed);
-                let step = Autoregressive::new(order, (scalar, *bound), net, features, vb.clone())?;
+                let step = Autoregressive::new(order, (scalar, *bound), (net, *hears), features, vb.clone())?;
                 let (per_row, conditioning) = step.macs();
                 cost.add((rows * per_row, conditioning), None, samples);
                 map(Box::new(step))

@@ -179,6 +179,10 @@ pub enum StepConfig {
         net: SequenceConfig,
         /// Bound of `log_s`, as in `coupling`.
         bound: Option<f64>,
+        /// The net hears values as far as this from 0 and louder ones as if they were there: the inverse,
+        /// which goes on from its own values, finds back from any. Where it isn't said, as they are.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hears: Option<f64>,
         /// By which map; affine where it isn't said.
         #[serde(default, skip_serializing_if = "is_default")]
         map: MapConfig,
@@ -438,6 +442,9 @@ impl FlowConfig {
             StepConfig::SeparableCoupling { .. } if !mel => "wants mel conditioning".to_string(),
             StepConfig::Autoregressive { .. } | StepConfig::Rowwise { .. } | StepConfig::Residual { .. } if mel => {
                 "wants upsample or frame conditioning".to_string()
+            }
+            StepConfig::Autoregressive { hears: Some(hears), .. } if !(1e-3..=1e6).contains(hears) => {
+                format!("hears is {hears}, expected 0.001 to 1000000")
             }
             StepConfig::Autoregressive { by, .. } if *by == 0 || !channels.is_multiple_of(*by) => {
                 format!("by is {by}, expected a divisor of the {channels} channels")

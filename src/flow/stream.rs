@@ -59,6 +59,8 @@ pub enum Stage {
         by: usize,
         /// `f⁻¹`.
         map: scalar::Packed,
+        /// How far from 0 the net hears.
+        hears: f32,
         /// The causal net.
         net: Box<recursion::Weights>,
     },
@@ -248,8 +250,9 @@ impl State {
                     let coupling = couplings.next().expect("one state for each coupling");
                     at = coupling.push(x, (parts, map), net, &self.features, last, self.threads);
                 }
-                Stage::Autoregressive { by, map, net } => {
-                    recursions.next().expect("one state for each step").run(x, *by, map, net, &self.features);
+                Stage::Autoregressive { by, map, hears, net } => {
+                    let recursion = recursions.next().expect("one state for each step");
+                    recursion.run(x, (*by, *hears), map, net, &self.features);
                 }
                 Stage::Swap => x.chunks_exact_mut(channels).for_each(|row| row.rotate_left(channels / 2)),
                 Stage::Squeeze(by) => {
@@ -280,11 +283,18 @@ impl State {
 
 impl Recursion {
     /// The inverse of the rows in `x`, in place.
-    fn run(&mut self, x: &mut [f32], by: usize, map: &scalar::Packed, net: &recursion::Weights, features: &Rows) {
+    fn run(
+        &mut self,
+        x: &mut [f32],
+        (by, hears): (usize, f32),
+        map: &scalar::Packed,
+        net: &recursion::Weights,
+        features: &Rows,
+    ) {
         for z in x.chunks_exact_mut(by) {
             map.inverse_row(z, self.net.push(net, &self.row, features));
             z.iter_mut().for_each(|x| *x = if x.is_nan() { 0.0 } else { x.clamp(-MOST, MOST) });
-            self.row.copy_from_slice(z);
+            self.row.iter_mut().zip(z).for_each(|(heard, x)| *heard = x.clamp(-hears, hears));
         }
     }
 }
@@ -392,7 +402,13 @@ mod tests {
         features.grow(200);
         let map = scalar::Packed::Affine { bound: Some(2.0) };
         let run = |x: &mut [f32]| {
-            Recursion { net: recursion::State::new(&net), row: vec![0.0; 2] }.run(x, 2, &map, &net, &features);
+            Recursion { net: recursion::State::new(&net), row: vec![0.0; 2] }.run(
+                x,
+                (2, f32::MAX),
+                &map,
+                &net,
+                &features,
+            );
         };
         let calm: Vec<f32> = (0..400).map(|i| (i as f32 * 0.7).sin()).collect();
         let (mut free, mut driven) = (calm.clone(), calm);
@@ -403,6 +419,29 @@ mod tests {
         assert!(driven.iter().all(|x| x.abs() <= MOST) && driven[24..60] != free[24..60]);
         let apart = driven[360..].iter().zip(&free[360..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(apart < 1e-3, "{apart}");
+    }
+
+    /// A recursion that drives itself away is held where its net hears no further.
+    #[test]
+    fn a_recursion_that_hears_little_is_held() {
+        let (inputs, dilations) = (1, vec![1]);
+        let shape = Shape { inputs, channels: 1, outputs: 2, kernel: 3, causal: true, dilations, skip: false, up: 1 };
+        // by the input's way through alone, the next value is the last one times three
+        let mut params = vec![0.0; shape.param_count()];
+        let end = params.len() - 4;
+        (params[0], params[end]) = (1.0, -3.0);
+        let net = recursion::Weights::new(Kernel::Scalar, &shape, &params, &vec![0.0; 3 * shape.cond_width()]);
+        let mut features = Rows::new(3);
+        features.grow(50);
+        let map = scalar::Packed::Affine { bound: Some(2.0) };
+        let last = |hears| {
+            let mut x = vec![0.1; 50];
+            let mut recursion = Recursion { net: recursion::State::new(&net), row: vec![0.0] };
+            recursion.run(&mut x, (1, hears), &map, &net, &features);
+            x[49]
+        };
+        assert_eq!(last(f32::MAX), MOST);
+        assert!((last(2.0) - 6.1).abs() < 1e-5, "{}", last(2.0));
     }
 
     /// SqueezeWave's golden noise, mel and sound, in both forms of its batch norm.

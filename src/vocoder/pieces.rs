@@ -187,6 +187,7 @@ mod tests {
                         reversed: false,
                         net: SequenceConfig::Wavenet(net(true)),
                         bound: Some(2.0),
+                        hears: Some(1.0),
                         map: MapConfig::Affine,
                     },
                     StepConfig::Squeeze { by: 4 },

@@ -95,7 +95,8 @@ fn designs() -> Vec<(&'static str, FlowConfig)> {
     let transformer = || SequenceConfig::Transformer(transformer.clone());
     let autoregressive = |by, reversed, net, map| {
         let bound = Some(2.0);
-        StepConfig::Autoregressive { by, reversed, net, bound, map }
+        // some values are louder
+        StepConfig::Autoregressive { by, reversed, net, bound, hears: Some(1.0), map }
     };
     let rowwise = |map| StepConfig::Rowwise {
         net: RowwiseConfig { channels: 5, kernel: [2, 3], dilations: vec![[1, 1], [2, 2]] },

@@ -52,7 +52,7 @@ fn wavenet() -> WaveNetConfig {
 }
 
 fn autoregressive(by: usize, reversed: bool, net: SequenceConfig) -> StepConfig {
-    StepConfig::Autoregressive { by, reversed, net, bound: Some(2.0), map: Default::default() }
+    StepConfig::Autoregressive { by, reversed, net, bound: Some(2.0), hears: None, map: Default::default() }
 }
 
 fn residual(probes: usize) -> StepConfig {

@@ -79,6 +79,7 @@ fn designs() -> Vec<(&'static str, FlowConfig, usize)> {
         reversed: false,
         net: SequenceConfig::Wavenet(net(false, false, true)),
         bound,
+        hears: Some(1.0),
         map,
     };
     let recursive = |causal| {
