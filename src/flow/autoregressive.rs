@@ -29,8 +29,7 @@ pub struct Autoregressive {
 
 impl Autoregressive {
     /// A step whose `net(inputs, outputs)` is causal and hears values up to `hears` from 0, larger ones as if
-    /// they were there; asks `vb` for the projection `cond` of
-    /// `features` inputs, and what the map wants.
+    /// they were there; asks `vb` for the projection `cond` of `features` inputs, and what the map wants.
     ///
     /// # Errors
     /// If `vb` hasn't a tensor in the right shape.
@@ -73,6 +72,11 @@ impl Autoregressive {
         if self.reversed { rows.flip(&[1]) } else { Ok(rows) }
     }
 
+    /// How far from 0 the net hears, in the inverse.
+    fn hears(&self) -> f32 {
+        self.hears.map_or(f32::MAX, |most| most as f32)
+    }
+
     /// Forward, with ln f′ of each value; both as `x`.
     fn transform(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
         let rows = self.rows(x)?;
@@ -101,7 +105,7 @@ impl Bijector for Autoregressive {
     fn inverse(&self, z: &Tensor, cond: &Cond) -> Result<Tensor> {
         let rows = self.rows(z)?;
         let (cond, map) = (self.cond(cond)?, self.map.on_slices()?);
-        let by = self.by;
+        let (by, hears) = (self.by, self.hears());
         let mut params = vec![0.0; self.map.params_per_value() * by];
         let mut all = Vec::with_capacity(rows.elem_count());
         for item in 0..rows.dim(0)? {
@@ -114,10 +118,7 @@ impl Bijector for Autoregressive {
                     *x = map.inverse(*z, i, by, &params);
                 }
                 all.extend_from_slice(&x);
-                heard.copy_from_slice(&x);
-                if let Some(most) = self.hears {
-                    heard.iter_mut().for_each(|x| *x = x.clamp(-most as f32, most as f32));
-                }
+                heard.iter_mut().zip(&x).for_each(|(heard, x)| *heard = x.clamp(-hears, hears));
             }
         }
         // a root that isn't found is no number
@@ -134,7 +135,6 @@ impl Bijector for Autoregressive {
         let (Some(map), Some(net)) = (self.map.pack()?, self.net.pack_recursion(&self.cond, kernel)?) else {
             return Ok(None);
         };
-        let hears = self.hears.map_or(f32::MAX, |most| most as f32);
-        Ok(Some(Stage::Autoregressive { by: self.by, map, hears, net: Box::new(net) }))
+        Ok(Some(Stage::Autoregressive { by: self.by, map, hears: self.hears(), net: Box::new(net) }))
     }
 }

@@ -7,6 +7,7 @@ use crate::kernels::pointwise::{rms_norm, silu};
 use crate::kernels::product::{Input, Matrix, Panels, Start};
 use crate::kernels::rows::Rows;
 use crate::mel::NEAR_UNIT;
+use crate::net::unit_rms;
 use crate::net::wavenet::{linear, matmul};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -204,8 +205,7 @@ impl FrameNet {
         if !self.norm {
             return candle_nn::ops::silu(h);
         }
-        let scale = (h.sqr()?.mean_keepdim(2)? + f64::from(NORM_EPS))?.sqrt()?.recip()?;
-        candle_nn::ops::silu(&h.broadcast_mul(&scale)?)
+        candle_nn::ops::silu(&unit_rms(h, NORM_EPS)?)
     }
 }
 

@@ -1,5 +1,6 @@
 //! A windowed causal transformer, row by row, with the keys and values of the window remembered.
 
+use super::pointwise::to_unit_rms;
 use super::recall::{Recall, matvec_add};
 use super::wavenet::interpolation;
 
@@ -166,7 +167,6 @@ fn apply((weight, bias): &Linear, x: &[f32], out: &mut [f32]) {
 }
 
 fn norm(x: &[f32], weight: &[f32], out: &mut [f32]) {
-    let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
-    let scale = 1.0 / (mean + EPS).sqrt();
+    let scale = to_unit_rms(x, EPS);
     out.iter_mut().zip(x).zip(weight).for_each(|((out, x), weight)| *out = x * scale * weight);
 }

@@ -27,11 +27,17 @@ pub fn silu(x: &mut [f32]) {
     x.iter_mut().for_each(|v| *v /= 1.0 + exp(-*v));
 }
 
+/// What brings a row to unit root mean square, `eps` added to the mean square.
+#[inline(always)]
+pub(super) fn to_unit_rms(row: &[f32], eps: f32) -> f32 {
+    1.0 / (row.iter().map(|v| v * v).sum::<f32>() / row.len() as f32 + eps).sqrt()
+}
+
 /// Rows of `width` values, each divided by the root of its mean square and `eps`.
 #[multiversion(targets("x86_64+avx2"))]
 pub fn rms_norm(x: &mut [f32], width: usize, eps: f32) {
     for row in x.chunks_exact_mut(width) {
-        let scale = 1.0 / (row.iter().map(|v| v * v).sum::<f32>() / width as f32 + eps).sqrt();
+        let scale = to_unit_rms(row, eps);
         row.iter_mut().for_each(|v| *v *= scale);
     }
 }

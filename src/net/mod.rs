@@ -12,7 +12,7 @@ use crate::kernels::choice::Kernel;
 use crate::kernels::conditioner::Weights;
 use crate::kernels::recall::Recall;
 use crate::kernels::recursion;
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 pub use lipschitz::LipschitzNet;
 pub use params::Params;
 pub use separable::SeparableNet;
@@ -48,4 +48,9 @@ pub trait CondNet {
     fn reach(&self) -> usize;
     /// Multiply-adds per step, without the conditioning's own projection.
     fn macs_per_step(&self) -> usize;
+}
+
+/// Each row at unit root mean square, `eps` added to the mean square.
+pub(crate) fn unit_rms(x: &Tensor, eps: f32) -> Result<Tensor> {
+    x.broadcast_div(&(x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?)
 }

@@ -1,7 +1,7 @@
 //! A causal transformer with a window: the conditioner of transformer autoregressive flows.
 
-use super::CondNet;
 use super::wavenet::{Projection, upsample};
+use super::{CondNet, unit_rms};
 use crate::kernels::attention::{Block, EPS, TransformerRecall, Weights};
 use crate::kernels::recall::Recall;
 use candle_core::{D, DType, Device, Result, Tensor};
@@ -173,8 +173,7 @@ impl Transformer {
 }
 
 fn rms_norm(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(EPS))?.sqrt()?;
-    x.broadcast_div(&scale)?.broadcast_mul(weight)
+    unit_rms(x, EPS)?.broadcast_mul(weight)
 }
 
 impl CondNet for Transformer {

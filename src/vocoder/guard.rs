@@ -1,10 +1,10 @@
 //! Hops that a flow cannot have meant.
 //!
-//! A flow has learnt one speaker's mels. On others, or on silence cut into speech, its couplings drive
-//! each other up, by 10²⁰ and more. The whitening filter before it doesn't: it follows any mel, and the
-//! level that it takes in is known ([`crate::voice::TrainedOn::residual_level`]). So a hop of residual
-//! far above that level, or far below, as a recursion may end, is replaced by noise at it: what is heard there is the filter's spectrum, and
-//! what the refinement makes of it.
+//! A flow has learnt one speaker's mels. On others, or on silence cut into speech, what a frame net without
+//! `norm` makes of the mel may drive its steps up, by 10²⁰ and more, and a recursion may lose its way. The
+//! whitening filter before it doesn't: it follows any mel, and the level that it takes in is known
+//! ([`crate::voice::TrainedOn::residual_level`]). So a hop of residual far above that level, or far below, is
+//! replaced by noise at it: what is heard there is the filter's spectrum, and what the refinement makes of it.
 
 use super::noise::Noise;
 

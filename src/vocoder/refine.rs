@@ -38,9 +38,9 @@ const FRAMES_PER_TASK: usize = 64;
 /// Makes sounds agree with mels of one convention.
 ///
 /// A pass takes the sound's short-time spectra, multiplies each bin by the ratio of the wanted to
-/// the present mel there, and returns to samples by overlap-add; the first passes sharpen a little what stands
-/// out within a band. With momentum, 30 passes bring the mean log-mel distance below .05 nats. Deterministic, whatever the number of threads. No part of
-/// the flow or its likelihood.
+/// the present mel there, and returns to samples by overlap-add; the first passes sharpen a little what
+/// stands out within a band. With momentum, 30 passes bring the mean log-mel distance below .05 nats.
+/// Deterministic, whatever the number of threads. No part of the flow or its likelihood.
 pub struct Refiner {
     pub(super) stft: Stft,
     /// Of frames as half as many complex values.
