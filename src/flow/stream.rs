@@ -8,6 +8,7 @@ use super::{conditioning, scalar};
 use crate::kernels::conditioner::{State as NetState, Weights};
 use crate::kernels::pointwise;
 use crate::kernels::product::{Input, Panels, Start};
+use crate::kernels::quantise::Numbers;
 use crate::kernels::recursion;
 use crate::kernels::rows::Rows;
 use crate::kernels::wavenet::interpolation;
@@ -114,12 +115,12 @@ impl Packed {
     }
 
     /// Goes over to sixteen bits where that pays, for whatever can; whether anything changed.
-    pub fn quantise(&mut self) -> bool {
+    pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {
         // a row by itself gains nothing
         let nets =
             self.stages.iter_mut().filter_map(|s| if let Stage::Coupling { net, .. } = s { Some(net) } else { None });
         // every one of them, not up to the first
-        nets.map(|net| net.quantise()).filter(|&changed| changed).count() > 0
+        nets.map(|net| net.quantise(numbers)).filter(|&changed| changed).count() > 0
     }
 
     /// Whether threads share the work of so many frames well: then the layers of every net are large.

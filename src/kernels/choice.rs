@@ -1,5 +1,6 @@
 //! Which kernels run here.
 
+use super::quantise::Numbers;
 use crate::{Error, Result};
 
 /// A set of kernels, by the vector instructions they are compiled for.
@@ -44,6 +45,15 @@ impl Kernel {
         }
     }
 
+    /// Whether products of bf16 are done in tiles (Intel AMX): with the widest vectors, where the processor has
+    /// them and the system lets them be used.
+    pub fn has_tiles(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Self::Avx512 && super::amx::granted();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// The sets that run here, the fastest last.
     pub fn available() -> impl DoubleEndedIterator<Item = Self> {
         Self::ALL.into_iter().filter(|kernel| kernel.runs_here())
@@ -59,6 +69,11 @@ impl Kernel {
             Err(std::env::VarError::NotPresent) => Ok(Self::available().next_back().unwrap_or(Self::Scalar)),
             Err(error) => Err(Error::invalid(format!("MELGLOW_KERNEL: {error}"))),
         }
+    }
+
+    /// Whether products in such numbers are worth while with these kernels, or asked for by forcing them.
+    pub(crate) fn takes(self, numbers: Numbers) -> bool {
+        numbers == Numbers::Integers || self.has_tiles() || std::env::var_os("MELGLOW_KERNEL").is_some()
     }
 
     fn named(name: &str) -> Result<Self> {
@@ -81,17 +96,30 @@ pub enum Precision {
     /// Integers of 16 bits and exact sums, where products are large: the layers of couplings' WaveNets behind their
     /// first. What is added up, and all the rest, stays in f32.
     Int16,
+    /// bf16, in the same layers; products are added up in f32. For processors with tiles for it (Intel AMX);
+    /// elsewhere for kernels that are forced alone, at half the speed of f32, to hear what it does.
+    Bf16,
 }
 
 impl Precision {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::F32, Self::Int16];
+    pub const ALL: [Self; 3] = [Self::F32, Self::Int16, Self::Bf16];
 
     /// The name that the command line knows it by.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Int16 => "int16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The numbers of sixteen bits, if it is of those.
+    pub(crate) fn short(self) -> Option<Numbers> {
+        match self {
+            Self::F32 => None,
+            Self::Int16 => Some(Numbers::Integers),
+            Self::Bf16 => Some(Numbers::Bfloats),
         }
     }
 }

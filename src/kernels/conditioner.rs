@@ -1,5 +1,6 @@
 //! The conditioners that run on packed weights, whichever they are.
 
+use super::quantise::Numbers;
 use super::rows::Rows;
 use super::{separable, stream};
 
@@ -38,9 +39,9 @@ impl Weights {
 
     /// Goes over to sixteen bits where that pays, which for separable layers nobody has shown; whether
     /// anything changed.
-    pub fn quantise(&mut self) -> bool {
+    pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {
         match self {
-            Self::WaveNet(net) => net.quantise(),
+            Self::WaveNet(net) => net.quantise(numbers),
             Self::Separable(_) => false,
         }
     }

@@ -23,7 +23,7 @@
 use super::choice::Kernel;
 use super::product::{Layout, Lines, Panels, Start, pair, reach, tiles};
 use super::quantise::{Input, MOST};
-use super::vector::{Integers, Portable};
+use super::vector::{Portable, Short};
 #[cfg(target_arch = "x86_64")]
 use super::{
     product::Job,
@@ -54,18 +54,9 @@ pub(crate) struct IntegerPanels {
 }
 
 impl IntegerPanels {
-    /// Whether these kernels have a form in integers: on Arm f32 is as fast.
-    pub fn exist_for(kernel: Kernel) -> bool {
-        kernel != Kernel::Neon
-    }
-
     /// Panels quantised; `widths`: of the rows that meet the matrix, one after the other, every tap's.
-    ///
-    /// # Panics
-    /// If the widths don't add up to the matrix's rows, or the kernel has no integers.
     pub fn new(panels: &Panels, widths: &[usize]) -> Self {
         let layout = panels.layout();
-        assert!(Self::exist_for(layout.kernel) && widths.iter().sum::<usize>() == panels.depth());
         let width = layout.width();
         let depth: usize = segments(widths).map(|rows| rows.next_multiple_of(2)).sum();
         let mut pairs: Vec<i16> = Vec::with_capacity(layout.panels * depth * width + LINE);
@@ -109,7 +100,7 @@ impl IntegerPanels {
         assert!(inputs.iter().flat_map(|i| std::iter::repeat_n(i.width, i.taps)).eq(self.widths.iter().copied()));
         for i in inputs {
             let rows = count + (i.taps - 1) * i.dilation;
-            assert!(i.values.len() >= reach(rows, i.stride(), i.stride()) && i.scales.len() >= rows);
+            assert!(i.values.len() >= reach(rows, i.stride, i.stride) && i.scales.len() >= rows);
         }
         let panels = self.layout.panels;
         let size = (self.scales.len() / panels, (self.pairs.len() - self.begin) / panels);
@@ -178,7 +169,7 @@ struct Whole<'a> {
     inputs: &'a [Input<'a>],
 }
 
-impl<V: Integers> Lines<V> for Whole<'_> {
+impl<V: Short> Lines<V> for Whole<'_> {
     #[inline(always)]
     unsafe fn bias(&self, panel: usize) -> *const f32 {
         // SAFETY: the caller's promise.
@@ -196,10 +187,10 @@ impl<V: Integers> Lines<V> for Whole<'_> {
                 for tap in 0..input.taps {
                     let first = row + tap * input.dilation;
                     let row_scales = input.scales.as_ptr().add(first);
-                    for from in (0..input.stride()).step_by(SEGMENT) {
-                        let rows = input.values.as_ptr().add(first * input.stride() + from);
-                        let pairs = SEGMENT.min(input.stride() - from) / 2;
-                        let whole = multiply_add::<V, R>(rows, input.stride(), pairs, weights);
+                    for from in (0..input.stride).step_by(SEGMENT) {
+                        let rows = input.values.as_ptr().add(first * input.stride + from);
+                        let pairs = SEGMENT.min(input.stride - from) / 2;
+                        let whole = multiply_add::<V, R>(rows, input.stride, pairs, weights);
                         let steps: [V; 2] = pair(scales);
                         for (r, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
                             let scale = V::splat(*row_scales.add(r));
@@ -223,7 +214,7 @@ impl<V: Integers> Lines<V> for Whole<'_> {
 /// The processor must have the vector's feature; `R` rows of so many pairs, `stride` apart, and for
 /// each two vectors of pairs of weights must be there.
 #[inline(always)]
-unsafe fn multiply_add<V: Integers, const R: usize>(
+unsafe fn multiply_add<V: Short, const R: usize>(
     rows: *const i16,
     stride: usize,
     pairs: usize,
@@ -261,7 +252,8 @@ unsafe fn avx512(job: &Job<Whole>) {
 #[cfg(test)]
 mod tests {
     use super::super::product::{self, Matrix};
-    use super::super::quantise::{quantise, stride};
+    use super::super::quantise::{Numbers, quantise};
+    use super::super::short::ShortPanels;
     use super::*;
 
     fn values(count: usize, seed: usize) -> Vec<f32> {
@@ -271,18 +263,18 @@ mod tests {
     /// Rows quantised: values and scales.
     fn integers(rows: &[f32], width: usize) -> (Vec<i16>, Vec<f32>) {
         let count = rows.len() / width;
-        let (mut values, mut scales) = (vec![0; count * stride(width)], vec![0.0; count]);
-        quantise(rows, width, &mut values, &mut scales);
+        let (mut values, mut scales) = (vec![0; count * Numbers::Integers.stride(width)], vec![0.0; count]);
+        quantise(Numbers::Integers, rows, width, &mut values, &mut scales);
         (values, scales)
     }
 
     fn input<'a>((values, scales): &'a (Vec<i16>, Vec<f32>), width: usize) -> Input<'a> {
-        Input { values, scales, width, taps: 1, dilation: 0 }
+        Input::rows(Numbers::Integers, values, scales, width)
     }
 
     /// Kernels that have a form in integers, here.
     fn kernels() -> impl DoubleEndedIterator<Item = Kernel> {
-        Kernel::available().filter(|kernel| IntegerPanels::exist_for(*kernel))
+        Kernel::available().filter(|kernel| ShortPanels::exist_for(*kernel))
     }
 
     /// A convolution and a second input: (rows, taps, dilation, width, second, columns).
@@ -354,7 +346,7 @@ mod tests {
                     let weights = &case.weights[(first + from) * columns..(first + from + count) * columns];
                     let step = steps(weights, columns)[column];
                     let integers = weights.iter().skip(column).step_by(columns).map(|w| (w / step).round() as i32);
-                    let met = input.0[row * stride(width) + from..].iter();
+                    let met = input.0[row * Numbers::Integers.stride(width) + from..].iter();
                     let whole: i32 = integers.zip(met).map(|(w, x)| w * i32::from(*x)).sum();
                     sum += whole as f32 * (step * input.1[row]);
                 }

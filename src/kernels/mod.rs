@@ -4,7 +4,10 @@
 //! convolution is a matrix product without copies. Synthesis runs on panels of weights packed once
 //! ([`product`]), training on the `gemm` crate, since its weights change with every step.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
+mod bfloat;
 mod blocks;
 pub mod choice;
 pub mod conditioner;
@@ -23,8 +26,11 @@ pub mod recall;
 pub mod recursion;
 pub mod rows;
 pub mod separable;
+pub(crate) mod short;
 pub mod spectral;
 pub mod stream;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod tile_unit;
 mod vector;
 pub mod wavenet;
 

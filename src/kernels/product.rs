@@ -27,6 +27,7 @@ use super::vector::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
 use super::vector::{Portable, Vector, gate};
+use std::ops::Range;
 
 /// Floats in a line of the cache, where panels begin.
 const LINE: usize = 16;
@@ -139,9 +140,7 @@ pub(crate) enum Start<'a> {
 impl Panels {
     /// The columns of matrices, one above the other, and a bias.
     pub(crate) fn new(kernel: Kernel, columns: usize, bias: &[f32], matrices: &[Matrix]) -> Self {
-        let lanes = lanes(kernel);
-        let order = (0..columns.div_ceil(2 * lanes) * 2 * lanes).map(|i| (i < columns).then_some(i));
-        Self::pack(kernel, (columns, false), &order.collect::<Vec<_>>(), bias, matrices)
+        Self::pack(kernel, (columns, false), &plain_order(kernel, columns), bias, matrices)
     }
 
     /// Matrices of `2 · channels` columns whose answer is `tanh(first half) · σ(second half)`.
@@ -168,6 +167,28 @@ impl Panels {
         matrices: &[Matrix],
     ) -> Self {
         assert!(kernel.runs_here());
+        Self::laid_out(kernel, (columns, gated), order, bias, matrices)
+    }
+
+    /// As [`Self::new`], gated or not, of kernels that needn't run here: to look at.
+    #[cfg(test)]
+    pub(super) fn elsewhere(
+        kernel: Kernel,
+        (columns, gated): (usize, bool),
+        bias: &[f32],
+        matrices: &[Matrix],
+    ) -> Self {
+        let order = if gated { gated_order(kernel, columns) } else { plain_order(kernel, columns) };
+        Self::laid_out(kernel, (columns, gated), &order, bias, matrices)
+    }
+
+    fn laid_out(
+        kernel: Kernel,
+        (columns, gated): (usize, bool),
+        order: &[Option<usize>],
+        bias: &[f32],
+        matrices: &[Matrix],
+    ) -> Self {
         let depth = matrices.iter().map(|m| m.rows).sum();
         let width = 2 * lanes(kernel);
         let mut values: Vec<f32> = Vec::with_capacity(order.len() * (depth + 1) + LINE);
@@ -252,6 +273,11 @@ fn lanes(kernel: Kernel) -> usize {
     }
 }
 
+/// Source columns of panels that aren't gated.
+fn plain_order(kernel: Kernel, columns: usize) -> Vec<Option<usize>> {
+    (0..columns.next_multiple_of(2 * lanes(kernel))).map(|i| (i < columns).then_some(i)).collect()
+}
+
 /// Source columns of gated panels.
 fn gated_order(kernel: Kernel, channels: usize) -> Vec<Option<usize>> {
     let lanes = lanes(kernel);
@@ -263,9 +289,10 @@ fn gated_order(kernel: Kernel, channels: usize) -> Vec<Option<usize>> {
 
 /// A checked product of whatever numbers.
 pub(super) struct Job<'a, L> {
-    layout: Layout,
-    count: usize,
-    lines: L,
+    pub layout: Layout,
+    /// Rows.
+    pub count: usize,
+    pub lines: L,
     start: Start<'a>,
     out: *mut f32,
     stride: usize,
@@ -373,30 +400,40 @@ unsafe fn run<V: Vector>(job: &Job<Floats>) {
 #[inline(always)]
 pub(super) unsafe fn tiles<V: Vector, L: Lines<V>>(job: &Job<L>, first: usize) {
     for panel in first..job.layout.panels {
-        let mut row = 0;
-        while row < job.count {
-            // tiles of much the same height: a low one is slow
-            let left = job.count - row;
-            let rows = left.div_ceil(left.div_ceil(V::ROWS));
-            // SAFETY: the caller's promise; the rows are the job's.
-            unsafe {
-                match rows {
-                    1 => tile::<V, L, 1>(job, panel, row),
-                    2 => tile::<V, L, 2>(job, panel, row),
-                    3 => tile::<V, L, 3>(job, panel, row),
-                    4 => tile::<V, L, 4>(job, panel, row),
-                    5 => tile::<V, L, 5>(job, panel, row),
-                    6 => tile::<V, L, 6>(job, panel, row),
-                    7 => tile::<V, L, 7>(job, panel, row),
-                    8 => tile::<V, L, 8>(job, panel, row),
-                    9 => tile::<V, L, 9>(job, panel, row),
-                    10 => tile::<V, L, 10>(job, panel, row),
-                    11 => tile::<V, L, 11>(job, panel, row),
-                    _ => tile::<V, L, 12>(job, panel, row),
-                }
+        // SAFETY: the caller's promise.
+        unsafe { panel_rows(job, panel, 0..job.count) }
+    }
+}
+
+/// Some rows of one panel's columns.
+///
+/// # Safety
+/// As [`tiles`]; the rows must be the job's.
+#[inline(always)]
+pub(super) unsafe fn panel_rows<V: Vector, L: Lines<V>>(job: &Job<L>, panel: usize, rows: Range<usize>) {
+    let mut row = rows.start;
+    while row < rows.end {
+        // tiles of much the same height: a low one is slow
+        let left = rows.end - row;
+        let rows = left.div_ceil(left.div_ceil(V::ROWS));
+        // SAFETY: the caller's promise; the rows are the job's.
+        unsafe {
+            match rows {
+                1 => tile::<V, L, 1>(job, panel, row),
+                2 => tile::<V, L, 2>(job, panel, row),
+                3 => tile::<V, L, 3>(job, panel, row),
+                4 => tile::<V, L, 4>(job, panel, row),
+                5 => tile::<V, L, 5>(job, panel, row),
+                6 => tile::<V, L, 6>(job, panel, row),
+                7 => tile::<V, L, 7>(job, panel, row),
+                8 => tile::<V, L, 8>(job, panel, row),
+                9 => tile::<V, L, 9>(job, panel, row),
+                10 => tile::<V, L, 10>(job, panel, row),
+                11 => tile::<V, L, 11>(job, panel, row),
+                _ => tile::<V, L, 12>(job, panel, row),
             }
-            row += rows;
         }
+        row += rows;
     }
 }
 
@@ -646,10 +683,20 @@ mod tests {
         [1, 3, 2, 7, 2, 85],
     ];
 
+    /// As [`Panels::product`]; AVX-512's panels where it isn't, in any processor's vectors of as many lanes.
+    fn product(panels: &Panels, count: usize, inputs: &[Input], start: Start, out: (&mut [f32], usize)) {
+        if panels.kernel().runs_here() {
+            return panels.product(count, inputs, start, out);
+        }
+        let lines = Floats { panels: panels.values[panels.begin..].as_ptr(), depth: panels.depth, inputs };
+        // SAFETY: any processor has the vectors; the job is checked, and the test gives all rows that are read.
+        unsafe { run::<super::super::vector::Lanes<16>>(&panels.layout.job(count, lines, start, out)) }
+    }
+
     #[test]
     fn panels_compute_what_they_stand_for() {
         for kernel in Kernel::ALL {
-            if !kernel.runs_here() {
+            if !kernel.runs_here() && kernel != Kernel::Avx512 {
                 eprintln!("SKIPPED: no {} on this processor", kernel.name());
                 continue;
             }
@@ -658,7 +705,7 @@ mod tests {
                 let (conv, more) = (values(taps * width * columns, 3), values(second * columns, 4));
                 let bias = values(columns, 5);
                 let matrices = [Matrix::new(&conv, columns), Matrix::new(&more, columns)];
-                let panels = Panels::new(kernel, columns, &bias, &matrices);
+                let panels = Panels::elsewhere(kernel, (columns, false), &bias, &matrices);
                 let input = [Input { taps, dilation, ..Input::rows(&x, width) }, Input::rows(&y, second)];
                 let sum = |t: usize, j: usize| {
                     let tap = |k: usize| x[(t + k * dilation) * width..][..width].iter();
@@ -670,7 +717,7 @@ mod tests {
                 let before = values(rows * stride, 6);
                 for start in [Start::Bias, Start::Answer, Start::Rows(&before, stride)] {
                     let mut out = before.clone();
-                    panels.product(rows, &input, start, (&mut out, stride));
+                    product(&panels, rows, &input, start, (&mut out, stride));
                     for (i, (out, before)) in out.iter().zip(&before).enumerate() {
                         let (t, j) = (i / stride, i % stride);
                         let expected = match start {
@@ -692,7 +739,7 @@ mod tests {
                             Start::Rows(rows, stride) => Start::Rows(&rows[from * stride..], stride),
                             start => start,
                         };
-                        panels.product(to - from, &some, start, (&mut part, stride));
+                        product(&panels, to - from, &some, start, (&mut part, stride));
                         let wanted = &out[from * stride..to * stride];
                         assert!(part[..wanted.len()] == *wanted, "{}: rows {from}..{to}", kernel.name());
                     }

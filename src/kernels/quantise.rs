@@ -1,8 +1,30 @@
-//! Rows in sixteen bits: what the products of [`super::integer`] read.
+//! Rows in sixteen bits: what the products of [`super::integer`] and [`super::bfloat`] read.
 
 use super::rows::Rows;
 use multiversion::multiversion;
 use std::ops::Range;
+
+/// Numbers of sixteen bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    /// Integers, a scale to each row.
+    Integers,
+    /// bf16: f32 without its last 16 bits, rounded to the nearest, ties to even. Scales are 1.
+    Bfloats,
+}
+
+impl Numbers {
+    /// Values that a row takes up, zeros behind its own: pairs of integers are multiplied, and tiles take 32 bf16.
+    pub fn stride(self, width: usize) -> usize {
+        width.next_multiple_of(match self {
+            Self::Integers => 2,
+            Self::Bfloats => CHUNK,
+        })
+    }
+}
+
+/// Values of bf16 in a row of a processor's tile.
+pub(super) const CHUNK: usize = 32;
 
 /// The largest magnitude of a quantised input: beside it there is room in i32 for sums over
 /// [`super::integer::SEGMENT`] weights of about as many bits (14 of 31).
@@ -11,41 +33,71 @@ pub(super) const MOST: i16 = 8191;
 /// Rows with a smaller largest magnitude count as zeros: a row is divided by it.
 const LEAST: f32 = 1e-30;
 
-/// Quantised rows where they lie: row `i` stands for its values times `scales[i]`.
+/// Rows of sixteen bits where they lie: row `i` stands for its values times `scales[i]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Input<'a> {
+    /// Integers, or the bits of bf16.
     pub values: &'a [i16],
     /// One for each row.
     pub scales: &'a [f32],
-    /// Values of a row; one more, a zero, lies behind an odd number.
+    /// Values of a row.
     pub width: usize,
+    /// Values from one row to the next, zeros behind a row's own.
+    pub stride: usize,
     /// How often rows are read, `dilation` rows further each time.
     pub taps: usize,
     pub dilation: usize,
 }
 
-impl Input<'_> {
-    /// Values from one row to the next.
-    pub fn stride(&self) -> usize {
-        stride(self.width)
+impl<'a> Input<'a> {
+    /// Rows one after the other, read once.
+    pub fn rows(numbers: Numbers, values: &'a [i16], scales: &'a [f32], width: usize) -> Self {
+        Self { values, scales, width, stride: numbers.stride(width), taps: 1, dilation: 0 }
     }
 }
 
-/// Values that a quantised row takes up: pairs are multiplied.
-pub(crate) fn stride(width: usize) -> usize {
-    width.next_multiple_of(2)
+/// Brings rows of `width` values to sixteen bits, [`Numbers::stride`] apart in `values`.
+pub(crate) fn quantise(numbers: Numbers, rows: &[f32], width: usize, values: &mut [i16], scales: &mut [f32]) {
+    debug_assert!(rows.len() == scales.len() * width && values.len() == scales.len() * numbers.stride(width));
+    match numbers {
+        Numbers::Integers => to_integers(rows, width, values, scales),
+        Numbers::Bfloats => {
+            to_bfloats(rows, width, values);
+            scales.fill(1.0);
+        }
+    }
+}
+
+/// The bits of the nearest bf16, of two the even one; NaN stays NaN.
+#[inline(always)]
+pub(super) fn bfloat(x: f32) -> i16 {
+    let bits = x.to_bits();
+    let nearest = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
+    // a quiet NaN, whatever the bits that are lost
+    let bits = if x.is_nan() { 0x7fc0 } else { nearest };
+    bits as u16 as i16
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn to_bfloats(rows: &[f32], width: usize, values: &mut [i16]) {
+    let stride = Numbers::Bfloats.stride(width);
+    for (row, values) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride)) {
+        let (values, rest) = values.split_at_mut(width);
+        values.iter_mut().zip(row).for_each(|(value, x)| *value = bfloat(*x));
+        rest.fill(0);
+    }
 }
 
 /// Quantises rows of `width` values to integers of up to ±[`MOST`], each row by its own largest
-/// magnitude; with a value that isn't finite, a row stands for NaN. `values` are [`stride`] apart.
+/// magnitude; with a value that isn't finite, a row stands for NaN.
 ///
 /// Error: half a step, `largest / 16382`. Same bits on every processor.
 #[multiversion(targets("x86_64+avx2"))]
-pub(crate) fn quantise(rows: &[f32], width: usize, values: &mut [i16], scales: &mut [f32]) {
+fn to_integers(rows: &[f32], width: usize, values: &mut [i16], scales: &mut [f32]) {
     /// 1.5 · 2²³: adding it rounds to an integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    debug_assert!(rows.len() == scales.len() * width && values.len() == scales.len() * stride(width));
-    for ((row, values), scale) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride(width))).zip(scales) {
+    let stride = Numbers::Integers.stride(width);
+    for ((row, values), scale) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride)).zip(scales) {
         // magnitudes are ordered as their bits are, and all below infinity's and NaN's
         let most = row.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).cast_signed().max(most));
         let most = f32::from_bits(most.cast_unsigned());
@@ -63,17 +115,18 @@ pub(crate) fn quantise(rows: &[f32], width: usize, values: &mut [i16], scales: &
     }
 }
 
-/// The quantised rows of a sequence that are still needed.
+/// The rows of a sequence, in sixteen bits, that are still needed.
 pub(crate) struct QuantisedRows {
     values: Rows<i16>,
     scales: Rows,
     width: usize,
+    numbers: Numbers,
 }
 
 impl QuantisedRows {
     /// No rows yet, of `width` values each.
-    pub fn new(width: usize) -> Self {
-        Self { values: Rows::new(stride(width)), scales: Rows::new(1), width }
+    pub fn new(numbers: Numbers, width: usize) -> Self {
+        Self { values: Rows::new(numbers.stride(width)), scales: Rows::new(1), width, numbers }
     }
 
     /// One past the place of the last row.
@@ -88,9 +141,9 @@ impl QuantisedRows {
 
     /// Puts whole rows at the end.
     pub fn extend(&mut self, rows: &[f32]) {
-        let width = self.width;
+        let (width, numbers) = (self.width, self.numbers);
         let (values, scales) = self.grow(rows.len() / width);
-        quantise(rows, width, values, scales);
+        quantise(numbers, rows, width, values, scales);
     }
 
     /// Rows by their places, read once.
@@ -99,7 +152,7 @@ impl QuantisedRows {
     /// If one isn't there.
     pub fn get(&self, places: Range<usize>) -> Input<'_> {
         let (values, scales) = (self.values.get(places.clone()), self.scales.get(places));
-        Input { values, scales, width: self.width, taps: 1, dilation: 0 }
+        Input::rows(self.numbers, values, scales, self.width)
     }
 
     /// Forgets the rows before a place.
@@ -113,6 +166,10 @@ impl QuantisedRows {
 mod tests {
     use super::*;
 
+    fn stride(width: usize) -> usize {
+        Numbers::Integers.stride(width)
+    }
+
     #[test]
     fn rows_are_kept_to_half_a_step() {
         for (width, most) in [(1, 3.0_f32), (2, 1e-20), (7, 1e20), (64, f32::MAX), (129, 1.0)] {
@@ -121,7 +178,7 @@ mod tests {
                 .chain(vec![most; width])
                 .collect();
             let (mut values, mut scales) = (vec![1; 6 * stride(width)], vec![0.0; 6]);
-            quantise(&rows, width, &mut values, &mut scales);
+            quantise(Numbers::Integers, &rows, width, &mut values, &mut scales);
             for (row, (values, scale)) in rows.chunks(width).zip(values.chunks(stride(width)).zip(&scales)) {
                 for (x, q) in row.iter().zip(values) {
                     let error = (f64::from(*x) - f64::from(*q) * f64::from(*scale)).abs();
@@ -143,12 +200,38 @@ mod tests {
             ([1.0, 2.0, -f32::NAN], None),
         ] {
             let (mut values, mut scales) = ([1; 4], [1.0]);
-            quantise(&row, 3, &mut values, &mut scales);
+            quantise(Numbers::Integers, &row, 3, &mut values, &mut scales);
             assert_eq!(values, [0; 4], "{row:?}");
             match scale {
                 Some(scale) => assert!((scales[0] - scale).abs() < 1e-30),
                 None => assert!(scales[0].is_nan()),
             }
+        }
+    }
+
+    /// Against `half`'s rounding, over bits of all kinds.
+    #[test]
+    fn bfloats_are_the_nearest() {
+        let bits = (0..1_000_000_u32).map(|i| i.wrapping_mul(2_654_435_761) ^ i << 7);
+        let ties = (0..256_u32).flat_map(|i| [i << 16 | 0x8000, i << 23 | 0x18000, i << 20 | 0x7fff]);
+        let rows: Vec<f32> = bits.chain(ties).map(f32::from_bits).collect();
+        let width = 50;
+        let rows = &rows[..rows.len() / width * width];
+        let count = rows.len() / width;
+        let stride = Numbers::Bfloats.stride(width);
+        assert_eq!(stride, 64);
+        let (mut values, mut scales) = (vec![1; count * stride], vec![0.0; count]);
+        quantise(Numbers::Bfloats, rows, width, &mut values, &mut scales);
+        assert!(scales.iter().all(|&scale| scale == 1.0));
+        for (row, values) in rows.chunks(width).zip(values.chunks(stride)) {
+            for (x, bits) in row.iter().zip(values) {
+                let (wanted, bits) = (half::bf16::from_f32(*x), bits.cast_unsigned());
+                assert!(
+                    bits == wanted.to_bits() || x.is_nan() && half::bf16::from_bits(bits).is_nan(),
+                    "{x}: {bits:x}"
+                );
+            }
+            assert!(values[width..].iter().all(|&bits| bits == 0));
         }
     }
 }

@@ -6,11 +6,11 @@
 
 use super::blocks::{WELL_SHARED, division, share};
 use super::choice::Kernel;
-use super::integer::IntegerPanels;
 use super::merged;
 use super::product::{Input, Matrix, Panels, Start};
-use super::quantise::{self, QuantisedRows, quantise};
+use super::quantise::{self, Numbers, QuantisedRows, quantise};
 use super::rows::Rows;
+use super::short::ShortPanels;
 use super::wavenet::Shape;
 
 /// Multiply-adds of a layer below which another thread costs more than it saves.
@@ -21,8 +21,9 @@ pub struct Weights {
     /// The net's shape.
     pub shape: Shape,
     layers: Vec<Layer<Panels>>,
-    /// The layers behind the first in integers, in place of those in f32.
-    integers: Vec<Layer<IntegerPanels>>,
+    /// The layers behind the first in sixteen bits, in place of those in f32, and their numbers.
+    short: Vec<Layer<ShortPanels>>,
+    numbers: Numbers,
     /// All layers' conditioning from a row of features, where rows are interpolated.
     cond: Option<Panels>,
 }
@@ -57,27 +58,28 @@ impl Weights {
         let width = shape.cond_width();
         let rows = || Panels::for_gated(kernel, c, &vec![0.0; width], &[Matrix::new(cond, width)]);
         let cond = (shape.up > 1).then(rows);
-        Self { shape: shape.clone(), layers, integers: Vec::new(), cond }
+        Self { shape: shape.clone(), layers, short: Vec::new(), numbers: Numbers::Integers, cond }
     }
 
     /// Goes over to sixteen bits where that pays: in all layers but the first, which reads the net's own
     /// few channels. Whether anything changed.
-    pub fn quantise(&mut self) -> bool {
+    pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {
         let c = self.shape.channels;
-        if !self.integers.is_empty() || !IntegerPanels::exist_for(self.layers[0].conv.kernel()) {
+        if !self.short.is_empty() || !ShortPanels::exist_for(self.layers[0].conv.kernel()) {
             return false;
         }
         let taps = self.shape.kernel;
+        self.numbers = numbers;
         for Layer { conv, residual, answer } in self.layers.drain(1..) {
             let mut widths = vec![c; taps];
             widths.extend((self.shape.up == 1).then(|| conv.depth() - taps * c));
-            self.integers.push(Layer {
-                conv: IntegerPanels::new(&conv, &widths),
-                residual: residual.map(|residual| IntegerPanels::new(&residual, &[c])),
-                answer: IntegerPanels::new(&answer, &[c]),
+            self.short.push(Layer {
+                conv: ShortPanels::new(numbers, &conv, &widths),
+                residual: residual.map(|residual| ShortPanels::new(numbers, &residual, &[c])),
+                answer: ShortPanels::new(numbers, &answer, &[c]),
             });
         }
-        !self.integers.is_empty()
+        !self.short.is_empty()
     }
 
     /// Whether threads share the work of so many steps at hardly any cost.
@@ -89,7 +91,7 @@ impl Weights {
     fn macs(&self, layer: usize, steps: usize) -> usize {
         let (depth, width) = match self.layers.get(layer) {
             Some(layer) => (layer.conv.depth(), layer.conv.row_width()),
-            None => (self.integers[layer - 1].conv.depth(), self.integers[layer - 1].conv.row_width()),
+            None => (self.short[layer - 1].conv.depth(), self.short[layer - 1].conv.row_width()),
         };
         steps * depth * width
     }
@@ -102,7 +104,7 @@ pub struct State {
     /// Input of each layer behind the zeros before the first step: step `t` stands as many places on
     /// as the layer looks back. The first layer's is the net's input and a one.
     hidden: Vec<Hidden>,
-    /// Features that come by step, for layers in integers.
+    /// Features that come by step, for layers in sixteen bits.
     features: Option<QuantisedRows>,
     /// Steps that each layer has done.
     done: Vec<usize>,
@@ -117,7 +119,7 @@ pub struct State {
 /// The input of a layer.
 struct Hidden {
     rows: Rows,
-    /// The same for a layer in integers.
+    /// The same for a layer in sixteen bits.
     quantised: Option<QuantisedRows>,
 }
 
@@ -143,13 +145,15 @@ impl State {
         let shape = &weights.shape;
         let hidden = |(l, dilation): (usize, &usize)| {
             let rows = Rows::new(if l == 0 { shape.inputs + 1 } else { shape.channels });
-            let integers = l >= weights.layers.len();
-            let mut hidden = Hidden { rows, quantised: integers.then(|| QuantisedRows::new(shape.channels)) };
+            let short = l >= weights.layers.len();
+            let mut hidden =
+                Hidden { rows, quantised: short.then(|| QuantisedRows::new(weights.numbers, shape.channels)) };
             hidden.grow(shape.sides(*dilation).0);
             hidden
         };
         let features = weights.layers[0].conv.depth() - shape.kernel * (shape.inputs + 1);
-        let features = (!weights.integers.is_empty() && shape.up == 1).then(|| QuantisedRows::new(features));
+        let features =
+            (!weights.short.is_empty() && shape.up == 1).then(|| QuantisedRows::new(weights.numbers, features));
         Self {
             cond: Rows::new(weights.cond.as_ref().map_or(1, Panels::columns)),
             hidden: shape.dilations.iter().enumerate().map(hidden).collect(),
@@ -225,7 +229,7 @@ impl State {
         }
         self.act.resize(steps * c, 0.0);
         if h.quantised.is_some() {
-            self.act_values.resize(steps * quantise::stride(c), 0);
+            self.act_values.resize(steps * weights.numbers.stride(c), 0);
             self.act_scales.resize(steps, 0.0);
         }
         if l == 0 {
@@ -246,7 +250,7 @@ impl State {
         if steps <= block {
             work.run(rest);
         } else {
-            let blocks = std::iter::from_fn(|| rest.split_off(block, shape));
+            let blocks = std::iter::from_fn(|| rest.split_off(block, weights));
             share(threads, blocks, |block| work.run(block));
         }
         h.forget(to);
@@ -263,27 +267,27 @@ struct Block<'a> {
     from: usize,
     /// What the gates leave.
     act: &'a mut [f32],
-    /// The same of layers in integers.
+    /// The same of layers in sixteen bits.
     act_quantised: QuantisedMut<'a>,
     /// The next layer's input, if there is one.
     next: &'a mut [f32],
-    /// The same if that is in integers.
+    /// The same if that is in sixteen bits.
     next_quantised: QuantisedMut<'a>,
     answer: &'a mut [f32],
 }
 
 impl<'a> Block<'a> {
     /// The first `steps` steps, or all that are left, if there are any.
-    fn split_off(&mut self, steps: usize, shape: &Shape) -> Option<Self> {
+    fn split_off(&mut self, steps: usize, weights: &Weights) -> Option<Self> {
         /// Whatever isn't there stays empty.
         fn front<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
             rest.split_off_mut(..count.min(rest.len())).unwrap_or_default()
         }
+        let Weights { shape, numbers, .. } = weights;
         let c = shape.channels;
         let steps = steps.min(self.act.len() / c);
-        let quantised = |(values, scales): &mut QuantisedMut<'a>| {
-            (front(values, steps * quantise::stride(c)), front(scales, steps))
-        };
+        let quantised =
+            |(values, scales): &mut QuantisedMut<'a>| (front(values, steps * numbers.stride(c)), front(scales, steps));
         let block = Self {
             from: self.from,
             act: front(&mut self.act, steps * c),
@@ -304,7 +308,7 @@ struct Work<'a> {
     h: &'a Hidden,
     cond: &'a Rows,
     features: &'a Rows,
-    /// Features by step of a layer in integers.
+    /// Features by step of a layer in sixteen bits.
     quantised_features: Option<&'a QuantisedRows>,
 }
 
@@ -314,7 +318,7 @@ impl Work<'_> {
         let steps = block.act.len() / self.weights.shape.channels;
         match self.weights.layers.get(self.l) {
             Some(layer) => self.floats(layer, steps, block),
-            None => self.integers(&self.weights.integers[self.l - 1], steps, block),
+            None => self.sixteen_bits(&self.weights.short[self.l - 1], steps, block),
         }
     }
 
@@ -343,7 +347,7 @@ impl Work<'_> {
                 residual.product(steps, &[act], Start::Rows(own, width), (next, c));
             }
             if !next_quantised.1.is_empty() {
-                quantise(next, c, next_quantised.0, next_quantised.1);
+                quantise(self.weights.numbers, next, c, next_quantised.0, next_quantised.1);
             }
         }
         let own = [act, Input::rows(own, width)];
@@ -355,13 +359,13 @@ impl Work<'_> {
         layer.answer.product(steps, inputs, start, (answer, shape.outputs));
     }
 
-    /// In integers, a layer behind the first; what is kept and added up stays in f32.
-    fn integers(&self, layer: &Layer<IntegerPanels>, steps: usize, block: Block) {
+    /// In sixteen bits, a layer behind the first; what is kept and added up stays in f32.
+    fn sixteen_bits(&self, layer: &Layer<ShortPanels>, steps: usize, block: Block) {
         let shape = &self.weights.shape;
         let (c, dilation) = (shape.channels, shape.dilations[self.l]);
         let (before, after) = shape.sides(dilation);
         let Block { from, act, act_quantised, next, next_quantised, answer } = block;
-        let quantised = self.h.quantised.as_ref().expect("a layer in integers has its input quantised");
+        let quantised = self.h.quantised.as_ref().expect("a layer in sixteen bits has its input so");
         let conv =
             quantise::Input { taps: shape.kernel, dilation, ..quantised.get(from..from + steps + before + after) };
         if let Some(start) = self.between(from, layer.conv.row_width()) {
@@ -371,12 +375,12 @@ impl Work<'_> {
             layer.conv.product(steps, &[conv, features.get(from..from + steps)], Start::Bias, (act, c));
         }
         let (values, scales) = act_quantised;
-        quantise(act, c, values, scales);
-        let act = [quantise::Input { values, scales, width: c, taps: 1, dilation: 0 }];
+        quantise(self.weights.numbers, act, c, values, scales);
+        let act = [quantise::Input::rows(self.weights.numbers, values, scales, c)];
         if let Some(residual) = &layer.residual {
             let own = Start::Rows(self.h.rows.get(from + before..from + before + steps), c);
             residual.product(steps, &act, own, (next, c));
-            quantise(next, c, next_quantised.0, next_quantised.1);
+            quantise(self.weights.numbers, next, c, next_quantised.0, next_quantised.1);
         }
         layer.answer.product(steps, &act, Start::Answer, (answer, shape.outputs));
     }
@@ -394,6 +398,7 @@ impl Work<'_> {
 mod tests {
     use super::merged::chained;
     use super::*;
+    use crate::kernels::choice::Precision;
     use crate::kernels::wavenet;
 
     fn values(count: usize, seed: usize, most: f32) -> Vec<f32> {
@@ -467,12 +472,13 @@ mod tests {
                     eprintln!("SKIPPED: no {} on this processor", kernel.name());
                     continue;
                 }
-                let mut weights = Weights::new(kernel, &shape, &params, &cond);
-                // in integers a product is exact to about 13 bits of its largest values
-                for (numbers, most) in [("f32", 1e-5), ("int16", 1e-3)] {
-                    if numbers == "int16" && !weights.quantise() {
-                        break;
+                // in integers a product is exact to about 13 bits of its largest values, in bf16 every number to 8
+                for (precision, most) in [(Precision::F32, 1e-5), (Precision::Int16, 1e-3), (Precision::Bf16, 2e-2)] {
+                    let mut weights = Weights::new(kernel, &shape, &params, &cond);
+                    if precision.short().is_some_and(|numbers| !weights.quantise(numbers)) {
+                        continue;
                     }
+                    let numbers = precision.name();
                     let whole = streamed(&weights, &x, steps, &features, rows, 1);
                     let worst = whole.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                     assert!(
@@ -491,13 +497,13 @@ mod tests {
 
     #[test]
     fn what_is_not_a_number_goes_no_further_than_the_net_looks() {
-        for shape in shapes() {
+        for (shape, numbers) in shapes().flat_map(|s| [(s.clone(), Numbers::Integers), (s, Numbers::Bfloats)]) {
             let (at, steps) = (shape.up + 40, 4 * shape.up + 99);
             let rows = shape.cond_rows(steps);
             let params = values(shape.param_count(), 1, 0.3);
             let mut weights =
                 Weights::new(Kernel::chosen().unwrap(), &shape, &params, &values(3 * shape.cond_width(), 2, 0.5));
-            weights.quantise();
+            weights.quantise(numbers);
             let features = values(rows * 3, 4, 1.0);
             let clean = values(steps * (shape.inputs + 1), 3, 1.0);
             let expected = streamed(&weights, &clean, steps, &features, rows, 1);
@@ -521,15 +527,13 @@ mod tests {
         let shape = Shape { inputs, channels, outputs, kernel, causal: false, dilations, skip: true, up: 1 };
         let steps = MIN_SHARED / (3 * 64 * 128) + 100;
         let params = values(shape.param_count(), 1, 0.1);
-        let mut weights =
-            Weights::new(Kernel::chosen().unwrap(), &shape, &params, &values(3 * shape.cond_width(), 2, 0.5));
         let (x, features) = (values(steps * 5, 3, 1.0), values(steps * 3, 4, 1.0));
-        loop {
+        for precision in Precision::ALL {
+            let cond = values(3 * shape.cond_width(), 2, 0.5);
+            let mut weights = Weights::new(Kernel::chosen().unwrap(), &shape, &params, &cond);
+            precision.short().map(|numbers| weights.quantise(numbers));
             let alone = streamed(&weights, &x, steps, &features, steps, 1);
             assert!(streamed(&weights, &x, steps, &features, steps, 3) == alone);
-            if !weights.integers.is_empty() || !weights.quantise() {
-                break;
-            }
         }
     }
 }

@@ -43,11 +43,11 @@ pub(super) trait Vector: Copy {
     fn times_pow2(self, n: Self) -> Self;
 }
 
-/// A vector with integers of its size: pairs of i16 that are multiplied, and sums of i32.
+/// A vector with pairs of 16-bit numbers of its size: integers, multiplied and added up in i32, or bf16.
 ///
 /// The sums are exact, and so the same for every type, as long as they stay within i32.
-pub(super) trait Integers: Vector {
-    /// `LANES` pairs of i16.
+pub(super) trait Short: Vector {
+    /// `LANES` pairs of i16, or of bf16.
     type Pairs: Copy;
     /// `LANES` values of i32.
     type Sums: Copy;
@@ -71,6 +71,8 @@ pub(super) trait Integers: Vector {
     fn multiply_add(a: Self::Pairs, b: Self::Pairs, sums: Self::Sums) -> Self::Sums;
     /// The sums, each rounded to f32.
     fn to_floats(sums: Self::Sums) -> Self;
+    /// Of pairs of bf16 the first ones, and the second ones.
+    fn widen(pairs: Self::Pairs) -> [Self; 2];
 }
 
 /// 1.5 · 2²³: adding it rounds to an integer, which then stands in the low bits.
@@ -104,34 +106,37 @@ pub(super) fn gate<V: Vector>(a: V, b: V) -> V {
     one.sub(ea).div(one.add(ea).mul(one.add(eb)))
 }
 
-/// For any processor: four values, which most have some vector for.
+/// `N` values, by whatever the compiler makes of that.
 #[derive(Clone, Copy)]
-pub(super) struct Portable([f32; 4]);
+pub(super) struct Lanes<const N: usize>([f32; N]);
 
-impl Portable {
+/// For any processor: four values, which most have some vector for.
+pub(super) type Portable = Lanes<4>;
+
+impl<const N: usize> Lanes<N> {
     #[inline(always)]
     fn zip(self, b: Self, f: impl Fn(f32, f32) -> f32) -> Self {
         Self(std::array::from_fn(|i| f(self.0[i], b.0[i])))
     }
 }
 
-impl Vector for Portable {
-    const LANES: usize = 4;
+impl<const N: usize> Vector for Lanes<N> {
+    const LANES: usize = N;
     const ROWS: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        Self([x; 4])
+        Self([x; N])
     }
     #[inline(always)]
     unsafe fn load(at: *const f32) -> Self {
         // SAFETY: the caller's promise.
-        Self(unsafe { at.cast::<[f32; 4]>().read_unaligned() })
+        Self(unsafe { at.cast::<[f32; N]>().read_unaligned() })
     }
     #[inline(always)]
     unsafe fn store(self, at: *mut f32) {
         // SAFETY: the caller's promise.
-        unsafe { at.cast::<[f32; 4]>().write_unaligned(self.0) }
+        unsafe { at.cast::<[f32; N]>().write_unaligned(self.0) }
     }
     #[inline(always)]
     fn fma(self, b: Self, c: Self) -> Self {
@@ -164,18 +169,18 @@ impl Vector for Portable {
     }
 }
 
-impl Integers for Portable {
-    type Pairs = [[i16; 2]; 4];
-    type Sums = [i32; 4];
+impl<const N: usize> Short for Lanes<N> {
+    type Pairs = [[i16; 2]; N];
+    type Sums = [i32; N];
 
     #[inline(always)]
     unsafe fn zeros() -> Self::Sums {
-        [0; 4]
+        [0; N]
     }
     #[inline(always)]
     unsafe fn splat_pair(at: *const i16) -> Self::Pairs {
         // SAFETY: the caller's promise.
-        [unsafe { at.cast::<[i16; 2]>().read_unaligned() }; 4]
+        [unsafe { at.cast::<[i16; 2]>().read_unaligned() }; N]
     }
     #[inline(always)]
     unsafe fn load_pairs(at: *const i16) -> Self::Pairs {
@@ -191,6 +196,11 @@ impl Integers for Portable {
     fn to_floats(sums: Self::Sums) -> Self {
         Self(sums.map(|sum| sum as f32))
     }
+    #[inline(always)]
+    fn widen(pairs: Self::Pairs) -> [Self; 2] {
+        let half = |which: usize| Self(pairs.map(|pair| f32::from_bits(u32::from(pair[which].cast_unsigned()) << 16)));
+        [half(0), half(1)]
+    }
 }
 
 /// The methods of an x86 vector from the names of its intrinsics.
@@ -199,7 +209,7 @@ macro_rules! x86 {
     ($name:ident, $inner:ident, $lanes:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $fma:ident,
      $add:ident, $sub:ident, $mul:ident, $div:ident, $max:ident, $min:ident,
      $to_bits:ident, $from_bits:ident, $add_int:ident, $shift:ident,
-     $ints:ident, $zeros:ident, $splat_int:ident, $load_ints:ident, $multiply:ident, $to_floats:ident) => {
+     $ints:ident, $zeros:ident, $splat_int:ident, $load_ints:ident, $multiply:ident, $to_floats:ident, $and:ident) => {
         #[derive(Clone, Copy)]
         pub(in crate::kernels) struct $name($inner);
 
@@ -251,7 +261,7 @@ macro_rules! x86 {
         }
 
         #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all: see the module's first lines")]
-        impl Integers for $name {
+        impl Short for $name {
             type Pairs = $ints;
             type Sums = $ints;
 
@@ -275,13 +285,20 @@ macro_rules! x86 {
             fn to_floats(sums: $ints) -> Self {
                 Self(unsafe { $to_floats(sums) })
             }
+            #[inline(always)]
+            fn widen(pairs: $ints) -> [Self; 2] {
+                unsafe {
+                    let second = $and(pairs, $splat_int(0xffff_0000_u32.cast_signed()));
+                    [Self($from_bits($shift::<16>(pairs))), Self($from_bits(second))]
+                }
+            }
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Integers, Vector};
+    use super::{Short, Vector};
     use std::arch::x86_64::*;
 
     // sixteen registers: twelve of sums
@@ -309,7 +326,8 @@ mod x86 {
         _mm256_set1_epi32,
         _mm256_loadu_si256,
         _mm256_madd_epi16,
-        _mm256_cvtepi32_ps
+        _mm256_cvtepi32_ps,
+        _mm256_and_si256
     );
 
     // thirty-two registers: twenty-four of sums
@@ -337,7 +355,8 @@ mod x86 {
         _mm512_set1_epi32,
         _mm512_loadu_si512,
         _mm512_madd_epi16,
-        _mm512_cvtepi32_ps
+        _mm512_cvtepi32_ps,
+        _mm512_and_si512
     );
 }
 #[cfg(target_arch = "x86_64")]

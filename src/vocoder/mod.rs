@@ -121,8 +121,9 @@ impl Vocoder {
             None => Engine::Blocks(flow, filters),
         };
         let mut vocoder = Self { config, engine, refiner, macs_per_sample, precision: Precision::F32 };
-        if let (Precision::Int16, Engine::Stream(packed)) = (precision, &mut vocoder.engine)
-            && packed.flow.quantise()
+        if let (Some(numbers), Engine::Stream(packed)) = (precision.short(), &mut vocoder.engine)
+            && kernel.takes(numbers)
+            && packed.flow.quantise(numbers)
         {
             vocoder.precision = precision;
         }

@@ -543,30 +543,52 @@ fn bench_measures_synthesis_with_each_number_of_threads() {
 }
 
 #[test]
-fn bench_tells_what_int16_does() {
+fn bench_tells_what_sixteen_bits_do() {
     let place = Place::new();
     place.mel("a.npy", 60);
     let args = ["bench", "--voice", "voice", "--mel", "a.npy", "--rounds", "1", "--threads", "1", "--json", "b.json"];
-    let (code, out, err) = run(&place, &[&args[..], &["--precision", "int16"]].concat(), b"");
-    assert_eq!((code, err.as_str()), (0, ""));
-    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(place.path("b.json")).unwrap()).unwrap();
-    let run = &report["runs"][0];
-    assert_eq!(run["precision"], "int16");
-    let effect = |figure: &str| run["effect"][figure].as_f64().unwrap();
-    assert!(effect("speed") > 0.0);
-    assert!((effect("mel_l1") - effect("mel_l1_f32")).abs() < 1e-3 * effect("mel_l1_f32"));
-    assert!(String::from_utf8(out).unwrap().contains("× as fast as f32"));
+    for (precision, most) in [("int16", 1e-3), ("bf16", 1e-2)] {
+        let mut command: Command = assert_cmd::cargo::cargo_bin_cmd!("melglow");
+        command.current_dir(place.path("")).args(args).args(["--precision", precision]);
+        // forced kernels do as they are told, with tiles or without
+        let (code, out, err) = outcome(command.env("MELGLOW_KERNEL", "scalar"));
+        assert_eq!((code, err.as_str()), (0, ""));
+        let report: serde_json::Value = serde_json::from_slice(&std::fs::read(place.path("b.json")).unwrap()).unwrap();
+        let run = &report["runs"][0];
+        assert_eq!(run["precision"], precision);
+        let effect = |figure: &str| run["effect"][figure].as_f64().unwrap();
+        assert!(effect("speed") > 0.0);
+        assert!((effect("mel_l1") - effect("mel_l1_f32")).abs() < most * effect("mel_l1_f32"));
+        assert!(String::from_utf8(out).unwrap().contains("× as fast as f32"));
+    }
+}
+
+/// Where there are no tiles bf16 is left alone, which is said once; the rest is as if nothing had been asked.
+#[test]
+fn bf16_is_for_processors_with_tiles() {
+    let place = Place::new();
+    for mel in ["a.npy", "b.npy"] {
+        place.mel(mel, 9);
+    }
+    let args = ["synth", "a.npy", "b.npy", "-o", "out/", "--voice", "voice", "--precision", "bf16"];
+    let (code, _, err) = run(&place, &args, b"");
+    let said = "melglow: tiny: no bf16 here, without AMX or leave to use it: it runs in f32\n";
+    let tiles = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("amx_bf16"));
+    assert!(code == 0 && err.matches("bf16").count() == usize::from(!tiles), "{err}");
+    assert!(tiles || err.starts_with(said), "{err}");
+    assert!(place.path("out/a.wav").exists() && place.path("out/b.wav").exists());
 }
 
 #[test]
 fn precision_is_refused_or_said_where_it_is_unknown() {
     let place = Place::new();
     place.mel("a.npy", 9);
-    for unknown in ["bf16", "int8"] {
+    for unknown in ["f16", "int8"] {
         let args = ["synth", "a.npy", "-o", "a.wav", "--voice", "voice", "--precision", unknown];
         let (code, _, err) = run(&place, &args, b"");
-        let message =
-            format!("error: invalid value '{unknown}' for '--precision <NUMBERS>'\n  [possible values: f32, int16]");
+        let message = format!(
+            "error: invalid value '{unknown}' for '--precision <NUMBERS>'\n  [possible values: f32, int16, bf16]"
+        );
         assert!(code == 2 && err.starts_with(&message), "{err}");
         assert!(!place.path("a.wav").exists());
     }

@@ -33,7 +33,7 @@ const SECONDS: f64 = 4.0;
 /// matrix product reaches between the rounds, and of the processor's peak in the kernels' vectors; the
 /// peak of memory, loading included. An architecture's weights are random, and loaded from memory.
 ///
-/// With --precision int16, but for streams, rounds of f32 come in turn, and its effect is told: the
+/// With --precision int16 or bf16, but for streams, rounds of f32 come in turn, and its effect is told: the
 /// ratio of their processor times, and how far the bare flow's sound is from that in f32: the
 /// signal-to-noise ratio, and the mean difference of the log-mels from the mel that was spoken, in
 /// nats, for both.
@@ -44,7 +44,7 @@ const SECONDS: f64 = 4.0;
 /// With --stream: how a stream compares with the whole utterance, on one thread. COST is its time
 /// over that of the whole; FIRST AUDIO is the time from the first frame to the first sample when
 /// frames arrive at the pace of the sound; SLOWEST is the longest time that a piece took, over the
-/// sound it lasts. With --precision int16 both are in it, and f32 isn't measured.
+/// sound it lasts. With --precision int16 or bf16 both are in it, and f32 isn't measured.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

@@ -19,7 +19,7 @@ struct Report {
     machine: Machine,
     threads: usize,
     refine: usize,
-    /// `f32` or `int16`.
+    /// `f32`, `int16` or `bf16`.
     precision: String,
     audio_seconds: f64,
     whole_seconds: f64,

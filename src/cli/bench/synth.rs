@@ -34,7 +34,7 @@ pub struct Synthesis {
     shares: Shares,
     /// At most, loading included.
     peak_memory_bytes: Option<u64>,
-    /// `f32` or `int16`.
+    /// `f32`, `int16` or `bf16`.
     precision: String,
     /// The effect of another precision.
     effect: Option<Effect>,

@@ -1,0 +1,408 @@
+//! [`super::product`] in bf16: f32's range and eight bits of its precision, products added up in f32.
+//!
+//! ```text
+//!             2 L columns
+//!           ┌─────────────────┐
+//!  bias     │ b    b   …   b  │    f32
+//!           ├─────────────────┤
+//!  row 0    │ w w  w w … w w  │    a pair of weights of each column, for values 0 and 1 of the row
+//!           │ w w  w w … w w  │    2 and 3
+//!           │        ⋮        │    … 32 to a chunk, zeros behind the row's own
+//!           ├─────────────────┤
+//!  row 1    │        ⋮        │    the next tap, or the next input
+//! ```
+//!
+//! Where the processor has tiles ([`super::amx`]), 16 lines of a chunk and 16 columns are one of them. Elsewhere each
+//! pair is widened to two vectors of f32: right, in half the memory, and no faster than f32.
+
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use super::choice::Kernel;
+use super::product::{Layout, Lines, Panels, Start, reach, tiles};
+use super::quantise::{Input, Numbers, bfloat};
+use super::vector::{Portable, Short};
+#[cfg(target_arch = "x86_64")]
+use super::{
+    product::Job,
+    vector::{Avx2, Avx512},
+};
+
+/// Values in a line of the cache.
+const LINE: usize = 32;
+
+/// A matrix and a bias in panels of bf16.
+#[derive(Debug)]
+pub(crate) struct BfloatPanels {
+    layout: Layout,
+    /// Of each panel the bias.
+    bias: Vec<f32>,
+    /// Of each panel the pairs of weights, from a line of the cache on.
+    pairs: Vec<i16>,
+    begin: usize,
+    /// Values of the rows that meet the matrix, one after the other.
+    widths: Vec<usize>,
+    /// Whether products are done in tiles.
+    in_tiles: bool,
+}
+
+impl BfloatPanels {
+    /// Panels rounded; `widths`: of the rows that meet the matrix, one after the other, every tap's.
+    pub fn new(panels: &Panels, widths: &[usize]) -> Self {
+        let layout = panels.layout();
+        let width = layout.width();
+        let depth: usize = widths.iter().map(|&rows| Numbers::Bfloats.stride(rows)).sum();
+        let mut bias = Vec::with_capacity(layout.panels * width);
+        let mut pairs: Vec<i16> = Vec::with_capacity(layout.panels * depth * width + LINE);
+        let begin = pairs.as_ptr().align_offset(LINE * size_of::<i16>()).min(LINE);
+        pairs.resize(begin, 0);
+        for lines in panels.lines() {
+            let (own, mut lines) = lines.split_at(width);
+            bias.extend_from_slice(own);
+            for &rows in widths {
+                let tap;
+                (tap, lines) = lines.split_at(rows * width);
+                let from = pairs.len();
+                pairs.resize(from + Numbers::Bfloats.stride(rows) * width, 0);
+                for (row, weights) in tap.chunks_exact(width).enumerate() {
+                    let line = &mut pairs[from + row / 2 * 2 * width..][..2 * width];
+                    for (pair, weight) in line.chunks_exact_mut(2).zip(weights) {
+                        pair[row % 2] = bfloat(*weight);
+                    }
+                }
+            }
+        }
+        let in_tiles = layout.kernel.has_tiles();
+        Self { layout, bias, pairs, begin, widths: widths.to_vec(), in_tiles }
+    }
+
+    /// As [`Panels::product`].
+    ///
+    /// # Panics
+    /// If inputs, start or answer have too few values.
+    pub fn product(&self, count: usize, inputs: &[Input], start: Start, out: (&mut [f32], usize)) {
+        if count == 0 {
+            return;
+        }
+        let lines = self.lines(count, inputs);
+        // SAFETY: the assertions, here and of the job, keep every address within its slice, and panels
+        // exist only for kernels that run here.
+        unsafe {
+            match self.layout.kernel {
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Avx512 if self.in_tiles => {
+                    amx::product(&self.layout.job(count, amx::Tiled::new(lines), start, out));
+                }
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Avx512 => avx512(&self.layout.job(count, lines, start, out)),
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Avx2 => avx2(&self.layout.job(count, lines, start, out)),
+                _ => tiles::<Portable, Bfloats>(&self.layout.job(count, lines, start, out), 0),
+            }
+        }
+    }
+
+    /// What `count` rows meet, checked.
+    fn lines<'a>(&self, count: usize, inputs: &'a [Input<'a>]) -> Bfloats<'a> {
+        assert!(inputs.iter().flat_map(|i| std::iter::repeat_n(i.width, i.taps)).eq(self.widths.iter().copied()));
+        for i in inputs {
+            let rows = count + (i.taps - 1) * i.dilation;
+            assert!(i.stride == Numbers::Bfloats.stride(i.width) && i.values.len() >= reach(rows, i.stride, i.stride));
+        }
+        let pairs = &self.pairs[self.begin..];
+        let size = pairs.len() / self.layout.panels;
+        Bfloats { bias: self.bias.as_ptr(), pairs: pairs.as_ptr(), size, inputs }
+    }
+
+    /// Rows of the matrix.
+    pub fn depth(&self) -> usize {
+        self.widths.iter().sum()
+    }
+
+    /// As [`Panels::row_width`].
+    pub fn row_width(&self) -> usize {
+        self.layout.panels * self.layout.width()
+    }
+}
+
+/// Panels of bf16, and the rows that meet them.
+pub(super) struct Bfloats<'a> {
+    bias: *const f32,
+    pub pairs: *const i16,
+    /// Values of a panel's pairs.
+    pub size: usize,
+    pub inputs: &'a [Input<'a>],
+}
+
+impl Bfloats<'_> {
+    /// A panel's bias, of so many columns.
+    ///
+    /// # Safety
+    /// The panel must be there.
+    #[inline(always)]
+    pub unsafe fn bias(&self, panel: usize, width: usize) -> *const f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.bias.add(panel * width) }
+    }
+}
+
+impl<V: Short> Lines<V> for Bfloats<'_> {
+    #[inline(always)]
+    unsafe fn bias(&self, panel: usize) -> *const f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.bias(panel, 2 * V::LANES) }
+    }
+
+    #[inline(always)]
+    unsafe fn accumulate<const R: usize>(&self, panel: usize, row: usize, mut sums: [[V; 2]; R]) -> [[V; 2]; R] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut weights = self.pairs.add(panel * self.size);
+            for input in self.inputs {
+                for tap in 0..input.taps {
+                    let rows = input.values.as_ptr().add((row + tap * input.dilation) * input.stride);
+                    sums = multiply_add(sums, rows, input.stride, input.width.div_ceil(2), weights);
+                    weights = weights.add(input.stride * 2 * V::LANES);
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// `sums[r] + Σ_k rows[r][k] · weights[k]`.
+///
+/// # Safety
+/// The processor must have the vector's feature; `R` rows of so many pairs, `stride` apart, and for
+/// each two vectors of pairs of weights must be there.
+#[inline(always)]
+unsafe fn multiply_add<V: Short, const R: usize>(
+    mut sums: [[V; 2]; R],
+    rows: *const i16,
+    stride: usize,
+    pairs: usize,
+    weights: *const i16,
+) -> [[V; 2]; R] {
+    for k in 0..pairs {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let weights = weights.add(k * 4 * V::LANES);
+            let a = V::widen(V::load_pairs(weights));
+            let b = V::widen(V::load_pairs(weights.add(2 * V::LANES)));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let x = V::widen(V::splat_pair(rows.add(r * stride + 2 * k)));
+                *sums = [x[1].fma(a[1], x[0].fma(a[0], sums[0])), x[1].fma(b[1], x[0].fma(b[0], sums[1]))];
+            }
+        }
+    }
+    sums
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(job: &Job<Bfloats>) {
+    // SAFETY: the caller's promise.
+    unsafe { tiles::<Avx2, Bfloats>(job, 0) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn avx512(job: &Job<Bfloats>) {
+    // SAFETY: the caller's promise.
+    unsafe { tiles::<Avx512, Bfloats>(job, 0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::product::Matrix;
+    use super::super::quantise::quantise;
+    use super::super::short::ShortPanels;
+    use super::*;
+
+    fn values(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
+    }
+
+    fn rounded(x: f32) -> f64 {
+        half::bf16::from_f32(x).to_f64()
+    }
+
+    fn bfloats(rows: &[f32], width: usize) -> (Vec<i16>, Vec<f32>) {
+        let (count, stride) = (rows.len() / width, Numbers::Bfloats.stride(width));
+        let (mut values, mut scales) = (vec![0; count * stride], vec![0.0; count]);
+        quantise(Numbers::Bfloats, rows, width, &mut values, &mut scales);
+        (values, scales)
+    }
+
+    /// How a product is done.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Way {
+        /// As [`BfloatPanels::product`] does it.
+        Own,
+        /// In tiles, by AVX-512's layout in any processor's vectors; a processor without tiles has those of
+        /// [`super::super::tile_unit`].
+        AnyTiles,
+    }
+
+    /// Panels, and how their products are done.
+    struct Case {
+        panels: BfloatPanels,
+        way: Way,
+    }
+
+    impl Case {
+        /// Every kernel that is here, in tiles and not.
+        fn all(columns: usize, bias: &[f32], weights: &[f32], widths: &[usize], gated: bool) -> Vec<Self> {
+            let matrix = [Matrix::new(weights, weights.len() / widths.iter().sum::<usize>())];
+            let pack = |kernel: Kernel| {
+                let panels = Panels::elsewhere(kernel, (columns, gated), bias, &matrix);
+                BfloatPanels::new(&panels, widths)
+            };
+            let here = Kernel::available().filter(|kernel| ShortPanels::exist_for(*kernel));
+            let mut cases: Vec<_> = here
+                .flat_map(|kernel| {
+                    let plain = BfloatPanels { in_tiles: false, ..pack(kernel) };
+                    std::iter::once(plain).chain(kernel.has_tiles().then(|| pack(kernel)))
+                })
+                .map(|panels| Self { panels, way: Way::Own })
+                .collect();
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            {
+                super::super::tile_unit::install();
+                cases.push(Self { panels: pack(Kernel::Avx512), way: Way::AnyTiles });
+            }
+            cases
+        }
+
+        fn product(&self, count: usize, inputs: &[Input], start: Start, out: (&mut [f32], usize)) {
+            match self.way {
+                Way::Own => self.panels.product(count, inputs, start, out),
+                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                Way::AnyTiles => {
+                    let lines = amx::Tiled::new(self.panels.lines(count, inputs));
+                    // SAFETY: any processor has this vector's features, and tiles, or the unit.
+                    unsafe {
+                        amx::run::<super::super::vector::Lanes<16>>(&self.panels.layout.job(count, lines, start, out))
+                    }
+                }
+                #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+                Way::AnyTiles => unreachable!("made on Linux alone"),
+            }
+        }
+
+        fn name(&self) -> String {
+            format!("{}, {:?}, in tiles: {}", self.panels.layout.kernel.name(), self.way, self.panels.in_tiles)
+        }
+    }
+
+    /// A convolution and a second input: (rows, taps, dilation, width, second, columns).
+    const SHAPES: [[usize; 6]; 9] = [
+        [1, 1, 0, 1, 1, 1],
+        [2, 3, 5, 3, 2, 7],
+        [5, 3, 1, 8, 1, 16],
+        [13, 5, 2, 10, 9, 33],
+        [16, 3, 2, 32, 32, 32],
+        [17, 1, 0, 31, 33, 31],
+        [29, 3, 4, 17, 64, 64],
+        [70, 2, 1, 65, 40, 70],
+        [33, 3, 8, 100, 31, 12],
+    ];
+
+    #[test]
+    fn panels_compute_what_they_stand_for() {
+        for [rows, taps, dilation, width, second, columns] in SHAPES {
+            let (x, y) = (values((rows + (taps - 1) * dilation) * width, 1), values(rows * second, 2));
+            let widths = [vec![width; taps], vec![second]].concat();
+            let (weights, bias) = (values((taps * width + second) * columns, 3), values(columns, 5));
+            let (short_x, short_y) = (bfloats(&x, width), bfloats(&y, second));
+            let inputs = [
+                Input { taps, dilation, ..Input::rows(Numbers::Bfloats, &short_x.0, &short_x.1, width) },
+                Input::rows(Numbers::Bfloats, &short_y.0, &short_y.1, second),
+            ];
+            let stride = columns + 3;
+            let before = values(rows * stride, 6);
+            for case in Case::all(columns, &bias, &weights, &widths, false) {
+                let name = case.name();
+                for start in [Start::Bias, Start::Answer, Start::Rows(&before, stride)] {
+                    let mut out = before.clone();
+                    case.product(rows, &inputs, start, (&mut out, stride));
+                    for (i, (out, before)) in out.iter().zip(&before).enumerate() {
+                        let (t, j) = (i / stride, i % stride);
+                        if j >= columns {
+                            assert!(out == before, "{name}: a value behind the columns is changed");
+                            continue;
+                        }
+                        let conv = (0..taps).flat_map(|tap| &x[(t + tap * dilation) * width..][..width]);
+                        let met = conv.chain(&y[t * second..][..second]);
+                        let terms = met.enumerate().map(|(k, x)| rounded(*x) * rounded(weights[k * columns + j]));
+                        let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                        let begun = match start {
+                            Start::Bias => f64::from(bias[j]),
+                            Start::Answer => f64::from(*before),
+                            _ => f64::from(bias[j] + before),
+                        };
+                        let error = (f64::from(*out) - begun - sum).abs();
+                        // f32's rounding of sums alone
+                        assert!(error < 1e-6 * (size + 2.0), "{name}: row {t}, column {j} of {columns}: {error}");
+                    }
+                    // the bits don't depend on the company
+                    for (from, to) in [(rows / 3, rows - rows / 5), (rows / 2, rows / 2 + 1)] {
+                        let mut part = before[from * stride..].to_vec();
+                        let some = inputs.map(|i| Input { values: &i.values[from * i.stride..], ..i });
+                        let start = match start {
+                            Start::Rows(rows, stride) => Start::Rows(&rows[from * stride..], stride),
+                            start => start,
+                        };
+                        case.product(to - from, &some, start, (&mut part, stride));
+                        let wanted = &out[from * stride..to * stride];
+                        assert!(part[..wanted.len()] == *wanted, "{name}: rows {from}..{to}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gated_panels_leave_tanh_times_sigma() {
+        for (rows, channels, depth) in [(1, 1, 3), (16, 16, 32), (40, 37, 50)] {
+            let width = 2 * channels;
+            let (x, weights, bias) = (values(rows * depth, 1), values(depth * width, 2), values(width, 3));
+            let (short, scales) = bfloats(&x, depth);
+            let input = [Input::rows(Numbers::Bfloats, &short, &scales, depth)];
+            for case in Case::all(channels, &bias, &weights, &[depth], true) {
+                let mut out = vec![0.0; rows * channels];
+                case.product(rows, &input, Start::Bias, (&mut out, channels));
+                for (i, out) in out.iter().enumerate() {
+                    let (t, j) = (i / channels, i % channels);
+                    let pre = |j: usize| {
+                        let met = x[t * depth..][..depth].iter().enumerate();
+                        f64::from(bias[j])
+                            + met.map(|(k, x)| rounded(*x) * rounded(weights[k * width + j])).sum::<f64>()
+                    };
+                    let error = (f64::from(*out) - pre(j).tanh() / (1.0 + (-pre(channels + j)).exp())).abs();
+                    let name = case.name();
+                    assert!(error < 1e-5, "{name}: step {t}, channel {j} of {channels}: {error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_in_its_rows_and_columns() {
+        let (columns, depth) = (20, 6);
+        let mut weights = values(depth * columns, 1);
+        weights[7] = f32::NAN;
+        let mut x = values(40 * depth, 2);
+        (x[depth], x[38 * depth + 3]) = (f32::NAN, f32::NEG_INFINITY);
+        let (short, scales) = bfloats(&x, depth);
+        for case in Case::all(columns, &vec![0.0; columns], &weights, &[depth], false) {
+            let mut out = vec![0.0; 40 * columns];
+            let input = [Input::rows(Numbers::Bfloats, &short, &scales, depth)];
+            case.product(40, &input, Start::Bias, (&mut out, columns));
+            for (i, out) in out.iter().enumerate() {
+                let (row, column) = (i / columns, i % columns);
+                let sound = row != 1 && row != 38 && column != 7;
+                assert_eq!(out.is_finite(), sound, "{}: row {row}, column {column}: {out}", case.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Matrices in numbers of sixteen bits, whichever they are.
+
+use super::bfloat::BfloatPanels;
+use super::choice::Kernel;
+use super::integer::IntegerPanels;
+use super::product::{Panels, Start};
+use super::quantise::{Input, Numbers};
+
+/// A matrix and a bias in panels of sixteen bits.
+#[derive(Debug)]
+pub(crate) enum ShortPanels {
+    /// [`super::integer`].
+    Integers(IntegerPanels),
+    /// [`super::bfloat`].
+    Bfloats(BfloatPanels),
+}
+
+impl ShortPanels {
+    /// Whether these kernels have a form in sixteen bits: on Arm f32 is as fast.
+    pub fn exist_for(kernel: Kernel) -> bool {
+        kernel != Kernel::Neon
+    }
+
+    /// Panels rounded; `widths`: of the rows that meet the matrix, one after the other, every tap's.
+    ///
+    /// # Panics
+    /// If the widths don't add up to the matrix's rows, or the kernel has no form in sixteen bits.
+    pub fn new(numbers: Numbers, panels: &Panels, widths: &[usize]) -> Self {
+        assert!(Self::exist_for(panels.kernel()) && widths.iter().sum::<usize>() == panels.depth());
+        match numbers {
+            Numbers::Integers => Self::Integers(IntegerPanels::new(panels, widths)),
+            Numbers::Bfloats => Self::Bfloats(BfloatPanels::new(panels, widths)),
+        }
+    }
+
+    /// As [`Panels::product`].
+    ///
+    /// # Panics
+    /// If inputs, start or answer have too few values.
+    pub fn product(&self, count: usize, inputs: &[Input], start: Start, out: (&mut [f32], usize)) {
+        match self {
+            Self::Integers(panels) => panels.product(count, inputs, start, out),
+            Self::Bfloats(panels) => panels.product(count, inputs, start, out),
+        }
+    }
+
+    /// Rows of the matrix.
+    pub fn depth(&self) -> usize {
+        match self {
+            Self::Integers(panels) => panels.depth(),
+            Self::Bfloats(panels) => panels.depth(),
+        }
+    }
+
+    /// As [`Panels::row_width`].
+    pub fn row_width(&self) -> usize {
+        match self {
+            Self::Integers(panels) => panels.row_width(),
+            Self::Bfloats(panels) => panels.row_width(),
+        }
+    }
+}
