@@ -17,12 +17,12 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
-use super::choice::Kernel;
 use super::product::{Layout, Lines, Panels, Start, reach, tiles};
 use super::quantise::{Input, Numbers, bfloat};
 use super::vector::{Portable, Short};
 #[cfg(target_arch = "x86_64")]
 use super::{
+    choice::Kernel,
     product::Job,
     vector::{Avx2, Avx512},
 };
@@ -42,6 +42,7 @@ pub(crate) struct BfloatPanels {
     /// Values of the rows that meet the matrix, one after the other.
     widths: Vec<usize>,
     /// Whether products are done in tiles.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "tiles are x86's"))]
     in_tiles: bool,
 }
 
@@ -213,6 +214,7 @@ unsafe fn avx512(job: &Job<Bfloats>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::choice::Kernel;
     use super::super::product::Matrix;
     use super::super::quantise::quantise;
     use super::super::short::ShortPanels;

@@ -20,12 +20,12 @@
 //! column so that no sum leaves i32, whatever the inputs are. As every row has one scale of its own,
 //! the bits of an answer depend on its inputs alone.
 
-use super::choice::Kernel;
 use super::product::{Layout, Lines, Panels, Start, pair, reach, tiles};
 use super::quantise::{Input, MOST};
 use super::vector::{Portable, Short};
 #[cfg(target_arch = "x86_64")]
 use super::{
+    choice::Kernel,
     product::Job,
     vector::{Avx2, Avx512},
 };
@@ -251,6 +251,7 @@ unsafe fn avx512(job: &Job<Whole>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::choice::Kernel;
     use super::super::product::{self, Matrix};
     use super::super::quantise::{Numbers, quantise};
     use super::super::short::ShortPanels;
