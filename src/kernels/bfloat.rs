@@ -17,7 +17,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
-use super::product::{Layout, Lines, Panels, Start, reach, tiles};
+use super::product::{Layout, Lines, Panels, Start, from_a_line, tiles};
 use super::quantise::{Input, Numbers, bfloat};
 use super::vector::{Portable, Short};
 #[cfg(target_arch = "x86_64")]
@@ -26,9 +26,6 @@ use super::{
     product::Job,
     vector::{Avx2, Avx512},
 };
-
-/// Values in a line of the cache.
-const LINE: usize = 32;
 
 /// A matrix and a bias in panels of bf16.
 #[derive(Debug)]
@@ -53,9 +50,7 @@ impl BfloatPanels {
         let width = layout.width();
         let depth: usize = widths.iter().map(|&rows| Numbers::Bfloats.stride(rows)).sum();
         let mut bias = Vec::with_capacity(layout.panels * width);
-        let mut pairs: Vec<i16> = Vec::with_capacity(layout.panels * depth * width + LINE);
-        let begin = pairs.as_ptr().align_offset(LINE * size_of::<i16>()).min(LINE);
-        pairs.resize(begin, 0);
+        let (mut pairs, begin) = from_a_line::<i16>(layout.panels * depth * width);
         for lines in panels.lines() {
             let (own, mut lines) = lines.split_at(width);
             bias.extend_from_slice(own);
@@ -104,11 +99,7 @@ impl BfloatPanels {
 
     /// What `count` rows meet, checked.
     fn lines<'a>(&self, count: usize, inputs: &'a [Input<'a>]) -> Bfloats<'a> {
-        assert!(inputs.iter().flat_map(|i| std::iter::repeat_n(i.width, i.taps)).eq(self.widths.iter().copied()));
-        for i in inputs {
-            let rows = count + (i.taps - 1) * i.dilation;
-            assert!(i.stride == Numbers::Bfloats.stride(i.width) && i.values.len() >= reach(rows, i.stride, i.stride));
-        }
+        Input::assert_fit(inputs, Numbers::Bfloats, count, &self.widths);
         let pairs = &self.pairs[self.begin..];
         let size = pairs.len() / self.layout.panels;
         Bfloats { bias: self.bias.as_ptr(), pairs: pairs.as_ptr(), size, inputs }
@@ -242,6 +233,7 @@ mod tests {
         Own,
         /// In tiles, by AVX-512's layout in any processor's vectors; a processor without tiles has those of
         /// [`super::super::tile_unit`].
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         AnyTiles,
     }
 
@@ -286,8 +278,6 @@ mod tests {
                         amx::run::<super::super::vector::Lanes<16>>(&self.panels.layout.job(count, lines, start, out))
                     }
                 }
-                #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-                Way::AnyTiles => unreachable!("made on Linux alone"),
             }
         }
 

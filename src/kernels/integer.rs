@@ -20,8 +20,8 @@
 //! column so that no sum leaves i32, whatever the inputs are. As every row has one scale of its own,
 //! the bits of an answer depend on its inputs alone.
 
-use super::product::{Layout, Lines, Panels, Start, pair, reach, tiles};
-use super::quantise::{Input, MOST};
+use super::product::{Layout, Lines, Panels, Start, from_a_line, pair, tiles};
+use super::quantise::{Input, MOST, Numbers};
 use super::vector::{Portable, Short};
 #[cfg(target_arch = "x86_64")]
 use super::{
@@ -33,9 +33,6 @@ use super::{
 /// Rows of a matrix whose products are added in i32: more would leave fewer bits for each weight, and
 /// fewer take longer.
 pub(super) const SEGMENT: usize = 256;
-
-/// Values in a line of the cache.
-const LINE: usize = 32;
 
 /// What the magnitudes of a segment's weights in a column add up to at most.
 const BUDGET: u32 = i32::MAX as u32 / MOST as u32;
@@ -59,9 +56,7 @@ impl IntegerPanels {
         let layout = panels.layout();
         let width = layout.width();
         let depth: usize = segments(widths).map(|rows| rows.next_multiple_of(2)).sum();
-        let mut pairs: Vec<i16> = Vec::with_capacity(layout.panels * depth * width + LINE);
-        let begin = pairs.as_ptr().align_offset(LINE * size_of::<i16>()).min(LINE);
-        pairs.resize(begin, 0);
+        let (mut pairs, begin) = from_a_line::<i16>(layout.panels * depth * width);
         let mut scales = Vec::with_capacity(layout.panels * (segments(widths).count() + 1) * width);
         for lines in panels.lines() {
             let (bias, mut lines) = lines.split_at(width);
@@ -97,11 +92,7 @@ impl IntegerPanels {
         if count == 0 {
             return;
         }
-        assert!(inputs.iter().flat_map(|i| std::iter::repeat_n(i.width, i.taps)).eq(self.widths.iter().copied()));
-        for i in inputs {
-            let rows = count + (i.taps - 1) * i.dilation;
-            assert!(i.values.len() >= reach(rows, i.stride, i.stride) && i.scales.len() >= rows);
-        }
+        Input::assert_fit(inputs, Numbers::Integers, count, &self.widths);
         let panels = self.layout.panels;
         let size = (self.scales.len() / panels, (self.pairs.len() - self.begin) / panels);
         let lines = Whole { scales: self.scales.as_ptr(), pairs: self.pairs[self.begin..].as_ptr(), size, inputs };
@@ -253,7 +244,7 @@ unsafe fn avx512(job: &Job<Whole>) {
 mod tests {
     use super::super::choice::Kernel;
     use super::super::product::{self, Matrix};
-    use super::super::quantise::{Numbers, quantise};
+    use super::super::quantise::quantise;
     use super::super::short::ShortPanels;
     use super::*;
 

@@ -29,8 +29,8 @@ use super::vector::{Avx2, Avx512};
 use super::vector::{Portable, Vector, gate};
 use std::ops::Range;
 
-/// Floats in a line of the cache, where panels begin.
-const LINE: usize = 16;
+/// Bytes in a line of the cache, where panels begin.
+const LINE: usize = 64;
 
 /// A matrix to lay out: `rows × columns` from `values`, rows `stride` apart.
 #[derive(Clone, Copy)]
@@ -191,9 +191,7 @@ impl Panels {
     ) -> Self {
         let depth = matrices.iter().map(|m| m.rows).sum();
         let width = 2 * lanes(kernel);
-        let mut values: Vec<f32> = Vec::with_capacity(order.len() * (depth + 1) + LINE);
-        let begin = values.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-        values.resize(begin, 0.0);
+        let (mut values, begin) = from_a_line(order.len() * (depth + 1));
         for columns in order.chunks_exact(width) {
             let lines = matrices.iter().flat_map(|m| m.values.chunks(m.stride).take(m.rows));
             for line in std::iter::once(bias).chain(lines) {
@@ -262,6 +260,15 @@ impl Panels {
             }
         }
     }
+}
+
+/// Room for so many values from a line of the cache on, and where that is: all before it is there.
+pub(super) fn from_a_line<T: Copy + Default>(count: usize) -> (Vec<T>, usize) {
+    let line = LINE / size_of::<T>();
+    let mut values: Vec<T> = Vec::with_capacity(count + line);
+    let begin = values.as_ptr().align_offset(LINE).min(line);
+    values.resize(begin, T::default());
+    (values, begin)
 }
 
 /// Values in a vector of a set of kernels.

@@ -1,5 +1,6 @@
 //! Rows in sixteen bits: what the products of [`super::integer`] and [`super::bfloat`] read.
 
+use super::product::reach;
 use super::rows::Rows;
 use multiversion::multiversion;
 use std::ops::Range;
@@ -54,6 +55,19 @@ impl<'a> Input<'a> {
     pub fn rows(numbers: Numbers, values: &'a [i16], scales: &'a [f32], width: usize) -> Self {
         Self { values, scales, width, stride: numbers.stride(width), taps: 1, dilation: 0 }
     }
+
+    /// That `count` rows of such numbers are there for a matrix whose rows meet rows of `widths`.
+    ///
+    /// # Panics
+    /// If not.
+    pub(super) fn assert_fit(inputs: &[Self], numbers: Numbers, count: usize, widths: &[usize]) {
+        assert!(inputs.iter().flat_map(|i| std::iter::repeat_n(i.width, i.taps)).eq(widths.iter().copied()));
+        for i in inputs {
+            let rows = count + (i.taps - 1) * i.dilation;
+            assert!(i.stride == numbers.stride(i.width) && i.values.len() >= reach(rows, i.stride, i.stride));
+            assert!(i.scales.len() >= rows);
+        }
+    }
 }
 
 /// Brings rows of `width` values to sixteen bits, [`Numbers::stride`] apart in `values`.
@@ -68,14 +82,10 @@ pub(crate) fn quantise(numbers: Numbers, rows: &[f32], width: usize, values: &mu
     }
 }
 
-/// The bits of the nearest bf16, of two the even one; NaN stays NaN.
+/// The bits of the nearest bf16.
 #[inline(always)]
 pub(super) fn bfloat(x: f32) -> i16 {
-    let bits = x.to_bits();
-    let nearest = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
-    // a quiet NaN, whatever the bits that are lost
-    let bits = if x.is_nan() { 0x7fc0 } else { nearest };
-    bits as u16 as i16
+    half::bf16::from_f32(x).to_bits().cast_signed()
 }
 
 #[multiversion(targets("x86_64+avx2"))]
