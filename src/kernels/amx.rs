@@ -195,15 +195,7 @@ impl<V: Vector> Lines<V> for Tiled<'_> {
 /// Tiles must be [`granted`], the processor have AVX-512F and BW, and the job be checked.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) unsafe fn product(job: &Job<Tiled>) {
-    // SAFETY: the caller's promise.
-    unsafe { run::<Avx512>(job) }
-}
-
-/// # Safety
-/// Tiles must be [`granted`], the processor have the vector's feature, and the job be checked.
-#[inline(always)]
-pub(super) unsafe fn run<V: Vector>(job: &Job<Tiled>) {
-    const { assert!(2 * V::LANES == WIDTH) }
+    const { assert!(2 * Avx512::LANES == WIDTH) }
     let mut rows_set_up = 0;
     for panel in 0..job.layout.panels {
         for from in (0..job.count).step_by(2 * ROWS) {
@@ -215,7 +207,7 @@ pub(super) unsafe fn run<V: Vector>(job: &Job<Tiled>) {
                     rows_set_up = count;
                 }
                 job.lines.fill(panel, from, count);
-                panel_rows::<V, Tiled>(job, panel, from..from + count);
+                panel_rows::<Avx512, Tiled>(job, panel, from..from + count);
             }
         }
     }

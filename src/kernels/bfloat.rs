@@ -226,64 +226,27 @@ mod tests {
         (values, scales)
     }
 
-    /// How a product is done.
-    #[derive(Clone, Copy, Debug, PartialEq)]
-    enum Way {
-        /// As [`BfloatPanels::product`] does it.
-        Own,
-        /// In tiles, by AVX-512's layout in any processor's vectors; a processor without tiles has those of
-        /// [`super::super::tile_unit`].
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        AnyTiles,
-    }
-
-    /// Panels, and how their products are done.
-    struct Case {
-        panels: BfloatPanels,
-        way: Way,
-    }
-
-    impl Case {
-        /// Every kernel that is here, in tiles and not.
-        fn all(columns: usize, bias: &[f32], weights: &[f32], widths: &[usize], gated: bool) -> Vec<Self> {
-            let matrix = [Matrix::new(weights, weights.len() / widths.iter().sum::<usize>())];
-            let pack = |kernel: Kernel| {
-                let panels = Panels::elsewhere(kernel, (columns, gated), bias, &matrix);
-                BfloatPanels::new(&panels, widths)
-            };
-            let here = Kernel::available().filter(|kernel| ShortPanels::exist_for(*kernel));
-            let mut cases: Vec<_> = here
-                .flat_map(|kernel| {
-                    let plain = BfloatPanels { in_tiles: false, ..pack(kernel) };
-                    std::iter::once(plain).chain(kernel.has_tiles().then(|| pack(kernel)))
-                })
-                .map(|panels| Self { panels, way: Way::Own })
-                .collect();
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            {
-                super::super::tile_unit::install();
-                cases.push(Self { panels: pack(Kernel::Avx512), way: Way::AnyTiles });
-            }
-            cases
-        }
-
-        fn product(&self, count: usize, inputs: &[Input], start: Start, out: (&mut [f32], usize)) {
-            match self.way {
-                Way::Own => self.panels.product(count, inputs, start, out),
-                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-                Way::AnyTiles => {
-                    let lines = amx::Tiled::new(self.panels.lines(count, inputs));
-                    // SAFETY: any processor has this vector's features, and tiles, or the unit.
-                    unsafe {
-                        amx::run::<super::super::vector::Lanes<16>>(&self.panels.layout.job(count, lines, start, out))
-                    }
+    /// Panels of every kernel that can be tried, in tiles and not, and what they are.
+    fn all(
+        columns: usize,
+        bias: &[f32],
+        weights: &[f32],
+        widths: &[usize],
+        gated: bool,
+    ) -> Vec<(String, BfloatPanels)> {
+        let matrix = [Matrix::new(weights, weights.len() / widths.iter().sum::<usize>())];
+        let mut all = Vec::new();
+        for kernel in Kernel::tested(0).filter(|kernel| ShortPanels::exist_for(*kernel)) {
+            let pack = if gated { Panels::gated } else { Panels::new };
+            let panels = pack(kernel, columns, bias, &matrix);
+            for in_tiles in [false, true] {
+                if !in_tiles || kernel.can_run_tiles() {
+                    let name = format!("{}, in tiles: {in_tiles}", kernel.name());
+                    all.push((name, BfloatPanels { in_tiles, ..BfloatPanels::new(&panels, widths) }));
                 }
             }
         }
-
-        fn name(&self) -> String {
-            format!("{}, {:?}, in tiles: {}", self.panels.layout.kernel.name(), self.way, self.panels.in_tiles)
-        }
+        all
     }
 
     /// A convolution and a second input: (rows, taps, dilation, width, second, columns).
@@ -312,11 +275,10 @@ mod tests {
             ];
             let stride = columns + 3;
             let before = values(rows * stride, 6);
-            for case in Case::all(columns, &bias, &weights, &widths, false) {
-                let name = case.name();
+            for (name, panels) in all(columns, &bias, &weights, &widths, false) {
                 for start in [Start::Bias, Start::Answer, Start::Rows(&before, stride)] {
                     let mut out = before.clone();
-                    case.product(rows, &inputs, start, (&mut out, stride));
+                    panels.product(rows, &inputs, start, (&mut out, stride));
                     for (i, (out, before)) in out.iter().zip(&before).enumerate() {
                         let (t, j) = (i / stride, i % stride);
                         if j >= columns {
@@ -344,7 +306,7 @@ mod tests {
                             Start::Rows(rows, stride) => Start::Rows(&rows[from * stride..], stride),
                             start => start,
                         };
-                        case.product(to - from, &some, start, (&mut part, stride));
+                        panels.product(to - from, &some, start, (&mut part, stride));
                         let wanted = &out[from * stride..to * stride];
                         assert!(part[..wanted.len()] == *wanted, "{name}: rows {from}..{to}");
                     }
@@ -360,9 +322,9 @@ mod tests {
             let (x, weights, bias) = (values(rows * depth, 1), values(depth * width, 2), values(width, 3));
             let (short, scales) = bfloats(&x, depth);
             let input = [Input::rows(Numbers::Bfloats, &short, &scales, depth)];
-            for case in Case::all(channels, &bias, &weights, &[depth], true) {
+            for (name, panels) in all(channels, &bias, &weights, &[depth], true) {
                 let mut out = vec![0.0; rows * channels];
-                case.product(rows, &input, Start::Bias, (&mut out, channels));
+                panels.product(rows, &input, Start::Bias, (&mut out, channels));
                 for (i, out) in out.iter().enumerate() {
                     let (t, j) = (i / channels, i % channels);
                     let pre = |j: usize| {
@@ -371,7 +333,6 @@ mod tests {
                             + met.map(|(k, x)| rounded(*x) * rounded(weights[k * width + j])).sum::<f64>()
                     };
                     let error = (f64::from(*out) - pre(j).tanh() / (1.0 + (-pre(channels + j)).exp())).abs();
-                    let name = case.name();
                     assert!(error < 1e-5, "{name}: step {t}, channel {j} of {channels}: {error}");
                 }
             }
@@ -386,14 +347,14 @@ mod tests {
         let mut x = values(40 * depth, 2);
         (x[depth], x[38 * depth + 3]) = (f32::NAN, f32::NEG_INFINITY);
         let (short, scales) = bfloats(&x, depth);
-        for case in Case::all(columns, &vec![0.0; columns], &weights, &[depth], false) {
+        for (name, panels) in all(columns, &vec![0.0; columns], &weights, &[depth], false) {
             let mut out = vec![0.0; 40 * columns];
             let input = [Input::rows(Numbers::Bfloats, &short, &scales, depth)];
-            case.product(40, &input, Start::Bias, (&mut out, columns));
+            panels.product(40, &input, Start::Bias, (&mut out, columns));
             for (i, out) in out.iter().enumerate() {
                 let (row, column) = (i / columns, i % columns);
                 let sound = row != 1 && row != 38 && column != 7;
-                assert_eq!(out.is_finite(), sound, "{}: row {row}, column {column}: {out}", case.name());
+                assert_eq!(out.is_finite(), sound, "{name}: row {row}, column {column}: {out}");
             }
         }
     }

@@ -45,6 +45,33 @@ impl Kernel {
         }
     }
 
+    /// Whether its products can be done: in tests AVX-512's also where it isn't, in software and slowly.
+    pub(super) fn can_run(self) -> bool {
+        #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+        if self == Self::Avx512 && !self.runs_here() && Self::Avx2.runs_here() {
+            super::refused::install();
+            return true;
+        }
+        self.runs_here()
+    }
+
+    /// What tests try that take so many multiply-adds, a line for each set that can't be; in software, where each
+    /// instruction takes microseconds, nothing large.
+    #[cfg(test)]
+    pub(crate) fn tested(multiply_adds: usize) -> impl DoubleEndedIterator<Item = Self> {
+        const IN_SOFTWARE: usize = 50_000;
+        Self::ALL.into_iter().filter(move |kernel| {
+            if !kernel.runs_here() && multiply_adds > IN_SOFTWARE {
+                return false;
+            }
+            let can = kernel.can_run();
+            if !can {
+                eprintln!("SKIPPED: no {} on this processor", kernel.name());
+            }
+            can
+        })
+    }
+
     /// Whether products of bf16 are done in tiles (Intel AMX): with the widest vectors, where the processor has
     /// them and the system lets them be used.
     pub fn has_tiles(self) -> bool {
@@ -52,6 +79,20 @@ impl Kernel {
         return self == Self::Avx512 && super::amx::granted();
         #[cfg(not(target_arch = "x86_64"))]
         false
+    }
+
+    /// Whether tiles can be tried, in software if need be.
+    #[cfg(test)]
+    pub(super) fn can_run_tiles(self) -> bool {
+        if self != Self::Avx512 || !self.can_run() {
+            return false;
+        }
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if !self.has_tiles() {
+            super::refused::install();
+            return true;
+        }
+        self.has_tiles()
     }
 
     /// The sets that run here, the fastest last.

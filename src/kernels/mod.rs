@@ -24,6 +24,8 @@ pub(crate) mod quantise;
 pub mod real;
 pub mod recall;
 pub mod recursion;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod refused;
 pub mod rows;
 pub mod separable;
 pub(crate) mod short;
@@ -33,6 +35,8 @@ pub mod stream;
 mod tile_unit;
 mod vector;
 pub mod wavenet;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod wide_unit;
 
 use gemm::Parallelism;
 

@@ -166,29 +166,7 @@ impl Panels {
         bias: &[f32],
         matrices: &[Matrix],
     ) -> Self {
-        assert!(kernel.runs_here());
-        Self::laid_out(kernel, (columns, gated), order, bias, matrices)
-    }
-
-    /// As [`Self::new`], gated or not, of kernels that needn't run here: to look at.
-    #[cfg(test)]
-    pub(super) fn elsewhere(
-        kernel: Kernel,
-        (columns, gated): (usize, bool),
-        bias: &[f32],
-        matrices: &[Matrix],
-    ) -> Self {
-        let order = if gated { gated_order(kernel, columns) } else { plain_order(kernel, columns) };
-        Self::laid_out(kernel, (columns, gated), &order, bias, matrices)
-    }
-
-    fn laid_out(
-        kernel: Kernel,
-        (columns, gated): (usize, bool),
-        order: &[Option<usize>],
-        bias: &[f32],
-        matrices: &[Matrix],
-    ) -> Self {
+        assert!(kernel.can_run());
         let depth = matrices.iter().map(|m| m.rows).sum();
         let width = 2 * lanes(kernel);
         let (mut values, begin) = from_a_line(order.len() * (depth + 1));
@@ -690,29 +668,15 @@ mod tests {
         [1, 3, 2, 7, 2, 85],
     ];
 
-    /// As [`Panels::product`]; AVX-512's panels where it isn't, in any processor's vectors of as many lanes.
-    fn product(panels: &Panels, count: usize, inputs: &[Input], start: Start, out: (&mut [f32], usize)) {
-        if panels.kernel().runs_here() {
-            return panels.product(count, inputs, start, out);
-        }
-        let lines = Floats { panels: panels.values[panels.begin..].as_ptr(), depth: panels.depth, inputs };
-        // SAFETY: any processor has the vectors; the job is checked, and the test gives all rows that are read.
-        unsafe { run::<super::super::vector::Lanes<16>>(&panels.layout.job(count, lines, start, out)) }
-    }
-
     #[test]
     fn panels_compute_what_they_stand_for() {
-        for kernel in Kernel::ALL {
-            if !kernel.runs_here() && kernel != Kernel::Avx512 {
-                eprintln!("SKIPPED: no {} on this processor", kernel.name());
-                continue;
-            }
+        for kernel in Kernel::tested(0) {
             for [rows, taps, dilation, width, second, columns] in SHAPES {
                 let (x, y) = (values((rows + (taps - 1) * dilation) * width, 1), values(rows * second, 2));
                 let (conv, more) = (values(taps * width * columns, 3), values(second * columns, 4));
                 let bias = values(columns, 5);
                 let matrices = [Matrix::new(&conv, columns), Matrix::new(&more, columns)];
-                let panels = Panels::elsewhere(kernel, (columns, false), &bias, &matrices);
+                let panels = Panels::new(kernel, columns, &bias, &matrices);
                 let input = [Input { taps, dilation, ..Input::rows(&x, width) }, Input::rows(&y, second)];
                 let sum = |t: usize, j: usize| {
                     let tap = |k: usize| x[(t + k * dilation) * width..][..width].iter();
@@ -724,7 +688,7 @@ mod tests {
                 let before = values(rows * stride, 6);
                 for start in [Start::Bias, Start::Answer, Start::Rows(&before, stride)] {
                     let mut out = before.clone();
-                    product(&panels, rows, &input, start, (&mut out, stride));
+                    panels.product(rows, &input, start, (&mut out, stride));
                     for (i, (out, before)) in out.iter().zip(&before).enumerate() {
                         let (t, j) = (i / stride, i % stride);
                         let expected = match start {
@@ -746,7 +710,7 @@ mod tests {
                             Start::Rows(rows, stride) => Start::Rows(&rows[from * stride..], stride),
                             start => start,
                         };
-                        product(&panels, to - from, &some, start, (&mut part, stride));
+                        panels.product(to - from, &some, start, (&mut part, stride));
                         let wanted = &out[from * stride..to * stride];
                         assert!(part[..wanted.len()] == *wanted, "{}: rows {from}..{to}", kernel.name());
                     }
@@ -757,7 +721,7 @@ mod tests {
 
     #[test]
     fn gated_panels_start_between_rows_or_with_held_ones() {
-        for kernel in Kernel::available() {
+        for kernel in Kernel::tested(0) {
             // single rows of many channels go through panels abreast
             for (channels, up, first, rows) in [
                 (1, 4, 3, 9),
@@ -815,7 +779,7 @@ mod tests {
 
     #[test]
     fn the_gate_is_close_to_f64() {
-        for kernel in Kernel::available() {
+        for kernel in Kernel::tested(0) {
             let xs: Vec<f32> = (-4000..=4000).map(|i| i as f32 * 0.025).collect();
             let pairs: Vec<f32> = xs.iter().flat_map(|&x| [x, 1.0, 1.0, x, x, x]).collect();
             let identity = Panels::gated(kernel, 1, &[0.0; 2], &[Matrix::new(&[1.0, 0.0, 0.0, 1.0], 2)]);

@@ -1,89 +1,24 @@
-//! A tile unit (Intel AMX) in software, for tests on processors without one.
-//!
-//! Such a processor refuses the instructions; the signal's handler reads the one that was refused, does what the
-//! manual says it does, and goes on behind it. So a test runs the very instructions of [`super::amx`], their
-//! operands and addresses, and finds whatever an instruction would have refused. Intel SDM, volume 2.
+//! A tile unit (Intel AMX) in software, for tests on processors without one: of [`super::refused`]. Intel SDM,
+//! volume 2.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Register};
-use nix::libc;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use std::cell::RefCell;
-use std::sync::Once;
+use iced_x86::{Code, Instruction, Register};
 
 /// Of one thread, what a processor keeps.
-struct Unit {
+pub(super) struct TileUnit {
     /// Rows and bytes of a row of each tile, once they are set up.
     shapes: Option<[(usize, usize); 8]>,
     tiles: [[u8; 1024]; 8],
 }
 
-thread_local! {
-    static UNIT: RefCell<Unit> = const { RefCell::new(Unit { shapes: None, tiles: [[0; 1024]; 8] }) };
-}
+impl TileUnit {
+    /// Not set up.
+    pub const NEW: Self = Self { shapes: None, tiles: [[0; 1024]; 8] };
 
-/// Answers for tile instructions that the processor refuses, in every thread from now on.
-pub(super) fn install() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // makes the decoder's tables
-        let _ = Decoder::new(64, &[0x90], DecoderOptions::NONE).decode();
-        let action = SigAction::new(SigHandler::SigAction(refused), SaFlags::SA_SIGINFO, SigSet::empty());
-        // SAFETY: the handler does its work in the thread that stands at the instruction, as a call there would.
-        unsafe { sigaction(Signal::SIGILL, &action) }.expect("SIGILL can be handled");
-    });
-}
-
-extern "C" fn refused(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the system gives the context of the refused instruction, and code is readable.
-    let (registers, code) = unsafe {
-        let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
-        let at = registers[libc::REG_RIP as usize] as *const u8;
-        (registers, std::slice::from_raw_parts(at, 10))
-    };
-    let instruction = Decoder::new(64, code, DecoderOptions::NONE).decode();
-    let address = || {
-        let register = |register| value(register, registers);
-        (
-            register(instruction.memory_base()).wrapping_add(instruction.memory_displacement64() as usize),
-            register(instruction.memory_index()) * instruction.memory_index_scale() as usize,
-        )
-    };
-    let done = UNIT.with_borrow_mut(|unit| unit.execute(&instruction, &address));
-    if let Err(problem) = done {
-        eprintln!("refused: {problem} ({:?}, {code:02x?})", instruction.code());
-        std::process::abort();
-    }
-    registers[libc::REG_RIP as usize] += instruction.len() as i64;
-}
-
-/// A register of the refused instruction's addresses.
-fn value(register: Register, registers: &[libc::greg_t]) -> usize {
-    let place = match register {
-        Register::None => return 0,
-        Register::RAX => libc::REG_RAX,
-        Register::RBX => libc::REG_RBX,
-        Register::RCX => libc::REG_RCX,
-        Register::RDX => libc::REG_RDX,
-        Register::RSI => libc::REG_RSI,
-        Register::RDI => libc::REG_RDI,
-        Register::RBP => libc::REG_RBP,
-        Register::RSP => libc::REG_RSP,
-        Register::R8 => libc::REG_R8,
-        Register::R9 => libc::REG_R9,
-        Register::R10 => libc::REG_R10,
-        Register::R11 => libc::REG_R11,
-        Register::R12 => libc::REG_R12,
-        Register::R13 => libc::REG_R13,
-        Register::R14 => libc::REG_R14,
-        Register::R15 => libc::REG_R15,
-        other => unreachable!("{other:?} in an address"),
-    };
-    registers[place as usize] as usize
-}
-
-impl Unit {
     /// Does what an instruction does; `address` gives the first of its addresses, and the stride.
-    fn execute(&mut self, instruction: &Instruction, address: &dyn Fn() -> (usize, usize)) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// If it isn't one of tiles, or a processor would refuse it.
+    pub fn execute(&mut self, instruction: &Instruction, address: &dyn Fn() -> (usize, usize)) -> Result<(), String> {
         let tile = |operand| instruction.op_register(operand) as usize - Register::TMM0 as usize;
         match instruction.code() {
             Code::VEX_Ldtilecfg_m512 => {
