@@ -35,7 +35,7 @@ pub struct Metric {
 }
 
 /// The figures of a sound beside its recording, in the order of [`Scores`]; of all lower is better.
-pub const METRICS: [Metric; 9] = [
+pub const METRICS: [Metric; 10] = [
     Metric { key: "mel_l1", title: "mel L1", digits: 3, meaning: "mean absolute difference of the log-mels, nats" },
     Metric {
         key: "mcd_db",
@@ -54,6 +54,12 @@ pub const METRICS: [Metric; 9] = [
         title: "STFT log",
         digits: 3,
         meaning: "mean absolute difference of log magnitudes, nats, mean of the same resolutions",
+    },
+    Metric {
+        key: "high_db",
+        title: "high dB",
+        digits: 1,
+        meaning: "how far the level of all above the mel's range is from the recording's, dB",
     },
     Metric {
         key: "pitch_cents",
@@ -161,6 +167,7 @@ impl Judge {
             spectral::mel_cepstral_distortion(&recording.mel, &sound.mel, &a.kind),
             stft.map(|distance| distance.0),
             stft.map(|distance| distance.1),
+            spectral::level_above(&recording.samples, &sound.samples, &self.mel)?.map(f64::abs),
             pitch_cents,
             gross,
             voicing_error(a, b),

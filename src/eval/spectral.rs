@@ -2,8 +2,8 @@
 
 use super::pitch::Kind;
 use crate::Result;
-use crate::mel::MelSpectrogram;
 use crate::mel::stft::Stft;
+use crate::mel::{MelConfig, MelSpectrogram};
 use rayon::prelude::*;
 use rustfft::num_complex::Complex32;
 use std::f64::consts::{LN_10, PI};
@@ -78,6 +78,30 @@ pub fn stft_distance(reference: &[f32], other: &[f32]) -> Result<Option<(f64, f6
     Ok(Some((convergence / n, log_magnitude / n)))
 }
 
+/// Level of a sound above a mel's range, beside another's, dB: of what no mel tells.
+///
+/// `None` where the range goes up to half the sample rate, or a sound has nothing above it.
+///
+/// # Errors
+/// If the mel's convention is out of range.
+pub fn level_above(reference: &[f32], other: &[f32], mel: &MelConfig) -> Result<Option<f64>> {
+    let stft = Stft::of(mel)?;
+    let hz_per_bin = f64::from(mel.sample_rate) / mel.n_fft as f64;
+    // the window carries two bins over the edge
+    let first = (mel.f_max / hz_per_bin) as usize + 3;
+    let power = |samples: &[f32]| {
+        let frame = |frame| {
+            let (mut scratch, mut bins) = (stft.scratch(), vec![Complex32::default(); stft.bins()]);
+            stft.analyse(samples, frame, &mut scratch, &mut bins);
+            bins.iter().skip(first).map(|bin| f64::from(bin.norm_sqr())).sum()
+        };
+        let frames: Vec<f64> = (0..stft.frames(samples.len())).into_par_iter().map(frame).collect();
+        frames.iter().sum::<f64>()
+    };
+    let level = 10.0 * (power(other) / power(reference)).log10();
+    Ok(level.is_finite().then_some(level))
+}
+
 #[derive(Clone, Copy, Default)]
 struct Sums {
     /// Σ (|X| − |Y|)²
@@ -146,6 +170,22 @@ mod tests {
         let found = mel_cepstral_distortion(&a, &off(7.0), &kinds).unwrap();
         assert!((found - 20.0 / LN_10 * 0.5f64.sqrt()).abs() < 1e-4, "{found}");
         assert!(mel_cepstral_distortion(&a, &off(14.0), &kinds).unwrap() < 1e-4, "beyond the thirteenth");
+    }
+
+    /// A tone above the range counts, one below doesn't.
+    #[test]
+    fn the_level_above_is_that_of_what_lies_above() {
+        let mel = MelConfig::nvidia();
+        let sound = |low: f64, high: f64| -> Vec<f32> {
+            let tone = |hz: f64, i: usize| (std::f64::consts::TAU * hz * i as f64 / f64::from(mel.sample_rate)).sin();
+            (0..20_000).map(|i| (low * tone(3000.0, i) + high * tone(9500.0, i)) as f32).collect()
+        };
+        let level = |other: &[f32]| level_above(&sound(0.2, 0.1), other, &mel).unwrap();
+        assert!((level(&sound(0.9, 0.05)).unwrap() + 6.02).abs() < 0.1, "{:?}", level(&sound(0.9, 0.05)));
+        assert!(level(&sound(0.4, 0.1)).unwrap().abs() < 0.1);
+        assert_eq!(level(&[0.0; 20_000]), None);
+        let whole = MelConfig { f_max: f64::from(mel.sample_rate) / 2.0, ..mel.clone() };
+        assert_eq!(level_above(&sound(0.2, 0.1), &sound(0.2, 0.1), &whole).unwrap(), None);
     }
 
     #[test]
