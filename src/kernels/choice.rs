@@ -72,6 +72,28 @@ impl Kernel {
         })
     }
 
+    /// Whether one instruction multiplies pairs of integers and adds them up (VNNI).
+    pub fn has_vnni(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => is_x86_feature_detected!("avx512vnni"),
+            _ => false,
+        }
+    }
+
+    /// Whether tests can try that, in software if need be.
+    #[cfg(test)]
+    pub(super) fn can_run_vnni(self) -> bool {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if matches!(self, Self::Avx2 | Self::Avx512) && !Self::Avx512.runs_here() {
+            super::refused::install();
+            return self.can_run();
+        }
+        self.has_vnni()
+    }
+
     /// Whether products of bf16 are done in tiles (Intel AMX): with the widest vectors, where the processor has
     /// them and the system lets them be used.
     pub fn has_tiles(self) -> bool {

@@ -22,13 +22,14 @@
 
 use super::product::{Layout, Lines, Panels, Start, from_a_line, pair, tiles};
 use super::quantise::{Input, MOST, Numbers};
-use super::vector::{Portable, Short};
+use super::vector::{InTwo, MultiplyAdd, Portable, Short};
 #[cfg(target_arch = "x86_64")]
 use super::{
     choice::Kernel,
     product::Job,
-    vector::{Avx2, Avx512},
+    vector::{Avx2, Avx512, InOne},
 };
+use std::marker::PhantomData;
 
 /// Rows of a matrix whose products are added in i32: more would leave fewer bits for each weight, and
 /// fewer take longer.
@@ -48,6 +49,9 @@ pub(crate) struct IntegerPanels {
     begin: usize,
     /// Values of the rows that meet the matrix, one after the other.
     widths: Vec<usize>,
+    /// Whether a pair is multiplied and added up by one instruction.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "the instruction is x86's"))]
+    in_one: bool,
 }
 
 impl IntegerPanels {
@@ -81,7 +85,7 @@ impl IntegerPanels {
                 scales.extend(steps);
             }
         }
-        Self { layout, scales, pairs, begin, widths: widths.to_vec() }
+        Self { layout, scales, pairs, begin, widths: widths.to_vec(), in_one: layout.kernel.has_vnni() }
     }
 
     /// As [`Panels::product`].
@@ -95,7 +99,20 @@ impl IntegerPanels {
         Input::assert_fit(inputs, Numbers::Integers, count, &self.widths);
         let panels = self.layout.panels;
         let size = (self.scales.len() / panels, (self.pairs.len() - self.begin) / panels);
-        let lines = Whole { scales: self.scales.as_ptr(), pairs: self.pairs[self.begin..].as_ptr(), size, inputs };
+        let (scales, pairs) = (self.scales.as_ptr(), self.pairs[self.begin..].as_ptr());
+        #[cfg(target_arch = "x86_64")]
+        if self.in_one {
+            let lines = Whole::<InOne> { scales, pairs, size, inputs, way: PhantomData };
+            let job = self.layout.job(count, lines, start, out);
+            // SAFETY: as below, and the kernels have the instruction.
+            return unsafe {
+                match self.layout.kernel {
+                    Kernel::Avx512 => avx512_vnni(&job),
+                    _ => avx2_vnni(&job),
+                }
+            };
+        }
+        let lines = Whole::<InTwo> { scales, pairs, size, inputs, way: PhantomData };
         let job = self.layout.job(count, lines, start, out);
         // SAFETY: the assertions, here and of the job, keep every address within its slice, and panels
         // exist only for kernels that run here.
@@ -105,7 +122,7 @@ impl IntegerPanels {
                 Kernel::Avx2 => avx2(&job),
                 #[cfg(target_arch = "x86_64")]
                 Kernel::Avx512 => avx512(&job),
-                _ => tiles::<Portable, Whole>(&job, 0),
+                _ => tiles::<Portable, _>(&job, 0),
             }
         }
     }
@@ -152,15 +169,16 @@ fn steps(segment: &[f32], width: usize) -> Vec<f32> {
 }
 
 /// Of whole numbers.
-struct Whole<'a> {
+struct Whole<'a, M> {
     scales: *const f32,
     pairs: *const i16,
     /// Values of a panel of both.
     size: (usize, usize),
     inputs: &'a [Input<'a>],
+    way: PhantomData<M>,
 }
 
-impl<V: Short> Lines<V> for Whole<'_> {
+impl<V: Short, M: MultiplyAdd<V>> Lines<V> for Whole<'_, M> {
     #[inline(always)]
     unsafe fn bias(&self, panel: usize) -> *const f32 {
         // SAFETY: the caller's promise.
@@ -181,7 +199,7 @@ impl<V: Short> Lines<V> for Whole<'_> {
                     for from in (0..input.stride).step_by(SEGMENT) {
                         let rows = input.values.as_ptr().add(first * input.stride + from);
                         let pairs = SEGMENT.min(input.stride - from) / 2;
-                        let whole = multiply_add::<V, R>(rows, input.stride, pairs, weights);
+                        let whole = multiply_add::<V, M, R>(rows, input.stride, pairs, weights);
                         let steps: [V; 2] = pair(scales);
                         for (r, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
                             let scale = V::splat(*row_scales.add(r));
@@ -202,10 +220,10 @@ impl<V: Short> Lines<V> for Whole<'_> {
 /// `Σ_k rows[r][k] · weights[k]`.
 ///
 /// # Safety
-/// The processor must have the vector's feature; `R` rows of so many pairs, `stride` apart, and for
+/// The processor must have the vector's feature and the way's; `R` rows of so many pairs, `stride` apart, and for
 /// each two vectors of pairs of weights must be there.
 #[inline(always)]
-unsafe fn multiply_add<V: Short, const R: usize>(
+unsafe fn multiply_add<V: Short, M: MultiplyAdd<V>, const R: usize>(
     rows: *const i16,
     stride: usize,
     pairs: usize,
@@ -219,7 +237,7 @@ unsafe fn multiply_add<V: Short, const R: usize>(
             let (a, b) = (V::load_pairs(weights), V::load_pairs(weights.add(2 * V::LANES)));
             for (r, sums) in sums.iter_mut().enumerate() {
                 let x = V::splat_pair(rows.add(r * stride + 2 * k));
-                *sums = [V::multiply_add(x, a, sums[0]), V::multiply_add(x, b, sums[1])];
+                *sums = [M::multiply_add(x, a, sums[0]), M::multiply_add(x, b, sums[1])];
             }
         }
         sums
@@ -228,16 +246,30 @@ unsafe fn multiply_add<V: Short, const R: usize>(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(job: &Job<Whole>) {
+unsafe fn avx2(job: &Job<Whole<InTwo>>) {
     // SAFETY: the caller's promise.
-    unsafe { tiles::<Avx2, Whole>(job, 0) }
+    unsafe { tiles::<Avx2, _>(job, 0) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avxvnni")]
+unsafe fn avx2_vnni(job: &Job<Whole<InOne>>) {
+    // SAFETY: the caller's promise.
+    unsafe { tiles::<Avx2, _>(job, 0) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn avx512(job: &Job<Whole>) {
+unsafe fn avx512(job: &Job<Whole<InTwo>>) {
     // SAFETY: the caller's promise.
-    unsafe { tiles::<Avx512, Whole>(job, 0) }
+    unsafe { tiles::<Avx512, _>(job, 0) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn avx512_vnni(job: &Job<Whole<InOne>>) {
+    // SAFETY: the caller's promise.
+    unsafe { tiles::<Avx512, _>(job, 0) }
 }
 
 #[cfg(test)]
@@ -264,9 +296,18 @@ mod tests {
         Input::rows(Numbers::Integers, values, scales, width)
     }
 
-    /// Kernels that have a form in integers, here.
-    fn kernels() -> impl DoubleEndedIterator<Item = Kernel> {
-        Kernel::tested(0).filter(|kernel| ShortPanels::exist_for(*kernel))
+    /// Kernels that have a form in integers, and whether it multiplies and adds by one instruction.
+    fn kernels() -> impl DoubleEndedIterator<Item = (Kernel, bool)> {
+        Kernel::tested(0).filter(|kernel| ShortPanels::exist_for(*kernel)).flat_map(|kernel| {
+            [false, true]
+                .into_iter()
+                .filter(move |in_one| !in_one || kernel.can_run_vnni())
+                .map(move |way| (kernel, way))
+        })
+    }
+
+    fn pack(panels: &Panels, widths: &[usize], in_one: bool) -> IntegerPanels {
+        IntegerPanels { in_one, ..IntegerPanels::new(panels, widths) }
     }
 
     /// A convolution and a second input: (rows, taps, dilation, width, second, columns).
@@ -312,11 +353,11 @@ mod tests {
             Panels::new(kernel, columns, &self.bias, &[Matrix::new(&self.weights, columns)])
         }
 
-        fn product(&self, kernel: Kernel, start: Start, out: &mut [f32]) {
+        fn product(&self, (kernel, in_one): (Kernel, bool), start: Start, out: &mut [f32]) {
             let [rows, taps, dilation, width, second, columns] = self.shape;
             let (x, y) = (integers(&self.x, width), integers(&self.y, second));
             let inputs = [Input { taps, dilation, ..input(&x, width) }, input(&y, second)];
-            IntegerPanels::new(&self.panels(kernel), &self.widths).product(rows, &inputs, start, (out, columns));
+            pack(&self.panels(kernel), &self.widths, in_one).product(rows, &inputs, start, (out, columns));
         }
     }
 
@@ -359,7 +400,7 @@ mod tests {
                 for kernel in kernels() {
                     let mut out = vec![0.0; rows * columns];
                     case.product(kernel, start, &mut out);
-                    assert!(out == expected, "{}: {:?}", kernel.name(), case.shape);
+                    assert!(out == expected, "{kernel:?}: {:?}", case.shape);
                 }
             }
         }
@@ -414,10 +455,10 @@ mod tests {
             for sign in [1.0, -1.0] {
                 let x = vec![sign * 3.0; depth];
                 let rows = integers(&x, depth);
-                for kernel in kernels() {
+                for (kernel, in_one) in kernels() {
                     let panels = Panels::new(kernel, 1, &[0.0], &[Matrix::new(&weights, 1)]);
                     let mut out = [0.0];
-                    let panels = IntegerPanels::new(&panels, &[depth]);
+                    let panels = pack(&panels, &[depth], in_one);
                     panels.product(1, &[input(&rows, depth)], Start::Bias, (&mut out, 1));
                     let expected = sign * 3.0 * magnitude * depth as f32;
                     assert!((out[0] / expected - 1.0).abs() < 2e-3, "{}: {} of {expected}", kernel.name(), out[0]);
@@ -435,10 +476,10 @@ mod tests {
         let mut x = values(4 * depth, 2);
         (x[depth], x[2 * depth + 3], x[3 * depth]) = (f32::NAN, f32::NEG_INFINITY, f32::MAX);
         let rows = integers(&x, depth);
-        for kernel in kernels() {
+        for (kernel, in_one) in kernels() {
             let panels = Panels::new(kernel, columns, &vec![0.0; columns], &[Matrix::new(&weights, columns)]);
             let mut out = vec![0.0; 4 * columns];
-            let panels = IntegerPanels::new(&panels, &[depth]);
+            let panels = pack(&panels, &[depth], in_one);
             panels.product(4, &[input(&rows, depth)], Start::Bias, (&mut out, columns));
             for (i, out) in out.iter().enumerate() {
                 let (row, column) = (i / columns, i % columns);

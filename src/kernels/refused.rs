@@ -8,7 +8,7 @@
 use super::choice::Kernel;
 use super::tile_unit::TileUnit;
 use super::wide_unit::{Low, WideUnit};
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::cell::RefCell;
@@ -49,8 +49,11 @@ extern "C" fn stopped(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mu
         // SAFETY: code is readable, and no instruction is longer.
         let code = unsafe { std::slice::from_raw_parts(at as *const u8, 15) };
         let instruction = Decoder::with_ip(64, code, at.cast_unsigned(), DecoderOptions::NONE).decode();
-        let done = if code[0] == EVEX && !Kernel::Avx512.runs_here() {
-            context.gregs[libc::REG_EFL as usize] |= TRAP;
+        let wide = code[0] == EVEX && !Kernel::Avx512.runs_here();
+        let done = if wide || refused && instruction.code() == Code::VEX_Vpdpwssd_ymm_ymm_ymmm256 {
+            if wide {
+                context.gregs[libc::REG_EFL as usize] |= TRAP;
+            }
             let registers = context.gregs;
             WIDE.with_borrow_mut(|unit| unit.execute(&instruction, &mut low(context), &registers))
         } else if is_of_tiles(&instruction) {

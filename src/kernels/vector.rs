@@ -75,6 +75,29 @@ pub(super) trait Short: Vector {
     fn widen(pairs: Self::Pairs) -> [Self; 2];
 }
 
+/// How [`Short::multiply_add`] is done: the sums are the same.
+pub(super) trait MultiplyAdd<V: Short> {
+    /// `sums + a₀ b₀ + a₁ b₁` in each lane.
+    ///
+    /// # Safety
+    /// The processor must have the way's feature.
+    unsafe fn multiply_add(a: V::Pairs, b: V::Pairs, sums: V::Sums) -> V::Sums;
+}
+
+/// By what every processor with the vector has.
+pub(super) struct InTwo;
+
+impl<V: Short> MultiplyAdd<V> for InTwo {
+    #[inline(always)]
+    unsafe fn multiply_add(a: V::Pairs, b: V::Pairs, sums: V::Sums) -> V::Sums {
+        V::multiply_add(a, b, sums)
+    }
+}
+
+/// By one instruction: VNNI, in the form for the vector (AVX-VNNI, or AVX-512's).
+#[cfg(target_arch = "x86_64")]
+pub(super) struct InOne;
+
 /// 1.5 · 2²³: adding it rounds to an integer, which then stands in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
@@ -298,8 +321,24 @@ macro_rules! x86 {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Short, Vector};
+    use super::{InOne, MultiplyAdd, Short, Vector};
     use std::arch::x86_64::*;
+
+    impl MultiplyAdd<Avx2> for InOne {
+        #[inline(always)]
+        unsafe fn multiply_add(a: __m256i, b: __m256i, sums: __m256i) -> __m256i {
+            // SAFETY: the caller's promise.
+            unsafe { _mm256_dpwssd_avx_epi32(sums, a, b) }
+        }
+    }
+
+    impl MultiplyAdd<Avx512> for InOne {
+        #[inline(always)]
+        unsafe fn multiply_add(a: __m512i, b: __m512i, sums: __m512i) -> __m512i {
+            // SAFETY: the caller's promise.
+            unsafe { _mm512_dpwssd_epi32(sums, a, b) }
+        }
+    }
 
     // sixteen registers: twelve of sums
     x86!(

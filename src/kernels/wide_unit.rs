@@ -74,12 +74,18 @@ fn vector(register: Register) -> Option<(usize, usize)> {
         .find_map(|(first, lanes)| Some((numbered(register, first, 32)?, lanes)))
 }
 
+/// Of two pairs of 16-bit integers.
+fn product_of_pairs(a: u32, b: u32) -> u32 {
+    let half = |x: u32, up: u32| i32::from((x >> up) as i16);
+    (half(a, 0) * half(b, 0)).wrapping_add(half(a, 16) * half(b, 16)).cast_unsigned()
+}
+
 impl Machine<'_, '_> {
     fn execute(&mut self) -> Result<(), String> {
         use Mnemonic::{
             Vaddps, Vaddss, Vbroadcastss, Vcvtdq2ps, Vcvtusi2ss, Vdivps, Vdivss, Vfmadd132ps, Vfmadd213ps, Vfmadd231ps,
             Vmaxps, Vminps, Vmovaps, Vmovdqa64, Vmovdqu64, Vmovss, Vmovups, Vmulps, Vpaddd, Vpandd, Vpandq,
-            Vpbroadcastd, Vpmaddwd, Vpslld, Vpxord, Vpxorq, Vsubps,
+            Vpbroadcastd, Vpdpwssd, Vpmaddwd, Vpslld, Vpxord, Vpxorq, Vsubps,
         };
         match self.instruction.mnemonic() {
             Vmovaps | Vmovdqa64 => self.copy(64),
@@ -101,10 +107,11 @@ impl Machine<'_, '_> {
             Vpaddd => self.lanes(u32::wrapping_add),
             Vpandd | Vpandq => self.lanes(|a, b| a & b),
             Vpxord | Vpxorq => self.lanes(|a, b| a ^ b),
-            Vpmaddwd => self.lanes(|a, b| {
-                let half = |x: u32, up: u32| i32::from((x >> up) as i16);
-                (half(a, 0) * half(b, 0)).wrapping_add(half(a, 16) * half(b, 16)).cast_unsigned()
-            }),
+            Vpmaddwd => self.lanes(product_of_pairs),
+            Vpdpwssd => {
+                let (to, a, b) = (self.source(0)?, self.source(1)?, self.source(2)?);
+                self.write(std::array::from_fn(|i| to[i].wrapping_add(product_of_pairs(a[i], b[i]))))
+            }
             Vpslld if self.instruction.op2_kind() == OpKind::Immediate8 => {
                 let (from, by) = (self.source(1)?, u32::from(self.instruction.immediate8()));
                 self.write(from.map(|lane| lane.checked_shl(by).unwrap_or(0)))
@@ -165,11 +172,13 @@ impl Machine<'_, '_> {
         if self.instruction.is_broadcast() {
             return Ok([self.scalar(operand)?; 16]);
         }
-        if vector(self.instruction.op0_register()).is_none_or(|(_, lanes)| lanes != 16) {
-            return Err("parts of registers from memory aren't known here".into());
+        let (_, count) = vector(self.instruction.op0_register()).ok_or("no vector")?;
+        let mut lanes = [0; 16];
+        for (i, lane) in lanes[..count].iter_mut().enumerate() {
+            // SAFETY: the instruction reads there, as here.
+            *lane = unsafe { (self.place() as *const u32).add(i).read_unaligned() };
         }
-        // SAFETY: the instruction reads there, as here.
-        Ok(unsafe { (self.place() as *const Wide).read_unaligned() })
+        Ok(lanes)
     }
 
     /// The first lane of an operand.
