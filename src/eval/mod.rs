@@ -113,6 +113,8 @@ pub struct Heard {
     pub mel: MelSpectrogram,
     /// Pitch and voicing of each hop.
     pub track: Track,
+    /// Above the mel's range.
+    power_above: f64,
     lines: Vec<Line>,
 }
 
@@ -144,6 +146,7 @@ impl Judge {
         let samples: Vec<f32> = samples.iter().map(|x| f32::from((x * 32_768.0).round() as i16) / 32_768.0).collect();
         Ok(Heard {
             mel: self.extractor.extract(&samples)?,
+            power_above: spectral::power_above(&samples, &self.mel)?,
             track: pitch::track(&samples, self.mel.sample_rate, self.mel.hop_length),
             lines: tone::lines(&samples, self.mel.sample_rate, self.group)?,
             samples,
@@ -167,7 +170,7 @@ impl Judge {
             spectral::mel_cepstral_distortion(&recording.mel, &sound.mel, &a.kind),
             stft.map(|distance| distance.0),
             stft.map(|distance| distance.1),
-            spectral::level_above(&recording.samples, &sound.samples, &self.mel)?.map(f64::abs),
+            spectral::level(recording.power_above, sound.power_above).map(f64::abs),
             pitch_cents,
             gross,
             voicing_error(a, b),

@@ -78,28 +78,23 @@ pub fn stft_distance(reference: &[f32], other: &[f32]) -> Result<Option<(f64, f6
     Ok(Some((convergence / n, log_magnitude / n)))
 }
 
-/// Level of a sound above a mel's range, beside another's, dB: of what no mel tells.
-///
-/// `None` where the range goes up to half the sample rate, or a sound has nothing above it.
+/// Power of a sound above a mel's range, of what no mel tells; of all frames together.
 ///
 /// # Errors
-/// If the mel's convention is out of range.
-pub fn level_above(reference: &[f32], other: &[f32], mel: &MelConfig) -> Result<Option<f64>> {
-    let stft = Stft::of(mel)?;
+/// If the mel's convention is out of range, or there are no samples.
+pub fn power_above(samples: &[f32], mel: &MelConfig) -> Result<f64> {
+    let spectra = Stft::of(mel)?.forward(samples)?;
     let hz_per_bin = f64::from(mel.sample_rate) / mel.n_fft as f64;
     // the window carries two bins over the edge
     let first = (mel.f_max / hz_per_bin) as usize + 3;
-    let power = |samples: &[f32]| {
-        let frame = |frame| {
-            let (mut scratch, mut bins) = (stft.scratch(), vec![Complex32::default(); stft.bins()]);
-            stft.analyse(samples, frame, &mut scratch, &mut bins);
-            bins.iter().skip(first).map(|bin| f64::from(bin.norm_sqr())).sum()
-        };
-        let frames: Vec<f64> = (0..stft.frames(samples.len())).into_par_iter().map(frame).collect();
-        frames.iter().sum::<f64>()
-    };
-    let level = 10.0 * (power(other) / power(reference)).log10();
-    Ok(level.is_finite().then_some(level))
+    let power = |frame| spectra.frame(frame).iter().skip(first).map(|bin| f64::from(bin.norm_sqr())).sum::<f64>();
+    Ok((0..spectra.frames()).map(power).sum())
+}
+
+/// Level of a power beside another, dB; `None` where one of them is 0.
+pub fn level(reference: f64, other: f64) -> Option<f64> {
+    let level = 10.0 * (other / reference).log10();
+    level.is_finite().then_some(level)
 }
 
 #[derive(Clone, Copy, Default)]
@@ -180,12 +175,14 @@ mod tests {
             let tone = |hz: f64, i: usize| (std::f64::consts::TAU * hz * i as f64 / f64::from(mel.sample_rate)).sin();
             (0..20_000).map(|i| (low * tone(3000.0, i) + high * tone(9500.0, i)) as f32).collect()
         };
-        let level = |other: &[f32]| level_above(&sound(0.2, 0.1), other, &mel).unwrap();
+        let power = |sound: &[f32]| power_above(sound, &mel).unwrap();
+        let level = |other: &[f32]| level(power(&sound(0.2, 0.1)), power(other));
         assert!((level(&sound(0.9, 0.05)).unwrap() + 6.02).abs() < 0.1, "{:?}", level(&sound(0.9, 0.05)));
         assert!(level(&sound(0.4, 0.1)).unwrap().abs() < 0.1);
         assert_eq!(level(&[0.0; 20_000]), None);
         let whole = MelConfig { f_max: f64::from(mel.sample_rate) / 2.0, ..mel.clone() };
-        assert_eq!(level_above(&sound(0.2, 0.1), &sound(0.2, 0.1), &whole).unwrap(), None);
+        let above = power_above(&sound(0.2, 0.1), &whole).unwrap();
+        assert_eq!(super::level(above, above), None);
     }
 
     #[test]

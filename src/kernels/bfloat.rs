@@ -104,16 +104,6 @@ impl BfloatPanels {
         let size = pairs.len() / self.layout.panels;
         Bfloats { bias: self.bias.as_ptr(), pairs: pairs.as_ptr(), size, inputs }
     }
-
-    /// Rows of the matrix.
-    pub fn depth(&self) -> usize {
-        self.widths.iter().sum()
-    }
-
-    /// As [`Panels::row_width`].
-    pub fn row_width(&self) -> usize {
-        self.layout.panels * self.layout.width()
-    }
 }
 
 /// Panels of bf16, and the rows that meet them.

@@ -45,14 +45,19 @@ impl Kernel {
         }
     }
 
-    /// Whether its products can be done: in tests AVX-512's also where it isn't, in software and slowly.
-    pub(super) fn can_run(self) -> bool {
+    /// Lets tests do in software, slowly, what this processor refuses of x86's vectors; whether they can.
+    fn in_software(self) -> bool {
         #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
-        if self == Self::Avx512 && !self.runs_here() && Self::Avx2.runs_here() {
+        if matches!(self, Self::Avx2 | Self::Avx512) && Self::Avx2.runs_here() {
             super::refused::install();
             return true;
         }
-        self.runs_here()
+        false
+    }
+
+    /// Whether its products can be done: in tests AVX-512's also where it isn't.
+    pub(super) fn can_run(self) -> bool {
+        self.runs_here() || self == Self::Avx512 && self.in_software()
     }
 
     /// What tests try that take so many multiply-adds, a line for each set that can't be; in software, where each
@@ -83,15 +88,10 @@ impl Kernel {
         }
     }
 
-    /// Whether tests can try that, in software if need be.
+    /// Whether tests can try that, in software where AVX-512's registers are, too.
     #[cfg(test)]
     pub(super) fn can_run_vnni(self) -> bool {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        if matches!(self, Self::Avx2 | Self::Avx512) && !Self::Avx512.runs_here() {
-            super::refused::install();
-            return self.can_run();
-        }
-        self.has_vnni()
+        self.has_vnni() || !Self::Avx512.runs_here() && self.in_software()
     }
 
     /// Whether products of bf16 are done in tiles (Intel AMX): with the widest vectors, where the processor has
@@ -106,15 +106,7 @@ impl Kernel {
     /// Whether tiles can be tried, in software if need be.
     #[cfg(test)]
     pub(super) fn can_run_tiles(self) -> bool {
-        if self != Self::Avx512 || !self.can_run() {
-            return false;
-        }
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        if !self.has_tiles() {
-            super::refused::install();
-            return true;
-        }
-        self.has_tiles()
+        self.has_tiles() || self == Self::Avx512 && self.in_software()
     }
 
     /// The sets that run here, the fastest last.

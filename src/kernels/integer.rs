@@ -126,16 +126,6 @@ impl IntegerPanels {
             }
         }
     }
-
-    /// Rows of the matrix.
-    pub fn depth(&self) -> usize {
-        self.widths.iter().sum()
-    }
-
-    /// As [`Panels::row_width`].
-    pub fn row_width(&self) -> usize {
-        self.layout.panels * self.layout.width()
-    }
 }
 
 /// Rows of each segment.

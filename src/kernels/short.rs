@@ -8,7 +8,14 @@ use super::quantise::{Input, Numbers};
 
 /// A matrix and a bias in panels of sixteen bits.
 #[derive(Debug)]
-pub(crate) enum ShortPanels {
+pub(crate) struct ShortPanels {
+    depth: usize,
+    row_width: usize,
+    values: Values,
+}
+
+#[derive(Debug)]
+enum Values {
     /// [`super::integer`].
     Integers(IntegerPanels),
     /// [`super::bfloat`].
@@ -27,10 +34,11 @@ impl ShortPanels {
     /// If the widths don't add up to the matrix's rows, or the kernel has no form in sixteen bits.
     pub fn new(numbers: Numbers, panels: &Panels, widths: &[usize]) -> Self {
         assert!(Self::exist_for(panels.kernel()) && widths.iter().sum::<usize>() == panels.depth());
-        match numbers {
-            Numbers::Integers => Self::Integers(IntegerPanels::new(panels, widths)),
-            Numbers::Bfloats => Self::Bfloats(BfloatPanels::new(panels, widths)),
-        }
+        let values = match numbers {
+            Numbers::Integers => Values::Integers(IntegerPanels::new(panels, widths)),
+            Numbers::Bfloats => Values::Bfloats(BfloatPanels::new(panels, widths)),
+        };
+        Self { depth: panels.depth(), row_width: panels.row_width(), values }
     }
 
     /// As [`Panels::product`].
@@ -38,25 +46,19 @@ impl ShortPanels {
     /// # Panics
     /// If inputs, start or answer have too few values.
     pub fn product(&self, count: usize, inputs: &[Input], start: Start, out: (&mut [f32], usize)) {
-        match self {
-            Self::Integers(panels) => panels.product(count, inputs, start, out),
-            Self::Bfloats(panels) => panels.product(count, inputs, start, out),
+        match &self.values {
+            Values::Integers(panels) => panels.product(count, inputs, start, out),
+            Values::Bfloats(panels) => panels.product(count, inputs, start, out),
         }
     }
 
     /// Rows of the matrix.
     pub fn depth(&self) -> usize {
-        match self {
-            Self::Integers(panels) => panels.depth(),
-            Self::Bfloats(panels) => panels.depth(),
-        }
+        self.depth
     }
 
     /// As [`Panels::row_width`].
     pub fn row_width(&self) -> usize {
-        match self {
-            Self::Integers(panels) => panels.row_width(),
-            Self::Bfloats(panels) => panels.row_width(),
-        }
+        self.row_width
     }
 }
