@@ -4,8 +4,8 @@ use candle_core::{Device, Tensor};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use melglow::mel::extract::Extractor;
 use melglow::mel::{MelConfig, MelSpectrogram};
-use melglow::net::wavenet::{WaveNet, WaveNetConfig};
-use melglow::net::{CondNet, Params};
+use melglow::net::wavenet::{Projection, WaveNet, WaveNetConfig};
+use melglow::net::{CondNet, Conditioning, Params, Passes};
 use melglow::vocoder::refine::Refiner;
 use melglow::vocoder::{SynthOptions, Vocoder};
 use melglow::voice::Voice;
@@ -13,31 +13,34 @@ use std::time::Duration;
 
 /// Steps of a segment for the layers: WaveGlow's training segment.
 const STEPS: usize = 2016;
+/// Features of a row of conditioning: few, so that their projection takes little of the time.
+const FEATURES: usize = 8;
 
 /// A conditioner of one layer: inputs of 4 channels, a row of conditioning a step.
 struct Layer {
     net: WaveNet,
     x: Tensor,
-    cond: Tensor,
-    bias: Tensor,
+    features: Tensor,
+    projection: Projection,
 }
 
 impl Layer {
     fn new(channels: usize) -> candle_core::Result<Self> {
         let config =
             WaveNetConfig { channels, kernel: 3, dilations: vec![4], weight_norm: false, skip: true, causal: false };
-        let net = WaveNet::new(&config, 4, 8, 1, Params::seeded(0, &Device::Cpu).builder())?;
-        let width = net.cond_width();
+        let params = Params::seeded(0, &Device::Cpu);
+        let net = WaveNet::new(&config, 4, 8, 1, params.builder())?;
         Ok(Self {
+            projection: Projection::new(FEATURES, net.cond_width(), false, params.builder().pp("cond"))?,
             net,
             x: Tensor::randn(0f32, 1.0, (1, STEPS, 4), &Device::Cpu)?,
-            cond: Tensor::randn(0f32, 1.0, (1, STEPS, width), &Device::Cpu)?,
-            bias: Tensor::zeros(width, candle_core::DType::F32, &Device::Cpu)?,
+            features: Tensor::randn(0f32, 1.0, (1, STEPS, FEATURES), &Device::Cpu)?,
         })
     }
 
     fn forward(&self) -> Tensor {
-        self.net.forward(&self.x, &self.cond, &self.bias).unwrap()
+        let Self { features, projection, .. } = self;
+        self.net.forward(&self.x, Conditioning { features, projection, passes: Passes::default() }).unwrap()
     }
 }
 

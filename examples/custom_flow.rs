@@ -79,7 +79,7 @@ fn main() -> anyhow::Result<()> {
     let own = Tilt::new(recipe.flow.group, params.builder().pp("tilt"))?;
     let flow = Flow::new(&recipe.flow, &recipe.mel, params.builder())?;
     // our step doesn't look at the mel
-    let cond = Cond { rows: Tensor::zeros((1, 1, 1), candle_core::DType::F32, &Device::Cpu)?, up: 1 };
+    let cond = Cond::new(Tensor::zeros((1, 1, 1), candle_core::DType::F32, &Device::Cpu)?, 1);
     // a flow takes [batch, 1, samples], a step [batch, steps, channels]
     let steps = |x: &Tensor| x.reshape((x.dim(0)?, (), recipe.flow.group));
     let samples = |x: &Tensor| x.reshape((x.dim(0)?, 1, ()));

@@ -1,5 +1,6 @@
 //! `melglow train`: a voice from recordings.
 
+use crate::net::Passes;
 use crate::train::{self, Options, Recipe, Summary};
 use crate::voice::Voice;
 use crate::{Error, Result};
@@ -48,6 +49,10 @@ pub struct RunArgs {
     /// Save and leave after this step; --resume goes on
     #[arg(long, value_name = "N")]
     pub stop_after: Option<usize>,
+    /// Keep no activations of the conditioners for the backward pass, which computes them again: a fraction of the
+    /// memory, about a third more time, the same weights bit for bit
+    #[arg(long)]
+    pub recompute: bool,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     pub device: DeviceName,
@@ -102,6 +107,7 @@ impl RunArgs {
             resume: self.resume,
             stop_after: self.stop_after,
             device: self.device.open()?,
+            passes: Passes { recompute: self.recompute },
         })
     }
 }

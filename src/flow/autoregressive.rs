@@ -65,11 +65,11 @@ impl Autoregressive {
         rows.reshape(shape)
     }
 
-    /// The mel's part, in the order of the step. Between rows it is interpolated evenly, so that turned
+    /// What is known of the mel, in the order of the step. Between rows it is interpolated evenly, so that turned
     /// around it stands where the step's rows do.
-    fn cond(&self, cond: &Cond) -> Result<Tensor> {
-        let rows = self.cond.product(&cond.rows)?;
-        if self.reversed { rows.flip(&[1]) } else { Ok(rows) }
+    fn cond(&self, cond: &Cond) -> Result<Cond> {
+        let rows = if self.reversed { cond.rows.flip(&[1])? } else { cond.rows.clone() };
+        Ok(Cond { rows, ..*cond })
     }
 
     /// How far from 0 the net hears, in the inverse.
@@ -85,7 +85,7 @@ impl Autoregressive {
             Some(most) => before.clamp(-most, most)?,
             None => before,
         };
-        let params = self.net.forward(&before, &self.cond(cond)?, self.cond.bias())?;
+        let params = self.net.forward(&before, self.cond(cond)?.of(&self.cond))?;
         let (z, log_slope) = self.map.forward(&rows, &params)?;
         Ok((self.steps(&z, x.dims3()?)?, self.steps(&log_slope, x.dims3()?)?))
     }
@@ -110,7 +110,8 @@ impl Bijector for Autoregressive {
         let mut all = Vec::with_capacity(rows.elem_count());
         for item in 0..rows.dim(0)? {
             let z: Vec<f32> = rows.get(item)?.flatten_all()?.to_vec1()?;
-            let mut net = self.net.recall(&cond.get(item)?, self.cond.bias())?;
+            let here = Cond { rows: cond.rows.narrow(0, item, 1)?, ..cond };
+            let mut net = self.net.recall(here.of(&self.cond))?;
             let (mut x, mut heard) = (vec![0.0; by], vec![0.0; by]);
             for z in z.chunks_exact(by) {
                 net.push(&heard, &mut params);

@@ -167,7 +167,7 @@ impl Conditioning {
             Self::Frame(net) => net.forward(&mel)?,
             Self::Mel { .. } => mel,
         };
-        Ok(Cond { rows, up: self.up() })
+        Ok(Cond::new(rows, self.up()))
     }
 }
 

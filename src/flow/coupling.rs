@@ -49,7 +49,7 @@ impl Coupling {
     }
 
     fn params(&self, known: &Tensor, cond: &Cond) -> Result<Tensor> {
-        self.net.forward(known, &self.cond.product(&cond.rows)?, self.cond.bias())
+        self.net.forward(known, cond.of(&self.cond))
     }
 
     /// The moved part given the known, and ln f′ of each of its values.

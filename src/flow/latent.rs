@@ -115,7 +115,7 @@ impl Latent {
     /// Latents beside the mel's rows; the row after the last frame, which is only leant towards, has none.
     pub fn beside(cond: &Cond, h: &Tensor) -> Result<Cond> {
         let h = h.pad_with_zeros(1, 0, cond.rows.dim(1)? - h.dim(1)?)?;
-        Ok(Cond { rows: Tensor::cat(&[&cond.rows, &h], 2)?, up: cond.up })
+        Ok(Cond { rows: Tensor::cat(&[&cond.rows, &h], 2)?, ..*cond })
     }
 }
 

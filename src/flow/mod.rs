@@ -25,6 +25,7 @@ mod whiten;
 
 use crate::kernels::choice::Kernel;
 use crate::mel::{MelConfig, MelSpectrogram};
+use crate::net::{self, Passes, Projection};
 use crate::{Error, Result};
 use build::{Builder, Level};
 use candle_core::{Device, Tensor};
@@ -58,6 +59,20 @@ pub struct Cond {
     pub rows: Tensor,
     /// Steps per row.
     pub up: usize,
+    /// How nets are computed.
+    pub passes: Passes,
+}
+
+impl Cond {
+    /// Features for every `up` steps, for nets that are computed as usual.
+    pub fn new(rows: Tensor, up: usize) -> Self {
+        Self { rows, up, passes: Passes::default() }
+    }
+
+    /// What a net with this projection finds.
+    pub(super) fn of<'a>(&'a self, projection: &'a Projection) -> net::Conditioning<'a> {
+        net::Conditioning { features: &self.rows, projection, passes: self.passes }
+    }
 }
 
 /// An invertible step. `x`: data, `z`: latent, both `[batch, steps, channels]`; log_det =
@@ -124,6 +139,7 @@ pub struct Flow {
     reach: Option<usize>,
     macs_per_sample: f64,
     device: Device,
+    passes: Passes,
 }
 
 impl Flow {
@@ -172,6 +188,7 @@ impl Flow {
             n_mels: mel.n_mels,
             reach: cost.reach,
             macs_per_sample,
+            passes: Passes::default(),
             device,
         })
     }
@@ -359,6 +376,11 @@ impl Flow {
         self.run_forward((x, zero), mel, |_, map, x, cond| map.forward_by_step(x, cond))
     }
 
+    /// Has nets computed otherwise from now on. It changes gradients and likelihoods by rounding at most.
+    pub fn set_passes(&mut self, passes: Passes) {
+        self.passes = passes;
+    }
+
     /// Data-dependent initialisation from one large batch: of the steps that want it and that
     /// `wanted`, by their place in the design, says yes to.
     ///
@@ -381,7 +403,7 @@ impl Flow {
         apply: impl Fn(usize, &dyn Bijector, &Tensor, &Cond) -> Mapped,
     ) -> Result<(Tensor, Tensor)> {
         let (batch, samples) = self.check_data(x.dims(), mel)?;
-        let cond = self.conditioning.forward(mel)?;
+        let cond = Cond { passes: self.passes, ..self.conditioning.forward(mel)? };
         let x = x.reshape((batch, samples / self.group, self.group))?;
         let Some(latent) = &self.latent else { return self.steps_forward((&x, log_det), cond, apply) };
         let (cond, bound) = latent.encode(&x, &cond)?;
@@ -451,7 +473,7 @@ impl Flow {
             return Err(Error::invalid(format!("expected latents of {} channels, got {group}", self.group)));
         }
         self.check_data(&[batch, 1, group * steps], mel)?;
-        let mut cond = self.conditioning.forward(mel)?;
+        let mut cond = Cond { passes: self.passes, ..self.conditioning.forward(mel)? };
         let z = z.transpose(1, 2)?.contiguous()?;
         if let Some(latent) = &self.latent {
             cond = latent.draw(&z, &cond)?;

@@ -96,7 +96,8 @@ impl Recall for WaveNetRecall {
                 self.pre.copy_from_slice(bias);
                 add(&mut self.pre, &cond[..2 * c]);
             } else {
-                interpolated_bias(shape, layer, bias, (&self.cond, 0), t, &mut self.pre);
+                let rows = (&self.cond[layer * 2 * c..], shape.cond_width(), 0);
+                interpolated_bias(shape.up, bias, rows, t, &mut self.pre);
             }
             let (rows, dilation) = (ring.len() / c, shape.dilations[layer]);
             ring[t % rows * c..][..c].copy_from_slice(&self.hidden);
@@ -128,6 +129,8 @@ impl Recall for WaveNetRecall {
 
 #[cfg(test)]
 mod tests {
+    use super::super::merged::chained;
+    use super::super::wavenet::{Conditioning, Keep, forward};
     use super::*;
 
     #[test]
@@ -155,9 +158,11 @@ mod tests {
                 Shape { inputs: 2, channels: 5, outputs: 3, kernel: 3, causal: true, dilations: vec![1, 3], skip, up };
             let some = |n: usize| (0..n).map(|i| ((i * 7919) % 1000) as f32 / 900.0 - 0.5).collect::<Vec<_>>();
             let (x, params) = (some(2 * 19), some(shape.param_count()));
-            let cond = some(shape.cond_rows(19) * shape.cond_width());
-            let whole = super::super::wavenet::forward(&shape, &params, &x, &cond, false).0;
-            let mut net = WaveNetRecall::new(shape, params, cond);
+            let (rows, width) = (shape.cond_rows(19), shape.cond_width());
+            let (features, weights) = (some(rows * 3), some(3 * width));
+            let conditioning = Conditioning { features: &features, width: 3, weights: &weights };
+            let whole = forward(&shape, &params, &x, conditioning, Keep::Nothing).0;
+            let mut net = WaveNetRecall::new(shape, params, chained(&features, 3, 3, &weights, width));
             let mut rows = vec![0.0; whole.len()];
             x.chunks_exact(2).zip(rows.chunks_exact_mut(3)).for_each(|(x, out)| net.push(x, out));
             assert!(rows.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-5), "skip {skip}, up {up}");

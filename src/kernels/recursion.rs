@@ -187,7 +187,6 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged::chained;
     use super::super::wavenet;
     use super::*;
 
@@ -230,8 +229,8 @@ mod tests {
                 let cond = values(3 * shape.cond_width(), 2, 0.5);
                 let rows = shape.cond_rows(steps);
                 let (x, features) = (values(steps * inputs, 3, 1.0), values(rows * 3, 4, 1.0));
-                let projected = chained(&features, 3, 3, &cond, shape.cond_width());
-                let (expected, _) = wavenet::forward(&shape, &params, &x, &projected, false);
+                let conditioning = wavenet::Conditioning { features: &features, width: 3, weights: &cond };
+                let (expected, _) = wavenet::forward(&shape, &params, &x, conditioning, wavenet::Keep::Nothing);
                 let loudest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
                 assert!(loudest > 0.1);
                 for kernel in Kernel::tested(steps * params.len()) {

@@ -396,7 +396,6 @@ impl Work<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::merged::chained;
     use super::*;
     use crate::kernels::choice::Precision;
     use crate::kernels::wavenet;
@@ -463,8 +462,8 @@ mod tests {
             let (x, features) = (values(steps * (shape.inputs + 1), 3, 1.0), values(rows * 3, 4, 1.0));
             let known: Vec<f32> =
                 x.chunks_exact(shape.inputs + 1).flat_map(|row| &row[..shape.inputs]).copied().collect();
-            let projected = chained(&features, 3, 3, &cond, shape.cond_width());
-            let (expected, _) = wavenet::forward(&shape, &params, &known, &projected, false);
+            let conditioning = wavenet::Conditioning { features: &features, width: 3, weights: &cond };
+            let (expected, _) = wavenet::forward(&shape, &params, &known, conditioning, wavenet::Keep::Nothing);
             let loudest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
             assert!(loudest > 0.1);
             for kernel in Kernel::tested(steps * params.len()) {

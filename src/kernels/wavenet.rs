@@ -1,7 +1,7 @@
 //! A whole WaveNet conditioner, forward and backward, for one sequence.
 //!
 //! `h = start(x)`; per layer `a = tanh · σ (conv(h) + cond)`, `r = res_skip(a)`, `h += r` and, with
-//! skips, `skip += r`; then `end`. Prenger et al. 2018; NVIDIA/waveglow `glow.py`, class WN.
+//! skips, `skip += r`; then `end`. `cond` is projected layer by layer, so that no pass holds the whole of it. Prenger et al. 2018; NVIDIA/waveglow `glow.py`, class WN.
 
 use super::{Strides, gate, matmul_add};
 use std::ops::Range;
@@ -127,19 +127,73 @@ impl Shape {
     }
 }
 
-/// What the backward pass needs of the forward pass.
+/// Features of the mel, and the matrix that projects them for every layer.
+#[derive(Clone, Copy)]
+pub struct Conditioning<'a> {
+    /// `[cond_rows, width]`.
+    pub features: &'a [f32],
+    /// Features of a row.
+    pub width: usize,
+    /// `[width, cond_width]`.
+    pub weights: &'a [f32],
+}
+
+impl Conditioning<'_> {
+    /// Rows of features.
+    fn rows(&self) -> usize {
+        self.features.len() / self.width
+    }
+
+    /// Adds a layer's columns of the first `rows` rows' projection to `out` `[rows, 2·channels]`.
+    fn project(&self, shape: &Shape, layer: usize, rows: usize, out: &mut [f32]) {
+        let (w, width) = (2 * shape.channels, shape.cond_width());
+        matmul_add(
+            (rows, self.width, w),
+            (self.features, Strides::rows(self.width)),
+            (&self.weights[layer * w..], Strides::rows(width)),
+            (out, Strides::rows(w)),
+        );
+    }
+}
+
+/// What a forward pass keeps for the backward pass, which computes the rest again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: the backward pass begins with another forward pass.
+    Nothing,
+    /// What the gates have made. The layers' inputs come from that without a convolution.
+    Gates,
+    /// The layers' inputs too.
+    Everything,
+}
+
+/// What a forward pass has kept.
 pub struct Saved {
-    /// Input of each layer `[steps, channels]`, and after the last what `end` reads.
-    hidden: Vec<Vec<f32>>,
     /// `[tanh | σ]` of each layer, `[steps, 2·channels]`.
     gated: Vec<Vec<f32>>,
+    /// Input of each layer, `[steps, channels]`, or none of them.
+    hidden: Vec<Vec<f32>>,
+    /// What `end` reads, `[steps, channels]`.
+    last: Vec<f32>,
+}
+
+/// Gradients of one sequence.
+pub struct Gradients {
+    /// Of the input, `[steps, inputs]`.
+    pub x: Vec<f32>,
+    /// Of the mel's features.
+    pub features: Vec<f32>,
+    /// Of the flat parameters.
+    pub params: Vec<f32>,
+    /// Of the projection's weights.
+    pub weights: Vec<f32>,
 }
 
 fn fill_rows(out: &mut [f32], row: &[f32]) {
     out.chunks_exact_mut(row.len()).for_each(|o| o.copy_from_slice(row));
 }
 
-pub(super) fn add(out: &mut [f32], x: &[f32]) {
+pub(crate) fn add(out: &mut [f32], x: &[f32]) {
     out.iter_mut().zip(x).for_each(|(o, x)| *o += x);
 }
 
@@ -147,15 +201,9 @@ fn add_column_sums(out: &mut [f32], rows: &[f32]) {
     rows.chunks_exact(out.len()).for_each(|row| add(out, row));
 }
 
-/// Runs the conditioner over one sequence.
-///
-/// `x`: `[steps, inputs]`; `cond`: `[cond_rows, cond_width]`; returns `[steps, outputs]` and, if
-/// `save`, what [`backward`] needs.
-pub fn forward(shape: &Shape, params: &[f32], x: &[f32], cond: &[f32], save: bool) -> (Vec<f32>, Option<Saved>) {
+/// The input of the first layer.
+fn first_hidden(shape: &Shape, params: &[f32], x: &[f32]) -> Vec<f32> {
     let (c, steps) = (shape.channels, x.len() / shape.inputs);
-    assert!(params.len() == shape.param_count() && cond.len() >= shape.cond_rows(steps) * shape.cond_width());
-    let mut saved = Saved { hidden: Vec::new(), gated: Vec::new() };
-
     let (weight, bias) = shape.start();
     let mut h = vec![0.0; steps * c];
     fill_rows(&mut h, &params[bias]);
@@ -165,7 +213,44 @@ pub fn forward(shape: &Shape, params: &[f32], x: &[f32], cond: &[f32], save: boo
         (&params[weight], Strides::rows(c)),
         (&mut h, Strides::rows(c)),
     );
+    h
+}
 
+/// What a layer adds to the residual and the skip sum, `[steps, out_width]`, from its gates' product.
+fn residual(shape: &Shape, params: &[f32], layer: usize, act: &[f32], out: &mut Vec<f32>) {
+    let (c, p, width) = (shape.channels, shape.layer(layer), shape.out_width(layer));
+    let steps = act.len() / c;
+    out.resize(steps * width, 0.0);
+    fill_rows(out, &params[p.out_bias]);
+    matmul_add(
+        (steps, c, width),
+        (act, Strides::rows(c)),
+        (&params[p.out], Strides::rows(width)),
+        (out, Strides::rows(width)),
+    );
+}
+
+/// Adds a layer's `out` `[steps, out_width]` to the next one's input, if there is one.
+fn add_residual(shape: &Shape, layer: usize, out: &[f32], h: &mut [f32]) {
+    let c = shape.channels;
+    match shape.out_width(layer) {
+        width if width == 2 * c => {
+            out.chunks_exact(width).zip(h.chunks_exact_mut(c)).for_each(|(o, h)| add(h, &o[..c]))
+        }
+        _ if shape.skip => {}
+        _ => add(h, out),
+    }
+}
+
+/// Runs the conditioner over one sequence.
+///
+/// `x`: `[steps, inputs]`; returns `[steps, outputs]` and, if asked to keep it, what [`backward`] needs.
+pub fn forward(shape: &Shape, params: &[f32], x: &[f32], cond: Conditioning, keep: Keep) -> (Vec<f32>, Option<Saved>) {
+    let (c, steps) = (shape.channels, x.len() / shape.inputs);
+    assert!(params.len() == shape.param_count() && cond.rows() >= shape.cond_rows(steps));
+    assert!(cond.weights.len() == cond.width * shape.cond_width());
+    let (mut gated, mut hidden) = (Vec::new(), Vec::new());
+    let mut h = first_hidden(shape, params, x);
     let mut skip = if shape.skip { vec![0.0; steps * c] } else { Vec::new() };
     let mut pre = vec![0.0; steps * 2 * c];
     let mut act = vec![0.0; steps * c];
@@ -183,28 +268,17 @@ pub fn forward(shape: &Shape, params: &[f32], x: &[f32], cond: &[f32], save: boo
             );
         }
         gate::forward(&mut pre, &mut act, c);
-        let width = shape.out_width(layer);
-        out.resize(steps * width, 0.0);
-        fill_rows(&mut out, &params[p.out_bias]);
-        matmul_add(
-            (steps, c, width),
-            (&act, Strides::rows(c)),
-            (&params[p.out], Strides::rows(width)),
-            (&mut out, Strides::rows(width)),
-        );
-        if save {
-            saved.hidden.push(h.clone());
-            saved.gated.push(pre.clone());
+        residual(shape, params, layer, &act, &mut out);
+        if keep == Keep::Everything {
+            hidden.push(h.clone());
         }
-        if !shape.skip {
-            add(&mut h, &out);
-        } else if width == c {
-            add(&mut skip, &out);
-        } else {
-            for ((out, h), skip) in out.chunks_exact(2 * c).zip(h.chunks_exact_mut(c)).zip(skip.chunks_exact_mut(c)) {
-                add(h, &out[..c]);
-                add(skip, &out[c..]);
-            }
+        if keep != Keep::Nothing {
+            gated.push(pre.clone());
+        }
+        add_residual(shape, layer, &out, &mut h);
+        if shape.skip {
+            let width = shape.out_width(layer);
+            out.chunks_exact(width).zip(skip.chunks_exact_mut(c)).for_each(|(o, s)| add(s, &o[width - c..]));
         }
     }
     let last = if shape.skip { skip } else { h };
@@ -217,37 +291,54 @@ pub fn forward(shape: &Shape, params: &[f32], x: &[f32], cond: &[f32], save: boo
         (&params[weight], Strides::rows(shape.outputs)),
         (&mut y, Strides::rows(shape.outputs)),
     );
-    saved.hidden.push(last);
-    (y, save.then_some(saved))
+    (y, (keep != Keep::Nothing).then_some(Saved { gated, hidden, last }))
+}
+
+/// The layers' inputs, from what their gates have made: bit for bit those of the forward pass.
+fn hidden_again(shape: &Shape, params: &[f32], x: &[f32], gated: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let c = shape.channels;
+    let mut hidden = vec![first_hidden(shape, params, x)];
+    let (mut act, mut out) = (vec![0.0; hidden[0].len()], Vec::new());
+    for (layer, gated) in gated.iter().enumerate().take(shape.layers() - 1) {
+        product_of_halves(gated, &mut act, c);
+        residual(shape, params, layer, &act, &mut out);
+        let mut h = hidden[layer].clone();
+        add_residual(shape, layer, &out, &mut h);
+        hidden.push(h);
+    }
+    hidden
+}
+
+/// `tanh · σ` of `[tanh | σ]`.
+fn product_of_halves(gated: &[f32], act: &mut [f32], channels: usize) {
+    for (act, gated) in act.chunks_exact_mut(channels).zip(gated.chunks_exact(2 * channels)) {
+        let (tanh, sigma) = gated.split_at(channels);
+        act.iter_mut().zip(tanh).zip(sigma).for_each(|((act, tanh), sigma)| *act = tanh * sigma);
+    }
 }
 
 /// Fills `pre` `[steps, 2·channels]` with bias plus this layer's conditioning.
-fn conditioned_bias(shape: &Shape, layer: usize, bias: &[f32], cond: &[f32], pre: &mut [f32]) {
+fn conditioned_bias(shape: &Shape, layer: usize, bias: &[f32], cond: Conditioning, pre: &mut [f32]) {
     let w = bias.len();
+    let steps = pre.len() / w;
     if shape.up == 1 {
-        let rows = cond.chunks_exact(shape.cond_width());
-        for (pre, row) in pre.chunks_exact_mut(w).zip(rows) {
-            pre.iter_mut().zip(&row[layer * w..]).zip(bias).for_each(|((p, c), b)| *p = c + b);
-        }
+        fill_rows(pre, bias);
+        cond.project(shape, layer, steps, pre);
     } else {
-        interpolated_bias(shape, layer, bias, (cond, 0), 0, pre);
+        let rows = shape.cond_rows(steps);
+        let mut projected = vec![0.0; rows * w];
+        cond.project(shape, layer, rows, &mut projected);
+        interpolated_bias(shape.up, bias, (&projected, w, 0), 0, pre);
     }
 }
 
 /// Fills `pre` `[steps, 2·channels]`, from step `first` on, with bias plus this layer's conditioning
-/// between rows; `cond` begins with row `cond.1`.
-pub(super) fn interpolated_bias(
-    shape: &Shape,
-    layer: usize,
-    bias: &[f32],
-    cond: (&[f32], usize),
-    first: usize,
-    pre: &mut [f32],
-) {
-    let (w, width) = (bias.len(), shape.cond_width());
-    let row = |r: usize| &cond.0[(r - cond.1) * width + layer * w..][..w];
+/// between rows of `rows.0`, `rows.1` apart, which begin with row `rows.2`.
+pub(super) fn interpolated_bias(up: usize, bias: &[f32], rows: (&[f32], usize, usize), first: usize, pre: &mut [f32]) {
+    let w = bias.len();
+    let row = |r: usize| &rows.0[(r - rows.2) * rows.1..][..w];
     for (i, pre) in pre.chunks_exact_mut(w).enumerate() {
-        let (r, frac) = interpolation(first + i, shape.up);
+        let (r, frac) = interpolation(first + i, up);
         let (now, next) = (row(r), row(r + 1));
         for i in 0..w {
             pre[i] = bias[i] + now[i] + frac * (next[i] - now[i]);
@@ -260,18 +351,28 @@ pub fn interpolation(t: usize, up: usize) -> (usize, f32) {
     (t / up, ((t % up) as f32 + 0.5) / up as f32)
 }
 
-/// Gradients of one sequence: adds to `d_params`, and returns those of `x` and of `cond`.
+/// Gradients of one sequence, from those of its output and what [`forward`] has kept, if anything.
 pub fn backward(
     shape: &Shape,
     params: &[f32],
     x: &[f32],
-    cond_len: usize,
-    saved: &Saved,
+    cond: Conditioning,
+    saved: Option<&Saved>,
     dy: &[f32],
-    d_params: &mut [f32],
-) -> (Vec<f32>, Vec<f32>) {
+) -> Gradients {
     let (c, steps, outputs) = (shape.channels, x.len() / shape.inputs, shape.outputs);
-    let mut d_cond = vec![0.0; cond_len];
+    let again;
+    let saved = match saved {
+        Some(saved) => saved,
+        None => {
+            again = forward(shape, params, x, cond, Keep::Everything).1;
+            again.as_ref().expect("asked to keep it")
+        }
+    };
+    let hidden_again = saved.hidden.is_empty().then(|| hidden_again(shape, params, x, &saved.gated));
+    let hidden = hidden_again.as_ref().unwrap_or(&saved.hidden);
+    let mut d_params = vec![0.0; params.len()];
+    let (mut d_features, mut d_weights) = (vec![0.0; cond.features.len()], vec![0.0; cond.weights.len()]);
 
     let (weight, bias) = shape.end();
     let mut d_last = vec![0.0; steps * c];
@@ -283,7 +384,7 @@ pub fn backward(
     );
     matmul_add(
         (c, steps, outputs),
-        (&saved.hidden[shape.layers()], Strides::rows(c).t()),
+        (&saved.last, Strides::rows(c).t()),
         (dy, Strides::rows(outputs)),
         (&mut d_params[weight], Strides::rows(outputs)),
     );
@@ -310,11 +411,7 @@ pub fn backward(
             &d_out
         };
         let gated = &saved.gated[layer];
-        for (act, g) in act.chunks_exact_mut(c).zip(gated.chunks_exact(2 * c)) {
-            for i in 0..c {
-                act[i] = g[i] * g[c + i];
-            }
-        }
+        product_of_halves(gated, &mut act, c);
         matmul_add(
             (c, steps, width),
             (&act, Strides::rows(c).t()),
@@ -331,8 +428,8 @@ pub fn backward(
         );
         gate::backward(gated, &d_act, &mut d_pre, c);
         add_column_sums(&mut d_params[p.conv_bias], &d_pre);
-        conditioning_gradient(shape, layer, &d_pre, &mut d_cond);
-        let (h, conv) = (&saved.hidden[layer], &params[p.conv.clone()]);
+        conditioning_gradient(shape, layer, &d_pre, cond, (&mut d_features, &mut d_weights));
+        let (h, conv) = (&hidden[layer], &params[p.conv.clone()]);
         let d_conv = &mut d_params[p.conv];
         for (tap, range, from) in shape.taps(shape.dilations[layer], steps) {
             let (n, at) = (range.len(), tap * c * 2 * c);
@@ -366,22 +463,75 @@ pub fn backward(
         (&mut d_params[weight], Strides::rows(c)),
     );
     add_column_sums(&mut d_params[bias], &dh);
-    (dx, d_cond)
+    Gradients { x: dx, features: d_features, params: d_params, weights: d_weights }
 }
 
-fn conditioning_gradient(shape: &Shape, layer: usize, d_pre: &[f32], d_cond: &mut [f32]) {
+/// Adds the gradients of the features and of the projection's weights, from those before a layer's gate.
+fn conditioning_gradient(
+    shape: &Shape,
+    layer: usize,
+    d_pre: &[f32],
+    cond: Conditioning,
+    (d_features, d_weights): (&mut [f32], &mut [f32]),
+) {
     let (w, width) = (2 * shape.channels, shape.cond_width());
-    for (t, d) in d_pre.chunks_exact(w).enumerate() {
-        if shape.up == 1 {
-            add(&mut d_cond[t * width + layer * w..][..w], d);
-        } else {
-            let (r, frac) = interpolation(t, shape.up);
-            let (now, next) = d_cond[r * width..].split_at_mut(width);
-            let (now, next) = (&mut now[layer * w..][..w], &mut next[layer * w..][..w]);
-            for i in 0..w {
-                now[i] += (1.0 - frac) * d[i];
-                next[i] += frac * d[i];
-            }
+    let steps = d_pre.len() / w;
+    let (rows, gathered) =
+        (shape.cond_rows(steps), if shape.up == 1 { Vec::new() } else { gathered(shape.up, d_pre, w) });
+    let d_rows = if shape.up == 1 { d_pre } else { &gathered };
+    matmul_add(
+        (cond.width, rows, w),
+        (cond.features, Strides::rows(cond.width).t()),
+        (d_rows, Strides::rows(w)),
+        (&mut d_weights[layer * w..], Strides::rows(width)),
+    );
+    matmul_add(
+        (rows, w, cond.width),
+        (d_rows, Strides::rows(w)),
+        (&cond.weights[layer * w..], Strides::rows(width).t()),
+        (d_features, Strides::rows(cond.width)),
+    );
+}
+
+/// The gradient of rows between which `up` steps each were interpolated, from that of the steps, `w` wide.
+fn gathered(up: usize, d_steps: &[f32], w: usize) -> Vec<f32> {
+    let mut d_rows = vec![0.0; ((d_steps.len() / w).div_ceil(up) + 1) * w];
+    for (t, d) in d_steps.chunks_exact(w).enumerate() {
+        let (r, frac) = interpolation(t, up);
+        let (now, next) = d_rows[r * w..].split_at_mut(w);
+        for i in 0..w {
+            now[i] += (1.0 - frac) * d[i];
+            next[i] += frac * d[i];
+        }
+    }
+    d_rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_computed_again_is_what_was_kept() {
+        let some = |n: usize, seed: usize| -> Vec<f32> {
+            (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
+        };
+        for (skip, up, dilations) in
+            [(true, 1, vec![1, 4, 2]), (false, 1, vec![2]), (true, 8, vec![1]), (false, 8, vec![1, 3])]
+        {
+            let shape = Shape { inputs: 3, channels: 7, outputs: 4, kernel: 3, causal: !skip, dilations, skip, up };
+            let steps = 29;
+            let (x, params) = (some(steps * 3, 1), some(shape.param_count(), 2));
+            let (features, weights) = (some(shape.cond_rows(steps) * 5, 3), some(5 * shape.cond_width(), 4));
+            let cond = Conditioning { features: &features, width: 5, weights: &weights };
+            let dy = some(steps * 4, 5);
+            let all = [Keep::Nothing, Keep::Gates, Keep::Everything].map(|keep| {
+                let (y, saved) = forward(&shape, &params, &x, cond, keep);
+                let d = backward(&shape, &params, &x, cond, saved.as_ref(), &dy);
+                (y, [d.x, d.features, d.params, d.weights])
+            });
+            assert!(all[0] == all[1] && all[1] == all[2], "{shape:?}");
+            assert!(all[0].1.iter().all(|d| d.iter().any(|d| *d != 0.0)), "{shape:?}");
         }
     }
 }

@@ -19,11 +19,40 @@ pub use separable::SeparableNet;
 pub use transformer::Transformer;
 pub use wavenet::{Projection, WaveNet};
 
+/// How the nets' passes over whole segments are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passes {
+    /// The backward pass computes activations again that the forward pass would keep: less memory, more time.
+    pub recompute: bool,
+}
+
+/// What conditions a net.
+#[derive(Clone, Copy)]
+pub struct Conditioning<'a> {
+    /// The mel's features, `[batch, rows, features]`.
+    pub features: &'a Tensor,
+    /// What makes `cond_width` values of a row of them.
+    pub projection: &'a Projection,
+    /// How the net is computed.
+    pub passes: Passes,
+}
+
+impl Conditioning<'_> {
+    /// The projected rows, `[batch, rows, cond_width]`, without their bias.
+    pub(crate) fn product(&self) -> Result<Tensor> {
+        self.projection.product(self.features)
+    }
+
+    /// The projected rows with their bias.
+    pub(crate) fn rows(&self) -> Result<Tensor> {
+        self.projection.forward(self.features)
+    }
+}
+
 /// A conditioner of couplings: from the known channels and the mel to the parameters of the rest.
 pub trait CondNet {
-    /// `x` `[batch, steps, inputs]`, `cond` `[batch, rows, cond_width]` and its bias
-    /// `[cond_width]` → `[batch, steps, outputs]`.
-    fn forward(&self, x: &Tensor, cond: &Tensor, cond_bias: &Tensor) -> Result<Tensor>;
+    /// `x` `[batch, steps, inputs]` → `[batch, steps, outputs]`.
+    fn forward(&self, x: &Tensor, cond: Conditioning) -> Result<Tensor>;
     /// The weights for streaming, with those of the projection of the mel's features, or `None` if
     /// the net can't stream.
     fn pack(&self, _projection: &Projection, _kernel: Kernel) -> Result<Option<Weights>> {
@@ -34,12 +63,12 @@ pub trait CondNet {
     fn pack_recursion(&self, _projection: &Projection, _kernel: Kernel) -> Result<Option<recursion::Weights>> {
         Ok(None)
     }
-    /// The net at work row by row, for conditioning `cond` `[rows, cond_width]` of the whole sequence
-    /// and its bias: what it gives for a row depends on that row and those before.
+    /// The net at work row by row, for the conditioning of one whole sequence, a batch of 1: what it gives for a
+    /// row depends on that row and those before.
     ///
     /// # Errors
     /// If the net isn't causal.
-    fn recall(&self, _cond: &Tensor, _cond_bias: &Tensor) -> Result<Box<dyn Recall>> {
+    fn recall(&self, _cond: Conditioning) -> Result<Box<dyn Recall>> {
         candle_core::bail!("the net is not causal")
     }
     /// Columns of conditioning that it wants.

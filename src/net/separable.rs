@@ -1,7 +1,7 @@
 //! SqueezeWave's conditioner: depthwise-separable convolutions, conditioned at the frame rate.
 
-use super::CondNet;
 use super::wavenet::Projection;
+use super::{CondNet, Conditioning};
 use crate::kernels::choice::Kernel;
 use crate::kernels::conditioner::Weights;
 use crate::kernels::gate;
@@ -104,8 +104,8 @@ impl SeparableNet {
 }
 
 impl CondNet for SeparableNet {
-    fn forward(&self, x: &Tensor, cond: &Tensor, cond_bias: &Tensor) -> Result<Tensor> {
-        let cond = cond.broadcast_add(cond_bias)?;
+    fn forward(&self, x: &Tensor, cond: Conditioning) -> Result<Tensor> {
+        let cond = cond.rows()?;
         let (c, (batch, steps, _)) = (self.config.channels, x.dims3()?);
         let (_, rows, width) = cond.dims3()?;
         if rows * self.up != steps || width != self.cond_width() {

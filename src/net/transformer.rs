@@ -1,7 +1,7 @@
 //! A causal transformer with a window: the conditioner of transformer autoregressive flows.
 
 use super::wavenet::{Projection, upsample};
-use super::{CondNet, unit_rms};
+use super::{CondNet, Conditioning, unit_rms};
 use crate::kernels::attention::{Block, EPS, TransformerRecall, Weights};
 use crate::kernels::recall::Recall;
 use candle_core::{D, DType, Device, Result, Tensor};
@@ -177,9 +177,9 @@ fn rms_norm(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 }
 
 impl CondNet for Transformer {
-    fn forward(&self, x: &Tensor, cond: &Tensor, cond_bias: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, cond: Conditioning) -> Result<Tensor> {
         let c = self.config.channels;
-        let cond = upsample(cond, self.up, x.dim(1)?)?.broadcast_add(cond_bias)?;
+        let cond = upsample(&cond.rows()?, self.up, x.dim(1)?)?;
         let mut h = self.start.forward(&x.contiguous()?)?;
         for (l, layer) in self.layers.iter().enumerate() {
             h = (h + cond.narrow(2, l * c, c)?)?;
@@ -190,7 +190,7 @@ impl CondNet for Transformer {
         self.end.forward(&rms_norm(&h, &self.norm)?)
     }
 
-    fn recall(&self, cond: &Tensor, cond_bias: &Tensor) -> Result<Box<dyn Recall>> {
+    fn recall(&self, cond: Conditioning) -> Result<Box<dyn Recall>> {
         let flat = |t: &Tensor| t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
         let both = |p: &Projection| -> Result<_> { Ok((flat(&p.weight()?)?, flat(p.bias())?)) };
         let block = |layer: &Layer| -> Result<_> {
@@ -213,7 +213,7 @@ impl CondNet for Transformer {
             norm: flat(&self.norm)?,
             end: both(&self.end)?,
         };
-        Ok(Box::new(TransformerRecall::new(weights, flat(&cond.broadcast_add(cond_bias)?)?)))
+        Ok(Box::new(TransformerRecall::new(weights, flat(&cond.rows()?)?)))
     }
 
     fn cond_width(&self) -> usize {
@@ -233,24 +233,25 @@ impl CondNet for Transformer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::Params;
     use crate::net::params::scattered;
+    use crate::net::{Params, Passes};
 
     #[test]
     fn row_by_row_is_the_whole_at_once_and_the_past_alone_matters() {
         let config = TransformerConfig { channels: 12, heads: 3, layers: 2, window: 5, expansion: 2 };
         let params = Params::seeded(1, &Device::Cpu);
         let net = Transformer::new(&config, 2, 4, 4, params.builder()).unwrap();
+        let projection = Projection::new(3, net.cond_width(), false, params.builder().pp("cond")).unwrap();
         for (i, (_, var)) in params.named().iter().enumerate() {
             var.set(&(var.as_tensor() + scattered(i as u64, 0.5, var.shape())).unwrap()).unwrap();
         }
         for rows in [1, 5, 23] {
             let x = scattered(0, 1.0, (1, rows, 2));
-            let cond = scattered(1, 1.0, (1, rows.div_ceil(4) + 1, 24));
-            let bias = scattered(2, 1.0, 24);
-            let run = |x: &Tensor| net.forward(x, &cond, &bias).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
+            let features = scattered(1, 1.0, (1, rows.div_ceil(4) + 1, 3));
+            let cond = Conditioning { features: &features, projection: &projection, passes: Passes::default() };
+            let run = |x: &Tensor| net.forward(x, cond).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
             let whole = run(&x);
-            let mut recall = net.recall(&cond.get(0).unwrap(), &bias).unwrap();
+            let mut recall = net.recall(cond).unwrap();
             for (row, x) in whole.iter().zip(x.squeeze(0).unwrap().to_vec2::<f32>().unwrap()) {
                 let mut out = [0.0; 4];
                 recall.push(&x, &mut out);

@@ -1,12 +1,12 @@
 //! A WaveNet conditioner: the graph that defines it, and the fused CPU body that runs it.
 
-use super::CondNet;
+use super::{CondNet, Conditioning};
 use crate::kernels::choice::Kernel;
 use crate::kernels::conditioner::Weights;
 use crate::kernels::recall::{Recall, WaveNetRecall};
-use crate::kernels::wavenet::{self as kernel, Shape};
+use crate::kernels::wavenet::{self as kernel, Keep, Shape};
 use crate::kernels::{recursion, stream};
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Tensor};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Storage, Tensor};
 use candle_nn::{Init, VarBuilder};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -181,8 +181,8 @@ impl WaveNet {
     }
 
     /// All parameters in the kernel's order, weight norm applied, each layer's share of the
-    /// conditioning's bias added to the convolution's.
-    fn flat_params(&self, cond_bias: &Tensor) -> Result<Tensor> {
+    /// conditioning's bias added to the convolution's; then what `rest` holds.
+    fn flat_params(&self, cond_bias: &Tensor, rest: Option<&Tensor>) -> Result<Tensor> {
         let mut parts = Vec::new();
         let mut push = |linear: &Linear, bias: Tensor| -> Result<()> {
             parts.push(linear.weight()?.flatten_all()?);
@@ -195,6 +195,7 @@ impl WaveNet {
             push(out, out.bias.clone())?;
         }
         push(&self.end, self.end.bias.clone())?;
+        parts.extend(rest.map(Tensor::flatten_all).transpose()?);
         Tensor::cat(&parts, 0)
     }
 
@@ -204,9 +205,10 @@ impl WaveNet {
     }
 
     /// The definition, in tensor operations of any device: what the fused body is held to.
-    pub fn forward_graph(&self, x: &Tensor, cond: &Tensor, cond_bias: &Tensor) -> Result<Tensor> {
+    pub fn forward_graph(&self, x: &Tensor, cond: Conditioning) -> Result<Tensor> {
         let (c, steps) = (self.shape.channels, x.dim(1)?);
-        let cond = upsample(cond, self.shape.up, steps)?;
+        let cond_bias = cond.projection.bias();
+        let cond = upsample(&cond.product()?, self.shape.up, steps)?;
         let mut h = linear(x, &self.start.weight()?, &self.start.bias)?;
         let mut skip: Option<Tensor> = None;
         for (l, (conv, out)) in self.layers.iter().enumerate() {
@@ -244,18 +246,22 @@ impl WaveNet {
     /// [`WaveNet::flat_params`], and the projection's weights `[features, cond_width]`.
     fn flat_weights(&self, projection: &Projection) -> Result<(Vec<f32>, Vec<f32>)> {
         let cond = projection.0.weight()?.flatten_all()?;
-        Ok((self.flat_params(projection.bias())?.to_vec1()?, cond.to_vec1()?))
+        Ok((self.flat_params(projection.bias(), None)?.to_vec1()?, cond.to_vec1()?))
     }
 }
 
 impl CondNet for WaveNet {
     /// Fused on the CPU, the graph elsewhere.
-    fn forward(&self, x: &Tensor, cond: &Tensor, cond_bias: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, cond: Conditioning) -> Result<Tensor> {
         if !x.device().is_cpu() {
-            return self.forward_graph(x, cond, cond_bias);
+            return self.forward_graph(x, cond);
         }
-        let op = Fused { shape: self.shape.clone(), saved: Mutex::new(None) };
-        x.contiguous()?.apply_op3(&cond.contiguous()?, &self.flat_params(cond_bias)?, op)
+        let params = self.flat_params(cond.projection.bias(), Some(&cond.projection.weight()?))?;
+        let (x, features) = (x.contiguous()?, cond.features.contiguous()?);
+        let goes_back = [&x, &features, &params].iter().any(|t| t.track_op());
+        let op =
+            Fused { shape: self.shape.clone(), keeps: goes_back && !cond.passes.recompute, saved: Mutex::new(None) };
+        x.apply_op3(&features, &params, op)
     }
 
     fn pack(&self, projection: &Projection, kernel: Kernel) -> Result<Option<Weights>> {
@@ -271,12 +277,13 @@ impl CondNet for WaveNet {
         Ok(Some(recursion::Weights::new(kernel, &self.shape, &params, &cond)))
     }
 
-    fn recall(&self, cond: &Tensor, cond_bias: &Tensor) -> Result<Box<dyn Recall>> {
+    fn recall(&self, cond: Conditioning) -> Result<Box<dyn Recall>> {
         if !self.shape.causal {
             candle_core::bail!("the wavenet is not causal")
         }
         let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
-        Ok(Box::new(WaveNetRecall::new(self.shape.clone(), flat(&self.flat_params(cond_bias)?)?, flat(cond)?)))
+        let params = flat(&self.flat_params(cond.projection.bias(), None)?)?;
+        Ok(Box::new(WaveNetRecall::new(self.shape.clone(), params, flat(&cond.product()?)?)))
     }
 
     fn cond_width(&self) -> usize {
@@ -318,12 +325,15 @@ pub fn upsample(rows: &Tensor, up: usize, steps: usize) -> Result<Tensor> {
     now.broadcast_add(&between)?.reshape((batch, (n - 1) * up, width))?.narrow(1, 0, steps)
 }
 
-/// Activations above which the backward pass computes them again instead of keeping them: 16 MiB.
+/// Activations above which the layers' inputs aren't kept, as they are quick to make again: 16 MiB.
 const KEEP_LIMIT: usize = 4 << 20;
 
-/// The kernel as one node of candle's graph.
+/// The kernel as one node of candle's graph: of the input, the mel's features, and the flat parameters with the
+/// projection's weights behind them.
 struct Fused {
     shape: Shape,
+    /// Whether there is a backward pass to come that wants activations kept.
+    keeps: bool,
     saved: Mutex<Option<Vec<kernel::Saved>>>,
 }
 
@@ -332,6 +342,24 @@ pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]>
     match layout.contiguous_offsets() {
         Some((from, to)) => Ok(&storage.as_slice::<f32>()?[from..to]),
         None => candle_core::bail!("tensors must be contiguous"),
+    }
+}
+
+/// The storage of a tensor on the CPU.
+fn on_cpu(storage: &Storage) -> Result<&CpuStorage> {
+    match storage {
+        Storage::Cpu(storage) => Ok(storage),
+        _ => candle_core::bail!("wavenet: not on the CPU"),
+    }
+}
+
+impl Fused {
+    fn keep(&self, batch: usize, steps: usize) -> Keep {
+        match batch * steps * self.shape.layers() * 3 * self.shape.channels {
+            _ if !self.keeps => Keep::Nothing,
+            floats if floats <= KEEP_LIMIT => Keep::Everything,
+            _ => Keep::Gates,
+        }
     }
 }
 
@@ -344,32 +372,29 @@ impl CustomOp3 for Fused {
         &self,
         x: &CpuStorage,
         xl: &Layout,
-        cond: &CpuStorage,
-        cl: &Layout,
+        features: &CpuStorage,
+        fl: &Layout,
         params: &CpuStorage,
         pl: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         let (batch, steps, inputs) = xl.shape().dims3()?;
-        let (rows, width) = (cl.dims()[1], cl.dims()[2]);
+        let (items, rows, width) = fl.shape().dims3()?;
         if inputs != self.shape.inputs
-            || width != self.shape.cond_width()
             || rows < self.shape.cond_rows(steps)
-            || cl.dims()[0] != batch
+            || items != batch
+            || pl.shape().elem_count() != self.shape.param_count() + width * self.shape.cond_width()
         {
-            candle_core::bail!(
-                "wavenet: x {:?} and conditioning {:?} do not fit {:?}",
-                xl.dims(),
-                cl.dims(),
-                self.shape
-            )
+            candle_core::bail!("wavenet: x {:?} and features {:?} do not fit {:?}", xl.dims(), fl.dims(), self.shape)
         }
-        let (x, cond, params) = (values(x, xl)?, values(cond, cl)?, values(params, pl)?);
-        let floats = batch * steps * self.shape.layers() * 3 * self.shape.channels;
-        let save = floats <= KEEP_LIMIT;
+        let (x, features) = (values(x, xl)?, values(features, fl)?);
+        let (params, weights) = values(params, pl)?.split_at(self.shape.param_count());
+        let keep = self.keep(batch, steps);
         let results: Vec<_> = x
             .par_chunks(steps * inputs)
-            .zip(cond.par_chunks(rows * width))
-            .map(|(x, cond)| kernel::forward(&self.shape, params, x, cond, save))
+            .zip(features.par_chunks(rows * width))
+            .map(|(x, features)| {
+                kernel::forward(&self.shape, params, x, kernel::Conditioning { features, width, weights }, keep)
+            })
             .collect();
         let mut y = Vec::with_capacity(batch * steps * self.shape.outputs);
         let mut saved = Vec::new();
@@ -377,7 +402,9 @@ impl CustomOp3 for Fused {
             y.extend_from_slice(&out);
             saved.extend(s);
         }
-        if save && let Ok(mut slot) = self.saved.lock() {
+        if keep != Keep::Nothing
+            && let Ok(mut slot) = self.saved.lock()
+        {
             *slot = Some(saved);
         }
         Ok((CpuStorage::F32(y), (batch, steps, self.shape.outputs).into()))
@@ -386,59 +413,46 @@ impl CustomOp3 for Fused {
     fn bwd(
         &self,
         x: &Tensor,
-        cond: &Tensor,
+        features: &Tensor,
         params: &Tensor,
         _: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (batch, steps, inputs) = x.dims3()?;
-        let (_, rows, width) = cond.dims3()?;
+        let (_, rows, width) = features.dims3()?;
         let dy = dy.contiguous()?;
         let saved = self.saved.lock().ok().and_then(|mut slot| slot.take());
         let (xs, xl) = x.storage_and_layout();
-        let (cs, cl) = cond.storage_and_layout();
+        let (fs, fl) = features.storage_and_layout();
         let (ps, pl) = params.storage_and_layout();
         let (ds, dl) = dy.storage_and_layout();
-        let cpu = |s: &candle_core::Storage, l: &Layout| -> Result<Vec<f32>> {
-            match s {
-                candle_core::Storage::Cpu(s) => Ok(values(s, l)?.to_vec()),
-                _ => candle_core::bail!("wavenet: not on the CPU"),
-            }
-        };
-        let (xv, cv, pv, dv) = (cpu(&xs, xl)?, cpu(&cs, cl)?, cpu(&ps, pl)?, cpu(&ds, dl)?);
+        let (xv, fv) = (values(on_cpu(&xs)?, xl)?, values(on_cpu(&fs)?, fl)?);
+        let (params_here, weights) = values(on_cpu(&ps)?, pl)?.split_at(self.shape.param_count());
+        let dv = values(on_cpu(&ds)?, dl)?;
         let results: Vec<_> = (0..batch)
             .into_par_iter()
             .map(|b| {
                 let x = &xv[b * steps * inputs..][..steps * inputs];
-                let again;
-                let saved = match &saved {
-                    Some(saved) => &saved[b],
-                    None => {
-                        again = kernel::forward(&self.shape, &pv, x, &cv[b * rows * width..][..rows * width], true).1;
-                        again.as_ref().expect("asked to save")
-                    }
-                };
-                let mut d_params = vec![0.0; pv.len()];
+                let features = &fv[b * rows * width..][..rows * width];
                 let dy = &dv[b * steps * self.shape.outputs..][..steps * self.shape.outputs];
-                let (dx, d_cond) = kernel::backward(&self.shape, &pv, x, rows * width, saved, dy, &mut d_params);
-                (dx, d_cond, d_params)
+                let saved = saved.as_ref().map(|saved| &saved[b]);
+                let cond = kernel::Conditioning { features, width, weights };
+                kernel::backward(&self.shape, params_here, x, cond, saved, dy)
             })
             .collect();
-        let (mut dx, mut d_cond, mut d_params) =
-            (Vec::with_capacity(xv.len()), Vec::with_capacity(cv.len()), Vec::new());
-        for (x, c, p) in results {
-            dx.extend_from_slice(&x);
-            d_cond.extend_from_slice(&c);
-            if d_params.is_empty() {
-                d_params = p;
-            } else {
-                d_params.iter_mut().zip(&p).for_each(|(sum, p)| *sum += p);
-            }
+        let (mut dx, mut d_features) = (Vec::with_capacity(xv.len()), Vec::with_capacity(fv.len()));
+        let mut d_params = vec![0.0; params_here.len() + weights.len()];
+        for item in results {
+            dx.extend_from_slice(&item.x);
+            d_features.extend_from_slice(&item.features);
+            let (d_own, d_weights) = d_params.split_at_mut(params_here.len());
+            kernel::add(d_own, &item.params);
+            kernel::add(d_weights, &item.weights);
         }
         let device = x.device();
         Ok((
             Some(Tensor::from_vec(dx, x.shape(), device)?),
-            Some(Tensor::from_vec(d_cond, cond.shape(), device)?),
+            Some(Tensor::from_vec(d_features, features.shape(), device)?),
             Some(Tensor::from_vec(d_params, params.shape(), device)?),
         ))
     }

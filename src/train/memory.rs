@@ -2,15 +2,16 @@
 
 use super::config::Recipe;
 use crate::flow::config::{ConditioningConfig, MapConfig, Place, SequenceConfig, StepConfig, WaveNetConfig};
+use crate::net::Passes;
 
-/// Copies of each parameter: the variable, the optimiser's weight, gradient, two moments and
-/// average, the graph's gradient, and twice the flat copy that the fused conditioner takes.
-const PARAMETER_COPIES: u64 = 9;
+/// Copies of each parameter: the variable, the optimiser's two moments and average, the gradient, and twice the flat
+/// copy that the fused conditioner takes.
+const PARAMETER_COPIES: u64 = 7;
 /// Tensors of the size of the data that the graph keeps per step of the flow.
 const GRAPH_TENSORS: u64 = 12;
 /// Tensors of a mixture's size that the graph keeps.
 const MIXTURE_TENSORS: u64 = 40;
-/// Activations above which the fused conditioner computes them again (per coupling, bytes).
+/// Activations above which the fused conditioner keeps the gates alone (per coupling, bytes).
 const KEPT: u64 = 16 << 20;
 const F32: u64 = 4;
 
@@ -27,18 +28,18 @@ pub struct Estimate {
 
 impl Estimate {
     /// For a recipe with `values` parameters on clips of `samples` samples in all.
-    pub fn new(recipe: &Recipe, values: usize, samples: usize) -> Self {
+    pub fn new(recipe: &Recipe, values: usize, samples: usize, passes: Passes) -> Self {
         let (values, samples) = (values as u64, samples as u64);
         let mel = recipe.mel.n_mels as u64 * F32 / recipe.mel.hop_length as u64;
         let (group, hop) = (recipe.flow.group as u64, recipe.mel.hop_length as u64);
         let t = &recipe.training;
-        let passes = (t.batch * t.segment_samples) as u64;
-        let steps = passes / group;
+        let positions = (t.batch * t.segment_samples) as u64;
+        let steps = positions / group;
         // conditioning at the step rate, or a row per frame
         let (rows, features) = match recipe.flow.conditioning {
             ConditioningConfig::Upsample { .. } => (steps, recipe.mel.n_mels as u64 * group),
-            ConditioningConfig::Frame { channels, .. } => (passes / hop + t.batch as u64, channels as u64),
-            ConditioningConfig::Mel {} => (passes / hop, recipe.mel.n_mels as u64),
+            ConditioningConfig::Frame { channels, .. } => (positions / hop + t.batch as u64, channels as u64),
+            ConditioningConfig::Mel {} => (positions / hop, recipe.mel.n_mels as u64),
         };
         let mut activations = 3 * rows * features * F32;
         let mut largest = 0;
@@ -48,9 +49,14 @@ impl Estimate {
             let mut here = GRAPH_TENSORS * steps * place.channels as u64 * F32;
             let mut wavenet = |net: &WaveNetConfig, positions: u64| {
                 let width = (net.channels * net.dilations.len()) as u64;
-                let kept = 3 * positions * width * F32;
-                largest = largest.max(2 * kept);
-                kept.min(KEPT) + 2 * rows * 2 * width * F32
+                let all = 3 * positions * width * F32;
+                // of one sequence after the other, on each of its threads
+                largest = largest.max(2 * all);
+                match passes {
+                    Passes { recompute: true, .. } => 0,
+                    _ if all <= KEPT => all,
+                    _ => all / 3 * 2,
+                }
             };
             // what the graph makes at each position, layer by layer
             let graph = |width: usize, positions: u64| GRAPH_TENSORS * positions * width as u64 * F32;

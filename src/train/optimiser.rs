@@ -9,7 +9,7 @@ use crate::flow::WHITENING_PREFIX;
 use crate::net::Params;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Storage, Tensor, Var};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor, Var};
 use rayon::prelude::*;
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ const WHITENING_NET: &str = "whiten.layers.";
 /// the flow has learnt stands on its residual; and a step sees tens of frames where the fit saw 512.
 const WHITENING_RATE: f32 = 0.1;
 
-/// The optimiser's state, with its own copy of the weights.
+/// The optimiser's state. The weights themselves are the parameters' own.
 pub struct Optimiser {
     slots: Vec<Slot>,
     config: Training,
@@ -32,8 +32,8 @@ struct Slot {
     var: Var,
     /// Factor on the learning rate.
     rate: f32,
-    grad: Vec<f32>,
-    weight: Vec<f32>,
+    /// Sum of the accumulated gradients: the backward pass's own tensor, as long as there is but one.
+    grad: Option<Tensor>,
     first: Vec<f32>,
     second: Vec<f32>,
     average: Vec<f32>,
@@ -71,10 +71,10 @@ impl Optimiser {
                 }
             })
             .map(|(name, var, rate)| {
-                let weight: Vec<f32> = var.flatten_all()?.to_vec1()?;
-                let zeros = || vec![0.0; weight.len()];
-                let (grad, first, second) = (zeros(), zeros(), zeros());
-                Ok(Slot { name, var, rate, grad, first, second, average: weight.clone(), weight })
+                let average: Vec<f32> = var.flatten_all()?.to_vec1()?;
+                let zeros = || vec![0.0; average.len()];
+                let (first, second) = (zeros(), zeros());
+                Ok(Slot { name, var, rate, grad: None, first, second, average })
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Self { slots, config: config.clone(), updates: 0 })
@@ -82,7 +82,7 @@ impl Optimiser {
 
     /// Number of trained values.
     pub fn values(&self) -> usize {
-        self.slots.iter().map(|slot| slot.weight.len()).sum()
+        self.slots.iter().map(|slot| slot.average.len()).sum()
     }
 
     /// Optimiser steps that were taken.
@@ -98,29 +98,30 @@ impl Optimiser {
         for slot in &mut self.slots {
             let Some(grad) = grads.remove(slot.var.as_tensor()) else { continue };
             let grad = grad.to_device(&Device::Cpu)?.contiguous()?;
-            let (storage, layout) = grad.storage_and_layout();
-            let Storage::Cpu(storage) = &*storage else { continue };
-            let (start, end) = layout.contiguous_offsets().unwrap_or((0, 0));
-            let grad = &storage.as_slice::<f32>()?[start..end];
-            if grad.len() != slot.grad.len() {
-                return Err(Error::invalid(format!("the gradient of {} has another size", slot.name)));
+            if grad.elem_count() != slot.average.len() || grad.dtype() != DType::F32 {
+                return Err(Error::invalid(format!("the gradient of {} has another size or type", slot.name)));
             }
-            for (sum, g) in slot.grad.iter_mut().zip(grad) {
-                *sum += g;
-            }
+            slot.grad = Some(match slot.grad.take() {
+                Some(sum) => (sum + grad)?,
+                None => grad,
+            });
         }
         Ok(())
     }
 
     /// Global norm of the accumulated gradients.
     pub fn grad_norm(&self) -> f64 {
-        let squares: Vec<f64> = self.slots.par_iter().map(|slot| square_sum(&slot.grad)).collect();
+        let squares: Vec<f64> = self
+            .slots
+            .par_iter()
+            .map(|slot| slot.grad.as_ref().map_or(0.0, |grad| with_values(grad, square_sum)))
+            .collect();
         squares.iter().sum::<f64>().sqrt()
     }
 
     /// Forgets the accumulated gradients.
     pub fn discard(&mut self) {
-        self.slots.par_iter_mut().for_each(|slot| slot.grad.fill(0.0));
+        self.slots.iter_mut().for_each(|slot| slot.grad = None);
     }
 
     /// One step with the accumulated gradients, whose norm is `norm`; forgets them.
@@ -143,8 +144,7 @@ impl Optimiser {
             // early on the average forgets faster, so that it isn't held back by the first weights
             average_decay: c.ema_decay.min((1.0 + t) / (10.0 + t)) as f32,
         };
-        self.slots.par_iter_mut().for_each(|slot| slot.update(&update));
-        self.slots.iter().try_for_each(Slot::publish)
+        self.slots.par_iter_mut().try_for_each(|slot| slot.update(&update))
     }
 
     /// The running average of the trained parameters, by name, on `device`.
@@ -170,6 +170,7 @@ impl Optimiser {
                 let tensor = Tensor::from_slice(values, slot.var.shape(), &Device::Cpu)?;
                 state.insert(format!("{kind}.{}", slot.name), tensor);
             }
+            state.insert(format!("weight.{}", slot.name), slot.var.copy()?.to_device(&Device::Cpu)?);
         }
         Ok(state)
     }
@@ -179,23 +180,21 @@ impl Optimiser {
     /// # Errors
     /// If a tensor is missing or has another shape.
     pub fn restore(&mut self, state: &HashMap<String, Tensor>, updates: u64) -> Result<()> {
-        for slot in &mut self.slots {
-            let shape = slot.var.shape().clone();
-            let name = slot.name.clone();
-            for (kind, values) in slot.parts_mut() {
-                let key = format!("{kind}.{name}");
-                let tensor = state.get(&key).ok_or_else(|| Error::invalid(format!("tensor {key} is missing")))?;
-                if tensor.shape() != &shape {
-                    return Err(Error::invalid(format!(
-                        "tensor {key} has shape {:?}, expected {:?}",
-                        tensor.dims(),
-                        shape.dims()
-                    )));
-                }
-                *values = tensor.flatten_all()?.to_vec1()?;
+        let read = |slot: &Slot, kind: &str| {
+            let (key, shape) = (format!("{kind}.{}", slot.name), slot.var.shape());
+            let tensor = state.get(&key).ok_or_else(|| Error::invalid(format!("tensor {key} is missing")))?;
+            if tensor.shape() == shape {
+                return Ok(tensor);
             }
-            slot.publish()?;
-            slot.grad.fill(0.0);
+            let (is, wanted) = (tensor.dims(), shape.dims());
+            Err(Error::invalid(format!("tensor {key} has shape {is:?}, expected {wanted:?}")))
+        };
+        for slot in &mut self.slots {
+            let weight = read(slot, "weight")?;
+            let flat = |kind| Ok::<_, Error>(read(slot, kind)?.flatten_all()?.to_vec1()?);
+            (slot.first, slot.second, slot.average) = (flat("first")?, flat("second")?, flat("average")?);
+            slot.var.set(&weight.to_device(slot.var.device())?)?;
+            slot.grad = None;
         }
         self.updates = updates;
         Ok(())
@@ -203,38 +202,40 @@ impl Optimiser {
 }
 
 impl Slot {
-    fn parts(&self) -> [(&'static str, &Vec<f32>); 4] {
-        [("first", &self.first), ("second", &self.second), ("average", &self.average), ("weight", &self.weight)]
+    fn parts(&self) -> [(&'static str, &Vec<f32>); 3] {
+        [("first", &self.first), ("second", &self.second), ("average", &self.average)]
     }
 
-    fn parts_mut(&mut self) -> [(&'static str, &mut Vec<f32>); 4] {
-        [
-            ("first", &mut self.first),
-            ("second", &mut self.second),
-            ("average", &mut self.average),
-            ("weight", &mut self.weight),
-        ]
+    fn update(&mut self, u: &Update) -> Result<()> {
+        let mut weight: Vec<f32> = self.var.flatten_all()?.to_vec1()?;
+        match self.grad.take() {
+            Some(grad) => with_values(&grad, |grad| self.update_by(&mut weight, grad.iter().copied(), u)),
+            None => self.update_by(&mut weight, std::iter::repeat(0.0), u),
+        }
+        Ok(self.var.set(&Tensor::from_vec(weight, self.var.shape(), self.var.device())?)?)
     }
 
-    /// Writes the weights into the parameter that the flow reads.
-    fn publish(&self) -> Result<()> {
-        Ok(self.var.set(&Tensor::from_slice(&self.weight, self.var.shape(), self.var.device())?)?)
-    }
-
-    fn update(&mut self, u: &Update) {
+    fn update_by(&mut self, weight: &mut [f32], grad: impl Iterator<Item = f32>, u: &Update) {
         let (lr, keep) = (u.lr * self.rate, 1.0 - u.decay * self.rate);
         let states = self.first.iter_mut().zip(&mut self.second).zip(&mut self.average);
-        for (((w, g), (m, v)), average) in
-            self.weight.iter_mut().zip(&mut self.grad).zip(states).map(|((w, g), ((m, v), a))| (((w, g), (m, v)), a))
-        {
-            let grad = *g * u.grad_scale;
-            *g = 0.0;
+        for ((w, ((m, v), average)), g) in weight.iter_mut().zip(states).zip(grad) {
+            let grad = g * u.grad_scale;
             *m += (1.0 - u.beta1) * (grad - *m);
             *v += (1.0 - u.beta2) * (grad * grad - *v);
             *w = *w * keep - lr * *m / (v.sqrt() * u.second_scale + u.eps);
             *average += (1.0 - u.average_decay) * (*w - *average);
         }
     }
+}
+
+/// What `f` makes of the values of a contiguous tensor of f32 on the CPU.
+fn with_values<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> T {
+    let (storage, layout) = tensor.storage_and_layout();
+    let values = match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
+        _ => unreachable!("gradients are brought into this form"),
+    };
+    f(values)
 }
 
 /// Σ v², in lanes of eight so that it vectorises, in f64.

@@ -9,7 +9,7 @@ use super::memory::Estimate;
 use super::session::Session;
 use super::warm::WarmStart;
 use crate::flow::Flow;
-use crate::net::Params;
+use crate::net::{Params, Passes};
 use crate::voice::{TrainedOn, Voice};
 use crate::{Error, Result, atomic};
 use candle_core::Device;
@@ -44,6 +44,8 @@ pub struct Options {
     pub stop_after: Option<usize>,
     /// Where to compute.
     pub device: Device,
+    /// How nets are computed, on the CPU.
+    pub passes: Passes,
 }
 
 /// How a run ended.
@@ -106,7 +108,7 @@ pub(crate) fn run(
     let values = params.named().iter().map(|(_, var)| var.elem_count()).sum();
     let samples = clips.iter().chain(held).map(|c| c.frames(recipe.mel.hop_length) * recipe.mel.hop_length).sum();
     match job.teacher {
-        None => eprintln!("{values} parameters; {}", Estimate::new(&recipe, values, samples)),
+        None => eprintln!("{values} parameters; {}", Estimate::new(&recipe, values, samples, options.passes)),
         // how much its teacher takes beside it isn't estimated
         Some(_) => eprintln!("{values} parameters"),
     }

@@ -132,11 +132,12 @@ impl Session {
     fn assemble(
         options: &Options,
         (recipe, trained_on): (Recipe, TrainedOn),
-        (params, flow): (Params, Flow),
+        (params, mut flow): (Params, Flow),
         teacher: Option<Teacher>,
         optimiser: Optimiser,
         state: State,
     ) -> Result<Self> {
+        flow.set_passes(options.passes);
         let mut rng = named_rng(state.seed, "segments");
         rng.set_word_pos(u128::from(state.rng_words));
         std::fs::create_dir_all(&options.out).map_err(Error::io("create", &options.out))?;

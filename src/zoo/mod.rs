@@ -6,6 +6,7 @@ mod table;
 use crate::audio::wav::{self, WavFormat};
 use crate::flow::WHITENING_PREFIX;
 use crate::flow::config::WhiteningConfig;
+use crate::net::Passes;
 use crate::train::clock::cpu_seconds;
 use crate::train::config::Validation;
 use crate::train::dataset::{self, Clip, Dataset};
@@ -309,6 +310,7 @@ impl Zoo<'_> {
             resume: resumed.is_some(),
             stop_after: None,
             device: Device::Cpu,
+            passes: Passes::default(),
         };
         let recipe = train::run::recipe(&options, resumed)?;
         let job = train::run::Job { recipe, resumed, front: front.cloned(), teacher: None };

@@ -8,7 +8,7 @@ use melglow::flow::config::{
 };
 use melglow::flow::{Flow, Likelihood, Segment, nll};
 use melglow::mel::{MelConfig, MelSpectrogram, extract::extract};
-use melglow::net::{CondNet, Params, WaveNet};
+use melglow::net::{CondNet, Conditioning, Params, Passes, Projection, WaveNet};
 
 const CPU: Device = Device::Cpu;
 
@@ -348,19 +348,27 @@ fn fused_wavenet_equals_its_graph_in_values_and_gradients() {
             var.set(&(var.as_tensor() + noise(i as u64, var.dims()).affine(0.2, 0.0).unwrap()).unwrap()).unwrap();
         }
         let x = Var::from_tensor(&noise(1, &[3, steps, 3])).unwrap();
-        let cond = Var::from_tensor(&noise(2, &[3, wavenet.shape().cond_rows(steps), wavenet.cond_width()])).unwrap();
+        let features = Var::from_tensor(&noise(2, &[3, wavenet.shape().cond_rows(steps), 6])).unwrap();
+        let builder = params.builder().pp("cond");
+        let projection = Projection::new(6, wavenet.cond_width(), weight_norm, builder).unwrap();
         let weight = noise(4, &[3, steps, 4]);
-        let bias = Var::from_tensor(&noise(3, &[wavenet.cond_width()])).unwrap();
-        let fused = wavenet.forward(&x, &cond, &bias).unwrap();
-        let graph = wavenet.forward_graph(&x, &cond, &bias).unwrap();
+        let cond = |recompute| Conditioning {
+            features: features.as_tensor(),
+            projection: &projection,
+            passes: Passes { recompute },
+        };
+        let fused = wavenet.forward(&x, cond(false)).unwrap();
+        let again = wavenet.forward(&x, cond(true)).unwrap();
+        let graph = wavenet.forward_graph(&x, cond(false)).unwrap();
         assert!(max_abs(&fused, &graph) < 1e-5, "{}", max_abs(&fused, &graph));
         let grads = |y: Tensor| (y * &weight).unwrap().sum_all().unwrap().backward().unwrap();
-        let (fused, graph) = (grads(fused), grads(graph));
-        let all = params.named().into_iter().chain([("x".into(), x), ("cond".into(), cond), ("bias".into(), bias)]);
+        let (fused, again, graph) = (grads(fused), grads(again), grads(graph));
+        let all = params.named().into_iter().chain([("x".into(), x), ("features".into(), features.clone())]);
         for (name, var) in all {
             let (Some(a), Some(b)) = (fused.get(&var), graph.get(&var)) else { panic!("{name} has no gradient") };
             let scale = b.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
             assert!(max_abs(a, b) <= 1e-4 * scale.max(1e-3), "{name}: {} of {scale}", max_abs(a, b));
+            assert_eq!(max_abs(a, again.get(&var).unwrap()), 0.0, "{name}: computed again");
         }
     }
 }

@@ -5,6 +5,7 @@ use candle_core::Device;
 use melglow::audio::wav::{self, WavFormat};
 use melglow::flow::config::{Block, StepConfig, WhiteningConfig};
 use melglow::mel::MelConfig;
+use melglow::net::Passes;
 use melglow::train::config::{Validation, Variety};
 use melglow::train::dataset::Dataset;
 use melglow::train::{Options, Recipe, Summary, checkpoint, train};
@@ -55,6 +56,7 @@ impl Place {
             resume: false,
             stop_after: None,
             device: Device::Cpu,
+            passes: Passes::default(),
         }
     }
 
@@ -142,7 +144,10 @@ fn resumed_is_straight(recipe: &Recipe) -> Place {
     let stopped =
         train(&Options { stop_after: Some(10), ..place.options(recipe, "halves") }, &AtomicBool::new(false)).unwrap();
     assert_eq!((stopped.step, stopped.complete), (10, false));
-    let resumed = train(&Options { resume: true, ..place.options(recipe, "halves") }, &AtomicBool::new(false)).unwrap();
+    // activations that are computed again are those that were kept
+    let passes = Passes { recompute: true };
+    let resumed = Options { resume: true, passes, ..place.options(recipe, "halves") };
+    let resumed = train(&resumed, &AtomicBool::new(false)).unwrap();
     assert_eq!((resumed.step, resumed.complete), (20, true));
     for (straight, resumed) in bytes(&straight.checkpoint).into_iter().zip(bytes(&resumed.checkpoint)) {
         assert!(straight == resumed, "{} differs", straight.0);
@@ -177,7 +182,8 @@ fn training_learns_and_keeps_few_checkpoints_and_the_best() {
     let bits: Vec<f64> = place.log("run").iter().filter_map(|line| line["held_out_bits"].as_f64()).collect();
     assert_eq!(bits.len(), 4);
     assert!(bits[3] < bits[0] - 1.0, "{bits:?}");
-    assert_eq!(summary.held_out.map(|held| (held.step, held.bits)), Some((120, bits[3])));
+    // JSON's reader may be off in a number's last digit
+    assert!(summary.held_out.is_some_and(|held| held.step == 120 && (held.bits - bits[3]).abs() < 1e-12));
     let steps = checkpoint::steps(&place.path("run")).unwrap();
     assert!(steps.len() <= 4 && steps.contains(&120), "{steps:?}");
     // a checkpoint is a voice, and nothing else lies around

@@ -10,6 +10,7 @@ use super::source::is_stdio;
 use super::{PrecisionArgs, say, thread_range, use_threads, voice};
 use crate::atomic;
 use crate::mel::{MelSpectrogram, file};
+use crate::net::Passes;
 use crate::vocoder::Vocoder;
 use crate::voice::Lookahead;
 use anyhow::{Context, Result, bail};
@@ -60,6 +61,9 @@ pub struct BenchArgs {
     /// Measure training steps of --arch
     #[arg(long, requires = "arch", conflicts_with_all = ["stream", "voice", "mel", "seconds", "refine", "precision"])]
     train: bool,
+    /// Keep no activations for the backward pass, as melglow train --recompute
+    #[arg(long, requires = "train")]
+    recompute: bool,
     /// Folder of a voice or checkpoint, or the name of a built-in one: lj, lj-live [default: lj]
     #[arg(long, value_name = "DIR|NAME")]
     voice: Option<String>,
@@ -90,6 +94,12 @@ pub struct BenchArgs {
     /// Write the figures as JSON, or `-`: to standard output in place of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+impl BenchArgs {
+    fn passes(&self) -> Passes {
+        Passes { recompute: self.recompute }
+    }
 }
 
 /// Seconds within the range of `--seconds`.
@@ -135,7 +145,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         return stream::run(args, &vocoder);
     }
     if let (Some(recipe), true) = (&recipe, args.train) {
-        return report(args, |threads| train::measure(recipe, args.rounds, threads));
+        return report(args, |threads| train::measure(recipe, args.passes(), args.rounds, threads));
     }
     let mel = |vocoder: &Vocoder| spoken(args, vocoder);
     let plan = synth::Plan {
@@ -198,8 +208,8 @@ fn in_child<R: Run>(args: &BenchArgs, threads: usize) -> Result<(String, R)> {
         "--rounds",
         &args.rounds.to_string(),
     ]);
-    if args.train {
-        child.arg("--train");
+    for (flag, given) in [("--train", args.train), ("--recompute", args.recompute)] {
+        given.then(|| child.arg(flag));
     }
     let numbers =
         [("--seconds", args.seconds.map(|s| s.to_string())), ("--refine", args.refine.map(|r| r.to_string()))];

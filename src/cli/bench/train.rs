@@ -4,7 +4,7 @@ use super::machine::{Peaks, Shares, Spread, forget_peak_memory, peak_memory};
 use super::{Report, Run, giga, megabytes};
 use crate::flow::{Flow, nll};
 use crate::kernels::choice::Kernel;
-use crate::net::Params;
+use crate::net::{Params, Passes};
 use crate::train::Recipe;
 use crate::train::optimiser::Optimiser;
 use anyhow::Result;
@@ -43,11 +43,12 @@ pub struct Training {
 ///
 /// # Errors
 /// If the design can't be built.
-pub fn measure(recipe: &Recipe, rounds: usize, threads: usize) -> Result<(String, Training)> {
+pub fn measure(recipe: &Recipe, passes: Passes, rounds: usize, threads: usize) -> Result<(String, Training)> {
     forget_peak_memory();
     let t = &recipe.training;
     let params = Params::seeded(0, &Device::Cpu);
-    let flow = Flow::new(&recipe.flow, &recipe.mel, params.builder())?;
+    let mut flow = Flow::new(&recipe.flow, &recipe.mel, params.builder())?;
+    flow.set_passes(passes);
     let frames = t.segment_samples / recipe.mel.hop_length;
     let window = flow.context().left + frames + flow.context().right;
     // whitened audio has unit variance, bare audio is quieter
