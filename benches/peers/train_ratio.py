@@ -29,10 +29,10 @@ def run(command):
     return done.stdout
 
 
-def melglow(program, recipe, threads, steps):
+def melglow(program, recipe, threads, steps, more):
     """Samples a second and peak memory in MB."""
     report = run([program, "bench", "--train", "--arch", recipe, "--threads", str(threads), "--rounds", str(steps),
-                  "--json", "-"])
+                  "--json", "-", *more])
     figures = json.loads(report)["runs"][0]
     return figures["samples_per_second"]["median"], (figures["peak_memory_bytes"] or 0) / 1e6
 
@@ -50,11 +50,12 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--recompute", action="store_true", help="ours keeps no activations")
     parser.add_argument("--melglow", default="target/release/melglow", help="the program")
     args = parser.parse_args()
     rounds = []
     for _ in range(args.rounds):
-        ours = melglow(args.melglow, args.recipe, args.threads, args.steps)
+        ours = melglow(args.melglow, args.recipe, args.threads, args.steps, ["--recompute"] * args.recompute)
         rounds.append((ours, torch(args.recipe, args.threads, args.steps)))
         print(f"{rounds[-1][0][0]:.0f} samples/s, PyTorch {rounds[-1][1][0]:.0f}", file=sys.stderr)
     speed = [statistics.median(side[i][0] for side in rounds) for i in range(2)]

@@ -132,7 +132,7 @@ pub struct PrecisionArgs {
     /// Numbers that the flow is worked out in: 32-bit floats, or 16-bit integers where that pays: faster
     /// for wide nets, about 60 dB or more from f32 ("melglow bench --precision int16" tells what it does here); or
     /// bf16, 40 dB or more from f32, on processors with AMX alone
-    #[arg(long, value_name = "NUMBERS", default_value = "f32", value_parser = precisions())]
+    #[arg(long, value_name = "NUMBERS", default_value = "f32", value_parser = precisions(Precision::ALL))]
     precision: Precision,
 }
 
@@ -178,9 +178,9 @@ impl SpeakArgs {
     }
 }
 
-fn precisions() -> impl TypedValueParser<Value = Precision> {
-    let named = |name: &str| Precision::ALL.into_iter().find(|precision| precision.name() == name);
-    PossibleValuesParser::new(Precision::ALL.map(Precision::name))
+fn precisions<const N: usize>(known: [Precision; N]) -> impl TypedValueParser<Value = Precision> {
+    let named = move |name: &str| known.into_iter().find(|precision| precision.name() == name);
+    PossibleValuesParser::new(known.map(Precision::name))
         .try_map(move |name| named(&name).ok_or_else(|| crate::Error::invalid(name)))
 }
 

@@ -1,7 +1,10 @@
 //! `melglow train`: a voice from recordings.
 
+use crate::kernels::choice::Kernel;
+use crate::kernels::multiply::Products;
 use crate::net::Passes;
 use crate::train::{self, Options, Recipe, Summary};
+use crate::vocoder::Precision;
 use crate::voice::Voice;
 use crate::{Error, Result};
 use candle_core::Device;
@@ -53,6 +56,10 @@ pub struct RunArgs {
     /// memory, about a third more time, the same weights bit for bit
     #[arg(long)]
     pub recompute: bool,
+    /// Numbers that the products of WaveNets' layers are worked out in: 32-bit floats; or bf16, with sums and weights
+    /// in f32, on processors with AMX alone
+    #[arg(long, value_name = "NUMBERS", default_value = "f32", value_parser = super::precisions([Precision::F32, Precision::Bf16]))]
+    pub precision: Precision,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     pub device: DeviceName,
@@ -107,9 +114,31 @@ impl RunArgs {
             resume: self.resume,
             stop_after: self.stop_after,
             device: self.device.open()?,
-            passes: Passes { recompute: self.recompute },
+            passes: passes(self.precision, self.recompute, self.device)?,
         })
     }
+}
+
+/// How nets are computed where this precision is asked for; says so where it is another.
+///
+/// # Errors
+/// If no training is in such numbers.
+pub(super) fn passes(precision: Precision, recompute: bool, device: DeviceName) -> Result<Passes> {
+    let products = match precision {
+        Precision::F32 => Products::Floats,
+        Precision::Int16 => return Err(Error::invalid("training is in f32 or bf16, not in int16")),
+        Precision::Bf16 if device == DeviceName::Cuda => {
+            return Err(Error::invalid("--precision bf16 is for the processor's own kernels; leave it out with a GPU"));
+        }
+        Precision::Bf16 => match Kernel::chosen()? {
+            kernel if kernel.takes_bfloats() => Products::Bfloats(kernel),
+            _ => {
+                super::say("no bf16 here, without AMX or leave to use it: training runs in f32");
+                Products::Floats
+            }
+        },
+    };
+    Ok(Passes { recompute, products })
 }
 
 /// Runs the command.

@@ -20,9 +20,9 @@ use super::amx;
 use super::product::{Layout, Lines, Panels, Start, from_a_line, tiles};
 use super::quantise::{Input, Numbers, bfloat};
 use super::vector::{Portable, Short};
+use super::{Strides, choice::Kernel};
 #[cfg(target_arch = "x86_64")]
 use super::{
-    choice::Kernel,
     product::Job,
     vector::{Avx2, Avx512},
 };
@@ -69,6 +69,28 @@ impl BfloatPanels {
         }
         let in_tiles = layout.kernel.has_tiles();
         Self { layout, bias, pairs, begin, widths: widths.to_vec(), in_tiles }
+    }
+
+    /// A view of a matrix of so many rows and columns, without a bias.
+    ///
+    /// # Panics
+    /// If the view doesn't lie within its slice, or the kernel doesn't run here.
+    pub fn of_view(kernel: Kernel, (rows, columns): (usize, usize), (values, strides): (&[f32], Strides)) -> Self {
+        let layout = Layout::plain(kernel, columns);
+        let (width, depth) = (layout.width(), Numbers::Bfloats.stride(rows));
+        let (mut pairs, begin) = from_a_line::<i16>(layout.panels * depth * width);
+        pairs.resize(begin + layout.panels * depth * width, 0);
+        for (panel, pairs) in pairs[begin..].chunks_exact_mut(depth * width).enumerate() {
+            let columns = panel * width..columns.min((panel + 1) * width);
+            for (row, line) in pairs.chunks_exact_mut(2 * width).enumerate().take(rows.div_ceil(2)) {
+                for row in 2 * row..rows.min(2 * row + 2) {
+                    let own = columns.clone().map(|column| values[row * strides.row + column * strides.column]);
+                    line.iter_mut().skip(row % 2).step_by(2).zip(own).for_each(|(pair, x)| *pair = bfloat(x));
+                }
+            }
+        }
+        let bias = vec![0.0; layout.panels * width];
+        Self { layout, bias, pairs, begin, widths: vec![rows], in_tiles: kernel.has_tiles() }
     }
 
     /// As [`Panels::product`].
@@ -195,7 +217,6 @@ unsafe fn avx512(job: &Job<Bfloats>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::choice::Kernel;
     use super::super::product::Matrix;
     use super::super::quantise::quantise;
     use super::super::short::ShortPanels;

@@ -14,6 +14,7 @@ pub mod conditioner;
 pub mod gate;
 pub(crate) mod integer;
 mod merged;
+pub mod multiply;
 pub mod normal;
 pub mod peak;
 pub mod plane;

@@ -58,6 +58,15 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// So many columns in their order, the last panel filled up.
+    ///
+    /// # Panics
+    /// If the kernel doesn't run here.
+    pub fn plain(kernel: Kernel, columns: usize) -> Self {
+        assert!(kernel.can_run());
+        Self { kernel, panels: columns.div_ceil(2 * lanes(kernel)), columns, gated: false }
+    }
+
     /// Columns of a panel.
     pub fn width(&self) -> usize {
         2 * lanes(self.kernel)

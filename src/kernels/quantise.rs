@@ -89,7 +89,7 @@ pub(super) fn bfloat(x: f32) -> i16 {
 }
 
 #[multiversion(targets("x86_64+avx2"))]
-fn to_bfloats(rows: &[f32], width: usize, values: &mut [i16]) {
+pub(super) fn to_bfloats(rows: &[f32], width: usize, values: &mut [i16]) {
     let stride = Numbers::Bfloats.stride(width);
     for (row, values) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride)) {
         let (values, rest) = values.split_at_mut(width);

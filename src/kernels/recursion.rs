@@ -187,6 +187,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use super::super::multiply::Products;
     use super::super::wavenet;
     use super::*;
 
@@ -229,8 +230,14 @@ mod tests {
                 let cond = values(3 * shape.cond_width(), 2, 0.5);
                 let rows = shape.cond_rows(steps);
                 let (x, features) = (values(steps * inputs, 3, 1.0), values(rows * 3, 4, 1.0));
-                let conditioning = wavenet::Conditioning { features: &features, width: 3, weights: &cond };
-                let (expected, _) = wavenet::forward(&shape, &params, &x, conditioning, wavenet::Keep::Nothing);
+                let pass = wavenet::Pass {
+                    shape: &shape,
+                    params: &params,
+                    x: &x,
+                    cond: wavenet::Conditioning { features: &features, width: 3, weights: &cond },
+                    products: Products::Floats,
+                };
+                let (expected, _) = pass.forward(wavenet::Keep::Nothing);
                 let loudest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
                 assert!(loudest > 0.1);
                 for kernel in Kernel::tested(steps * params.len()) {

@@ -398,6 +398,7 @@ impl Work<'_> {
 mod tests {
     use super::*;
     use crate::kernels::choice::Precision;
+    use crate::kernels::multiply::Products;
     use crate::kernels::wavenet;
 
     fn values(count: usize, seed: usize, most: f32) -> Vec<f32> {
@@ -462,8 +463,14 @@ mod tests {
             let (x, features) = (values(steps * (shape.inputs + 1), 3, 1.0), values(rows * 3, 4, 1.0));
             let known: Vec<f32> =
                 x.chunks_exact(shape.inputs + 1).flat_map(|row| &row[..shape.inputs]).copied().collect();
-            let conditioning = wavenet::Conditioning { features: &features, width: 3, weights: &cond };
-            let (expected, _) = wavenet::forward(&shape, &params, &known, conditioning, wavenet::Keep::Nothing);
+            let pass = wavenet::Pass {
+                shape: &shape,
+                params: &params,
+                x: &known,
+                cond: wavenet::Conditioning { features: &features, width: 3, weights: &cond },
+                products: Products::Floats,
+            };
+            let (expected, _) = pass.forward(wavenet::Keep::Nothing);
             let loudest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
             assert!(loudest > 0.1);
             for kernel in Kernel::tested(steps * params.len()) {

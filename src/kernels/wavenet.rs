@@ -3,6 +3,7 @@
 //! `h = start(x)`; per layer `a = tanh · σ (conv(h) + cond)`, `r = res_skip(a)`, `h += r` and, with
 //! skips, `skip += r`; then `end`. `cond` is projected layer by layer, so that no pass holds the whole of it. Prenger et al. 2018; NVIDIA/waveglow `glow.py`, class WN.
 
+use super::multiply::Products;
 use super::{Strides, gate, matmul_add};
 use std::ops::Range;
 
@@ -138,22 +139,19 @@ pub struct Conditioning<'a> {
     pub weights: &'a [f32],
 }
 
-impl Conditioning<'_> {
-    /// Rows of features.
-    fn rows(&self) -> usize {
-        self.features.len() / self.width
-    }
-
-    /// Adds a layer's columns of the first `rows` rows' projection to `out` `[rows, 2·channels]`.
-    fn project(&self, shape: &Shape, layer: usize, rows: usize, out: &mut [f32]) {
-        let (w, width) = (2 * shape.channels, shape.cond_width());
-        matmul_add(
-            (rows, self.width, w),
-            (self.features, Strides::rows(self.width)),
-            (&self.weights[layer * w..], Strides::rows(width)),
-            (out, Strides::rows(w)),
-        );
-    }
+/// A conditioner at work on one sequence.
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
+    /// Its shape.
+    pub shape: &'a Shape,
+    /// Flat, in the order of [`Shape::param_count`].
+    pub params: &'a [f32],
+    /// The sequence, `[steps, inputs]`.
+    pub x: &'a [f32],
+    /// What it is conditioned on.
+    pub cond: Conditioning<'a>,
+    /// How the layers' products are done; the first and the last matrix of the net are always met in f32.
+    pub products: Products,
 }
 
 /// What a forward pass keeps for the backward pass, which computes the rest again.
@@ -201,33 +199,261 @@ fn add_column_sums(out: &mut [f32], rows: &[f32]) {
     rows.chunks_exact(out.len()).for_each(|row| add(out, row));
 }
 
-/// The input of the first layer.
-fn first_hidden(shape: &Shape, params: &[f32], x: &[f32]) -> Vec<f32> {
-    let (c, steps) = (shape.channels, x.len() / shape.inputs);
-    let (weight, bias) = shape.start();
-    let mut h = vec![0.0; steps * c];
-    fill_rows(&mut h, &params[bias]);
-    matmul_add(
-        (steps, shape.inputs, c),
-        (x, Strides::rows(shape.inputs)),
-        (&params[weight], Strides::rows(c)),
-        (&mut h, Strides::rows(c)),
-    );
-    h
-}
+impl Pass<'_> {
+    fn steps(&self) -> usize {
+        self.x.len() / self.shape.inputs
+    }
 
-/// What a layer adds to the residual and the skip sum, `[steps, out_width]`, from its gates' product.
-fn residual(shape: &Shape, params: &[f32], layer: usize, act: &[f32], out: &mut Vec<f32>) {
-    let (c, p, width) = (shape.channels, shape.layer(layer), shape.out_width(layer));
-    let steps = act.len() / c;
-    out.resize(steps * width, 0.0);
-    fill_rows(out, &params[p.out_bias]);
-    matmul_add(
-        (steps, c, width),
-        (act, Strides::rows(c)),
-        (&params[p.out], Strides::rows(width)),
-        (out, Strides::rows(width)),
-    );
+    /// Runs the conditioner: `[steps, outputs]` and, if asked to keep it, what [`Pass::backward`] needs.
+    ///
+    /// # Panics
+    /// If parameters or features don't fit the shape and the steps.
+    pub fn forward(&self, keep: Keep) -> (Vec<f32>, Option<Saved>) {
+        let Self { shape, params, cond, .. } = *self;
+        let (c, steps) = (shape.channels, self.steps());
+        assert!(params.len() == shape.param_count() && cond.features.len() >= shape.cond_rows(steps) * cond.width);
+        assert!(cond.weights.len() == cond.width * shape.cond_width());
+        let (mut gated, mut hidden) = (Vec::new(), Vec::new());
+        let mut h = self.first_hidden();
+        let mut skip = if shape.skip { vec![0.0; steps * c] } else { Vec::new() };
+        let mut pre = vec![0.0; steps * 2 * c];
+        let mut act = vec![0.0; steps * c];
+        let mut out = Vec::new();
+        for layer in 0..shape.layers() {
+            self.before_gate(layer, &h, &mut pre);
+            gate::forward(&mut pre, &mut act, c);
+            self.residual(layer, &act, &mut out);
+            if keep == Keep::Everything {
+                hidden.push(h.clone());
+            }
+            if keep != Keep::Nothing {
+                gated.push(pre.clone());
+            }
+            add_residual(shape, layer, &out, &mut h);
+            if shape.skip {
+                let width = shape.out_width(layer);
+                out.chunks_exact(width).zip(skip.chunks_exact_mut(c)).for_each(|(o, s)| add(s, &o[width - c..]));
+            }
+        }
+        let last = if shape.skip { skip } else { h };
+        let (weight, bias) = shape.end();
+        let mut y = vec![0.0; steps * shape.outputs];
+        fill_rows(&mut y, &params[bias]);
+        matmul_add(
+            (steps, c, shape.outputs),
+            (&last, Strides::rows(c)),
+            (&params[weight], Strides::rows(shape.outputs)),
+            (&mut y, Strides::rows(shape.outputs)),
+        );
+        (y, (keep != Keep::Nothing).then_some(Saved { gated, hidden, last }))
+    }
+
+    /// The input of the first layer.
+    fn first_hidden(&self) -> Vec<f32> {
+        let (c, steps, inputs) = (self.shape.channels, self.steps(), self.shape.inputs);
+        let (weight, bias) = self.shape.start();
+        let mut h = vec![0.0; steps * c];
+        fill_rows(&mut h, &self.params[bias]);
+        matmul_add(
+            (steps, inputs, c),
+            (self.x, Strides::rows(inputs)),
+            (&self.params[weight], Strides::rows(c)),
+            (&mut h, Strides::rows(c)),
+        );
+        h
+    }
+
+    /// Fills `pre` `[steps, 2·channels]` with what goes into a layer's gate.
+    fn before_gate(&self, layer: usize, h: &[f32], pre: &mut [f32]) {
+        let (shape, p) = (self.shape, self.shape.layer(layer));
+        let (c, steps, bias) = (shape.channels, self.steps(), &self.params[p.conv_bias]);
+        if shape.up == 1 {
+            fill_rows(pre, bias);
+            self.project(layer, steps, pre);
+        } else {
+            let rows = shape.cond_rows(steps);
+            let mut projected = vec![0.0; rows * 2 * c];
+            self.project(layer, rows, &mut projected);
+            interpolated_bias(shape.up, bias, (&projected, 2 * c, 0), 0, pre);
+        }
+        let conv = &self.params[p.conv];
+        for (tap, range, from) in shape.taps(shape.dilations[layer], steps) {
+            self.products.add(
+                (range.len(), c, 2 * c),
+                (&h[from * c..], Strides::rows(c)),
+                (&conv[tap * c * 2 * c..], Strides::rows(2 * c)),
+                (&mut pre[range.start * 2 * c..], Strides::rows(2 * c)),
+            );
+        }
+    }
+
+    /// Adds a layer's columns of the projection of the first `rows` rows of features to `out` `[rows, 2·channels]`.
+    fn project(&self, layer: usize, rows: usize, out: &mut [f32]) {
+        let (w, cond) = (2 * self.shape.channels, self.cond);
+        self.products.add(
+            (rows, cond.width, w),
+            (cond.features, Strides::rows(cond.width)),
+            (&cond.weights[layer * w..], Strides::rows(self.shape.cond_width())),
+            (out, Strides::rows(w)),
+        );
+    }
+
+    /// What a layer adds to the residual and the skip sum, `[steps, out_width]`, from its gates' product.
+    fn residual(&self, layer: usize, act: &[f32], out: &mut Vec<f32>) {
+        let (c, steps) = (self.shape.channels, self.steps());
+        let (p, width) = (self.shape.layer(layer), self.shape.out_width(layer));
+        out.resize(steps * width, 0.0);
+        fill_rows(out, &self.params[p.out_bias]);
+        self.products.add(
+            (steps, c, width),
+            (act, Strides::rows(c)),
+            (&self.params[p.out], Strides::rows(width)),
+            (out, Strides::rows(width)),
+        );
+    }
+
+    /// The layers' inputs, from what their gates have made: bit for bit those of the forward pass.
+    fn hidden_again(&self, gated: &[Vec<f32>]) -> Vec<Vec<f32>> {
+        let mut hidden = vec![self.first_hidden()];
+        let (mut act, mut out) = (vec![0.0; hidden[0].len()], Vec::new());
+        for (layer, gated) in gated.iter().enumerate().take(self.shape.layers() - 1) {
+            product_of_halves(gated, &mut act, self.shape.channels);
+            self.residual(layer, &act, &mut out);
+            let mut h = hidden[layer].clone();
+            add_residual(self.shape, layer, &out, &mut h);
+            hidden.push(h);
+        }
+        hidden
+    }
+
+    /// Gradients of one sequence, from those of its output and what [`Pass::forward`] has kept, if anything.
+    pub fn backward(&self, saved: Option<&Saved>, dy: &[f32]) -> Gradients {
+        let Self { shape, params, x, cond, products } = *self;
+        let (c, steps, outputs) = (shape.channels, self.steps(), shape.outputs);
+        let again;
+        let saved = match saved {
+            Some(saved) => saved,
+            None => {
+                again = self.forward(Keep::Everything).1;
+                again.as_ref().expect("asked to keep it")
+            }
+        };
+        let hidden_again = saved.hidden.is_empty().then(|| self.hidden_again(&saved.gated));
+        let hidden = hidden_again.as_ref().unwrap_or(&saved.hidden);
+        let mut d_params = vec![0.0; params.len()];
+        let (mut d_features, mut d_weights) = (vec![0.0; cond.features.len()], vec![0.0; cond.weights.len()]);
+
+        let (weight, bias) = shape.end();
+        let mut d_last = vec![0.0; steps * c];
+        matmul_add(
+            (steps, outputs, c),
+            (dy, Strides::rows(outputs)),
+            (&params[weight.clone()], Strides::rows(outputs).t()),
+            (&mut d_last, Strides::rows(c)),
+        );
+        matmul_add(
+            (c, steps, outputs),
+            (&saved.last, Strides::rows(c).t()),
+            (dy, Strides::rows(outputs)),
+            (&mut d_params[weight], Strides::rows(outputs)),
+        );
+        add_column_sums(&mut d_params[bias], dy);
+
+        // with skips every layer's skip half gets d_last, and the last residual has no reader
+        let (mut dh, d_skip) = if shape.skip { (vec![0.0; steps * c], d_last) } else { (d_last, Vec::new()) };
+        let mut d_out = Vec::new();
+        let (mut act, mut d_act) = (vec![0.0; steps * c], vec![0.0; steps * c]);
+        let mut d_pre = vec![0.0; steps * 2 * c];
+        for layer in (0..shape.layers()).rev() {
+            let p = shape.layer(layer);
+            let width = shape.out_width(layer);
+            let d_out: &[f32] = if !shape.skip {
+                &dh
+            } else if width == c {
+                &d_skip
+            } else {
+                d_out.resize(steps * 2 * c, 0.0);
+                for ((d, h), s) in d_out.chunks_exact_mut(2 * c).zip(dh.chunks_exact(c)).zip(d_skip.chunks_exact(c)) {
+                    d[..c].copy_from_slice(h);
+                    d[c..].copy_from_slice(s);
+                }
+                &d_out
+            };
+            let gated = &saved.gated[layer];
+            product_of_halves(gated, &mut act, c);
+            products.add(
+                (c, steps, width),
+                (&act, Strides::rows(c).t()),
+                (d_out, Strides::rows(width)),
+                (&mut d_params[p.out.clone()], Strides::rows(width)),
+            );
+            add_column_sums(&mut d_params[p.out_bias], d_out);
+            d_act.fill(0.0);
+            products.add(
+                (steps, width, c),
+                (d_out, Strides::rows(width)),
+                (&params[p.out], Strides::rows(width).t()),
+                (&mut d_act, Strides::rows(c)),
+            );
+            gate::backward(gated, &d_act, &mut d_pre, c);
+            add_column_sums(&mut d_params[p.conv_bias], &d_pre);
+            self.conditioning_gradient(layer, &d_pre, (&mut d_features, &mut d_weights));
+            let (h, conv) = (&hidden[layer], &params[p.conv.clone()]);
+            let d_conv = &mut d_params[p.conv];
+            for (tap, range, from) in shape.taps(shape.dilations[layer], steps) {
+                let (n, at) = (range.len(), tap * c * 2 * c);
+                let d_rows = (&d_pre[range.start * 2 * c..], Strides::rows(2 * c));
+                products.add(
+                    (c, n, 2 * c),
+                    (&h[from * c..], Strides::rows(c).t()),
+                    d_rows,
+                    (&mut d_conv[at..], Strides::rows(2 * c)),
+                );
+                products.add(
+                    (n, 2 * c, c),
+                    d_rows,
+                    (&conv[at..], Strides::rows(2 * c).t()),
+                    (&mut dh[from * c..], Strides::rows(c)),
+                );
+            }
+        }
+        let (weight, bias) = shape.start();
+        let mut dx = vec![0.0; x.len()];
+        matmul_add(
+            (steps, c, shape.inputs),
+            (&dh, Strides::rows(c)),
+            (&params[weight.clone()], Strides::rows(c).t()),
+            (&mut dx, Strides::rows(shape.inputs)),
+        );
+        matmul_add(
+            (shape.inputs, steps, c),
+            (x, Strides::rows(shape.inputs).t()),
+            (&dh, Strides::rows(c)),
+            (&mut d_params[weight], Strides::rows(c)),
+        );
+        add_column_sums(&mut d_params[bias], &dh);
+        Gradients { x: dx, features: d_features, params: d_params, weights: d_weights }
+    }
+
+    /// Adds the gradients of the features and of the projection's weights, from those before a layer's gate.
+    fn conditioning_gradient(&self, layer: usize, d_pre: &[f32], (d_features, d_weights): (&mut [f32], &mut [f32])) {
+        let Self { shape, cond, products, .. } = *self;
+        let (w, width, rows) = (2 * shape.channels, shape.cond_width(), shape.cond_rows(self.steps()));
+        let between = if shape.up == 1 { Vec::new() } else { gathered(shape.up, d_pre, w) };
+        let d_rows = if shape.up == 1 { d_pre } else { &between };
+        products.add(
+            (cond.width, rows, w),
+            (cond.features, Strides::rows(cond.width).t()),
+            (d_rows, Strides::rows(w)),
+            (&mut d_weights[layer * w..], Strides::rows(width)),
+        );
+        products.add(
+            (rows, w, cond.width),
+            (d_rows, Strides::rows(w)),
+            (&cond.weights[layer * w..], Strides::rows(width).t()),
+            (d_features, Strides::rows(cond.width)),
+        );
+    }
 }
 
 /// Adds a layer's `out` `[steps, out_width]` to the next one's input, if there is one.
@@ -242,93 +468,11 @@ fn add_residual(shape: &Shape, layer: usize, out: &[f32], h: &mut [f32]) {
     }
 }
 
-/// Runs the conditioner over one sequence.
-///
-/// `x`: `[steps, inputs]`; returns `[steps, outputs]` and, if asked to keep it, what [`backward`] needs.
-pub fn forward(shape: &Shape, params: &[f32], x: &[f32], cond: Conditioning, keep: Keep) -> (Vec<f32>, Option<Saved>) {
-    let (c, steps) = (shape.channels, x.len() / shape.inputs);
-    assert!(params.len() == shape.param_count() && cond.rows() >= shape.cond_rows(steps));
-    assert!(cond.weights.len() == cond.width * shape.cond_width());
-    let (mut gated, mut hidden) = (Vec::new(), Vec::new());
-    let mut h = first_hidden(shape, params, x);
-    let mut skip = if shape.skip { vec![0.0; steps * c] } else { Vec::new() };
-    let mut pre = vec![0.0; steps * 2 * c];
-    let mut act = vec![0.0; steps * c];
-    let mut out = Vec::new();
-    for layer in 0..shape.layers() {
-        let p = shape.layer(layer);
-        conditioned_bias(shape, layer, &params[p.conv_bias], cond, &mut pre);
-        let conv = &params[p.conv];
-        for (tap, range, from) in shape.taps(shape.dilations[layer], steps) {
-            matmul_add(
-                (range.len(), c, 2 * c),
-                (&h[from * c..], Strides::rows(c)),
-                (&conv[tap * c * 2 * c..], Strides::rows(2 * c)),
-                (&mut pre[range.start * 2 * c..], Strides::rows(2 * c)),
-            );
-        }
-        gate::forward(&mut pre, &mut act, c);
-        residual(shape, params, layer, &act, &mut out);
-        if keep == Keep::Everything {
-            hidden.push(h.clone());
-        }
-        if keep != Keep::Nothing {
-            gated.push(pre.clone());
-        }
-        add_residual(shape, layer, &out, &mut h);
-        if shape.skip {
-            let width = shape.out_width(layer);
-            out.chunks_exact(width).zip(skip.chunks_exact_mut(c)).for_each(|(o, s)| add(s, &o[width - c..]));
-        }
-    }
-    let last = if shape.skip { skip } else { h };
-    let (weight, bias) = shape.end();
-    let mut y = vec![0.0; steps * shape.outputs];
-    fill_rows(&mut y, &params[bias]);
-    matmul_add(
-        (steps, c, shape.outputs),
-        (&last, Strides::rows(c)),
-        (&params[weight], Strides::rows(shape.outputs)),
-        (&mut y, Strides::rows(shape.outputs)),
-    );
-    (y, (keep != Keep::Nothing).then_some(Saved { gated, hidden, last }))
-}
-
-/// The layers' inputs, from what their gates have made: bit for bit those of the forward pass.
-fn hidden_again(shape: &Shape, params: &[f32], x: &[f32], gated: &[Vec<f32>]) -> Vec<Vec<f32>> {
-    let c = shape.channels;
-    let mut hidden = vec![first_hidden(shape, params, x)];
-    let (mut act, mut out) = (vec![0.0; hidden[0].len()], Vec::new());
-    for (layer, gated) in gated.iter().enumerate().take(shape.layers() - 1) {
-        product_of_halves(gated, &mut act, c);
-        residual(shape, params, layer, &act, &mut out);
-        let mut h = hidden[layer].clone();
-        add_residual(shape, layer, &out, &mut h);
-        hidden.push(h);
-    }
-    hidden
-}
-
 /// `tanh · σ` of `[tanh | σ]`.
 fn product_of_halves(gated: &[f32], act: &mut [f32], channels: usize) {
     for (act, gated) in act.chunks_exact_mut(channels).zip(gated.chunks_exact(2 * channels)) {
         let (tanh, sigma) = gated.split_at(channels);
         act.iter_mut().zip(tanh).zip(sigma).for_each(|((act, tanh), sigma)| *act = tanh * sigma);
-    }
-}
-
-/// Fills `pre` `[steps, 2·channels]` with bias plus this layer's conditioning.
-fn conditioned_bias(shape: &Shape, layer: usize, bias: &[f32], cond: Conditioning, pre: &mut [f32]) {
-    let w = bias.len();
-    let steps = pre.len() / w;
-    if shape.up == 1 {
-        fill_rows(pre, bias);
-        cond.project(shape, layer, steps, pre);
-    } else {
-        let rows = shape.cond_rows(steps);
-        let mut projected = vec![0.0; rows * w];
-        cond.project(shape, layer, rows, &mut projected);
-        interpolated_bias(shape.up, bias, (&projected, w, 0), 0, pre);
     }
 }
 
@@ -351,148 +495,6 @@ pub fn interpolation(t: usize, up: usize) -> (usize, f32) {
     (t / up, ((t % up) as f32 + 0.5) / up as f32)
 }
 
-/// Gradients of one sequence, from those of its output and what [`forward`] has kept, if anything.
-pub fn backward(
-    shape: &Shape,
-    params: &[f32],
-    x: &[f32],
-    cond: Conditioning,
-    saved: Option<&Saved>,
-    dy: &[f32],
-) -> Gradients {
-    let (c, steps, outputs) = (shape.channels, x.len() / shape.inputs, shape.outputs);
-    let again;
-    let saved = match saved {
-        Some(saved) => saved,
-        None => {
-            again = forward(shape, params, x, cond, Keep::Everything).1;
-            again.as_ref().expect("asked to keep it")
-        }
-    };
-    let hidden_again = saved.hidden.is_empty().then(|| hidden_again(shape, params, x, &saved.gated));
-    let hidden = hidden_again.as_ref().unwrap_or(&saved.hidden);
-    let mut d_params = vec![0.0; params.len()];
-    let (mut d_features, mut d_weights) = (vec![0.0; cond.features.len()], vec![0.0; cond.weights.len()]);
-
-    let (weight, bias) = shape.end();
-    let mut d_last = vec![0.0; steps * c];
-    matmul_add(
-        (steps, outputs, c),
-        (dy, Strides::rows(outputs)),
-        (&params[weight.clone()], Strides::rows(outputs).t()),
-        (&mut d_last, Strides::rows(c)),
-    );
-    matmul_add(
-        (c, steps, outputs),
-        (&saved.last, Strides::rows(c).t()),
-        (dy, Strides::rows(outputs)),
-        (&mut d_params[weight], Strides::rows(outputs)),
-    );
-    add_column_sums(&mut d_params[bias], dy);
-
-    // with skips every layer's skip half gets d_last, and the last residual has no reader
-    let (mut dh, d_skip) = if shape.skip { (vec![0.0; steps * c], d_last) } else { (d_last, Vec::new()) };
-    let mut d_out = Vec::new();
-    let (mut act, mut d_act) = (vec![0.0; steps * c], vec![0.0; steps * c]);
-    let mut d_pre = vec![0.0; steps * 2 * c];
-    for layer in (0..shape.layers()).rev() {
-        let p = shape.layer(layer);
-        let width = shape.out_width(layer);
-        let d_out: &[f32] = if !shape.skip {
-            &dh
-        } else if width == c {
-            &d_skip
-        } else {
-            d_out.resize(steps * 2 * c, 0.0);
-            for ((d, h), s) in d_out.chunks_exact_mut(2 * c).zip(dh.chunks_exact(c)).zip(d_skip.chunks_exact(c)) {
-                d[..c].copy_from_slice(h);
-                d[c..].copy_from_slice(s);
-            }
-            &d_out
-        };
-        let gated = &saved.gated[layer];
-        product_of_halves(gated, &mut act, c);
-        matmul_add(
-            (c, steps, width),
-            (&act, Strides::rows(c).t()),
-            (d_out, Strides::rows(width)),
-            (&mut d_params[p.out.clone()], Strides::rows(width)),
-        );
-        add_column_sums(&mut d_params[p.out_bias], d_out);
-        d_act.fill(0.0);
-        matmul_add(
-            (steps, width, c),
-            (d_out, Strides::rows(width)),
-            (&params[p.out], Strides::rows(width).t()),
-            (&mut d_act, Strides::rows(c)),
-        );
-        gate::backward(gated, &d_act, &mut d_pre, c);
-        add_column_sums(&mut d_params[p.conv_bias], &d_pre);
-        conditioning_gradient(shape, layer, &d_pre, cond, (&mut d_features, &mut d_weights));
-        let (h, conv) = (&hidden[layer], &params[p.conv.clone()]);
-        let d_conv = &mut d_params[p.conv];
-        for (tap, range, from) in shape.taps(shape.dilations[layer], steps) {
-            let (n, at) = (range.len(), tap * c * 2 * c);
-            let d_rows = (&d_pre[range.start * 2 * c..], Strides::rows(2 * c));
-            matmul_add(
-                (c, n, 2 * c),
-                (&h[from * c..], Strides::rows(c).t()),
-                d_rows,
-                (&mut d_conv[at..], Strides::rows(2 * c)),
-            );
-            matmul_add(
-                (n, 2 * c, c),
-                d_rows,
-                (&conv[at..], Strides::rows(2 * c).t()),
-                (&mut dh[from * c..], Strides::rows(c)),
-            );
-        }
-    }
-    let (weight, bias) = shape.start();
-    let mut dx = vec![0.0; x.len()];
-    matmul_add(
-        (steps, c, shape.inputs),
-        (&dh, Strides::rows(c)),
-        (&params[weight.clone()], Strides::rows(c).t()),
-        (&mut dx, Strides::rows(shape.inputs)),
-    );
-    matmul_add(
-        (shape.inputs, steps, c),
-        (x, Strides::rows(shape.inputs).t()),
-        (&dh, Strides::rows(c)),
-        (&mut d_params[weight], Strides::rows(c)),
-    );
-    add_column_sums(&mut d_params[bias], &dh);
-    Gradients { x: dx, features: d_features, params: d_params, weights: d_weights }
-}
-
-/// Adds the gradients of the features and of the projection's weights, from those before a layer's gate.
-fn conditioning_gradient(
-    shape: &Shape,
-    layer: usize,
-    d_pre: &[f32],
-    cond: Conditioning,
-    (d_features, d_weights): (&mut [f32], &mut [f32]),
-) {
-    let (w, width) = (2 * shape.channels, shape.cond_width());
-    let steps = d_pre.len() / w;
-    let (rows, gathered) =
-        (shape.cond_rows(steps), if shape.up == 1 { Vec::new() } else { gathered(shape.up, d_pre, w) });
-    let d_rows = if shape.up == 1 { d_pre } else { &gathered };
-    matmul_add(
-        (cond.width, rows, w),
-        (cond.features, Strides::rows(cond.width).t()),
-        (d_rows, Strides::rows(w)),
-        (&mut d_weights[layer * w..], Strides::rows(width)),
-    );
-    matmul_add(
-        (rows, w, cond.width),
-        (d_rows, Strides::rows(w)),
-        (&cond.weights[layer * w..], Strides::rows(width).t()),
-        (d_features, Strides::rows(cond.width)),
-    );
-}
-
 /// The gradient of rows between which `up` steps each were interpolated, from that of the steps, `w` wide.
 fn gathered(up: usize, d_steps: &[f32], w: usize) -> Vec<f32> {
     let mut d_rows = vec![0.0; ((d_steps.len() / w).div_ceil(up) + 1) * w];
@@ -509,6 +511,7 @@ fn gathered(up: usize, d_steps: &[f32], w: usize) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::choice::Kernel;
     use super::*;
 
     #[test]
@@ -525,13 +528,23 @@ mod tests {
             let (features, weights) = (some(shape.cond_rows(steps) * 5, 3), some(5 * shape.cond_width(), 4));
             let cond = Conditioning { features: &features, width: 5, weights: &weights };
             let dy = some(steps * 4, 5);
-            let all = [Keep::Nothing, Keep::Gates, Keep::Everything].map(|keep| {
-                let (y, saved) = forward(&shape, &params, &x, cond, keep);
-                let d = backward(&shape, &params, &x, cond, saved.as_ref(), &dy);
-                (y, [d.x, d.features, d.params, d.weights])
+            let all = [Products::Floats, Products::Bfloats(Kernel::Scalar)].map(|products| {
+                let pass = Pass { shape: &shape, params: &params, x: &x, cond, products };
+                let [nothing, gates, everything] = [Keep::Nothing, Keep::Gates, Keep::Everything].map(|keep| {
+                    let (y, saved) = pass.forward(keep);
+                    let d = pass.backward(saved.as_ref(), &dy);
+                    [y, d.x, d.features, d.params, d.weights]
+                });
+                assert!(nothing == gates && gates == everything, "{shape:?}");
+                everything
             });
-            assert!(all[0] == all[1] && all[1] == all[2], "{shape:?}");
-            assert!(all[0].1.iter().all(|d| d.iter().any(|d| *d != 0.0)), "{shape:?}");
+            for (floats, bfloats) in all[0].iter().zip(&all[1]) {
+                let power = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>();
+                let noise = power(&mut floats.iter().zip(bfloats).map(|(a, b)| a - b));
+                let ratio = noise / power(&mut floats.iter().copied());
+                // eight bits: not the same, and near it
+                assert!((1e-9..2e-4).contains(&ratio), "{shape:?}: {ratio}");
+            }
         }
     }
 }

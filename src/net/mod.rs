@@ -10,6 +10,7 @@ pub mod wavenet;
 
 use crate::kernels::choice::Kernel;
 use crate::kernels::conditioner::Weights;
+use crate::kernels::multiply::Products;
 use crate::kernels::recall::Recall;
 use crate::kernels::recursion;
 use candle_core::{D, Result, Tensor};
@@ -24,6 +25,9 @@ pub use wavenet::{Projection, WaveNet};
 pub struct Passes {
     /// The backward pass computes activations again that the forward pass would keep: less memory, more time.
     pub recompute: bool,
+    /// How the products of WaveNets' layers are done on the CPU. What is added up, the weights that are trained and
+    /// all the rest stay in f32.
+    pub products: Products,
 }
 
 /// What conditions a net.

@@ -1,10 +1,11 @@
 //! A WaveNet conditioner: the graph that defines it, and the fused CPU body that runs it.
 
-use super::{CondNet, Conditioning};
+use super::{CondNet, Conditioning, Passes};
 use crate::kernels::choice::Kernel;
 use crate::kernels::conditioner::Weights;
+use crate::kernels::multiply::Products;
 use crate::kernels::recall::{Recall, WaveNetRecall};
-use crate::kernels::wavenet::{self as kernel, Keep, Shape};
+use crate::kernels::wavenet::{self as kernel, Keep, Pass, Shape};
 use crate::kernels::{recursion, stream};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Storage, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -259,8 +260,9 @@ impl CondNet for WaveNet {
         let params = self.flat_params(cond.projection.bias(), Some(&cond.projection.weight()?))?;
         let (x, features) = (x.contiguous()?, cond.features.contiguous()?);
         let goes_back = [&x, &features, &params].iter().any(|t| t.track_op());
-        let op =
-            Fused { shape: self.shape.clone(), keeps: goes_back && !cond.passes.recompute, saved: Mutex::new(None) };
+        let Passes { recompute, products } = cond.passes;
+        let (shape, saved) = (self.shape.clone(), Mutex::new(None));
+        let op = Fused { shape, keeps: goes_back && !recompute, products, saved };
         x.apply_op3(&features, &params, op)
     }
 
@@ -334,6 +336,7 @@ struct Fused {
     shape: Shape,
     /// Whether there is a backward pass to come that wants activations kept.
     keeps: bool,
+    products: Products,
     saved: Mutex<Option<Vec<kernel::Saved>>>,
 }
 
@@ -354,6 +357,10 @@ fn on_cpu(storage: &Storage) -> Result<&CpuStorage> {
 }
 
 impl Fused {
+    fn pass<'a>(&'a self, params: &'a [f32], x: &'a [f32], cond: kernel::Conditioning<'a>) -> Pass<'a> {
+        Pass { shape: &self.shape, params, x, cond, products: self.products }
+    }
+
     fn keep(&self, batch: usize, steps: usize) -> Keep {
         match batch * steps * self.shape.layers() * 3 * self.shape.channels {
             _ if !self.keeps => Keep::Nothing,
@@ -392,9 +399,7 @@ impl CustomOp3 for Fused {
         let results: Vec<_> = x
             .par_chunks(steps * inputs)
             .zip(features.par_chunks(rows * width))
-            .map(|(x, features)| {
-                kernel::forward(&self.shape, params, x, kernel::Conditioning { features, width, weights }, keep)
-            })
+            .map(|(x, features)| self.pass(params, x, kernel::Conditioning { features, width, weights }).forward(keep))
             .collect();
         let mut y = Vec::with_capacity(batch * steps * self.shape.outputs);
         let mut saved = Vec::new();
@@ -437,7 +442,7 @@ impl CustomOp3 for Fused {
                 let dy = &dv[b * steps * self.shape.outputs..][..steps * self.shape.outputs];
                 let saved = saved.as_ref().map(|saved| &saved[b]);
                 let cond = kernel::Conditioning { features, width, weights };
-                kernel::backward(&self.shape, params_here, x, cond, saved, dy)
+                self.pass(params_here, x, cond).backward(saved, dy)
             })
             .collect();
         let (mut dx, mut d_features) = (Vec::with_capacity(xv.len()), Vec::with_capacity(fv.len()));

@@ -355,7 +355,7 @@ fn fused_wavenet_equals_its_graph_in_values_and_gradients() {
         let cond = |recompute| Conditioning {
             features: features.as_tensor(),
             projection: &projection,
-            passes: Passes { recompute },
+            passes: Passes { recompute, ..Passes::default() },
         };
         let fused = wavenet.forward(&x, cond(false)).unwrap();
         let again = wavenet.forward(&x, cond(true)).unwrap();

@@ -4,6 +4,8 @@ use assert_cmd::Command;
 use candle_core::Device;
 use melglow::audio::wav::{self, WavFormat};
 use melglow::flow::config::{Block, StepConfig, WhiteningConfig};
+use melglow::kernels::choice::Kernel;
+use melglow::kernels::multiply::Products;
 use melglow::mel::MelConfig;
 use melglow::net::Passes;
 use melglow::train::config::{Validation, Variety};
@@ -145,7 +147,7 @@ fn resumed_is_straight(recipe: &Recipe) -> Place {
         train(&Options { stop_after: Some(10), ..place.options(recipe, "halves") }, &AtomicBool::new(false)).unwrap();
     assert_eq!((stopped.step, stopped.complete), (10, false));
     // activations that are computed again are those that were kept
-    let passes = Passes { recompute: true };
+    let passes = Passes { recompute: true, ..Passes::default() };
     let resumed = Options { resume: true, passes, ..place.options(recipe, "halves") };
     let resumed = train(&resumed, &AtomicBool::new(false)).unwrap();
     assert_eq!((resumed.step, resumed.complete), (20, true));
@@ -420,6 +422,36 @@ fn the_held_out_figure_is_that_of_its_step() {
     assert_eq!(train(&["--resume", "--stop-after", "4"]), "step 4: run/step-4");
     assert_eq!(train(&["--resume", "--stop-after", "5"]), format!("step 5, {}: run/step-5", held(1)));
     assert_eq!(train(&["--resume", "--steps", "6"]), format!("step 6, {}: run/step-6", held(2)));
+}
+
+#[test]
+fn bf16_learns_as_f32_does_on_any_number_of_threads() {
+    let place = Place::new();
+    let mut recipe = recipe(60);
+    recipe.training.eval_every = 60;
+    let products = Products::Bfloats(Kernel::Scalar);
+    let run = |products, out: &str, threads| {
+        let options = Options { passes: Passes { products, ..Passes::default() }, ..place.options(&recipe, out) };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let summary = pool.install(|| train(&options, &AtomicBool::new(false))).unwrap();
+        (summary.held_out.unwrap().bits, bytes(&summary.checkpoint))
+    };
+    let floats = run(Products::Floats, "floats", 1);
+    let bfloats = run(products, "bfloats", 1);
+    assert!(bfloats == run(products, "threads", 3));
+    let first = place.log("floats")[0]["held_out_bits"].as_f64().unwrap();
+    assert!(floats.0 < first - 0.5 && floats.1 != bfloats.1, "{first}, {}", floats.0);
+    assert!((floats.0 - bfloats.0).abs() < 0.005, "{} and {}", floats.0, bfloats.0);
+}
+
+#[test]
+fn bf16_is_said_to_be_missing_where_it_is() {
+    let place = Place::new();
+    let args = ["train", "--data", "data", "--recipe", "tiny", "--out", "run", "--precision", "bf16", "--steps", "1"];
+    let (code, _, err) = place.run(&args);
+    let said = "melglow: no bf16 here, without AMX or leave to use it: training runs in f32\n";
+    let tiles = fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("amx_bf16"));
+    assert!(code == 0 && err.contains(said) != tiles, "{err}");
 }
 
 #[test]

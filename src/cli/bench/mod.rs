@@ -7,6 +7,7 @@ mod synth;
 mod train;
 
 use super::source::is_stdio;
+use super::train::{DeviceName, passes};
 use super::{PrecisionArgs, say, thread_range, use_threads, voice};
 use crate::atomic;
 use crate::mel::{MelSpectrogram, file};
@@ -59,7 +60,7 @@ pub struct BenchArgs {
     #[arg(long, conflicts_with = "threads")]
     stream: bool,
     /// Measure training steps of --arch
-    #[arg(long, requires = "arch", conflicts_with_all = ["stream", "voice", "mel", "seconds", "refine", "precision"])]
+    #[arg(long, requires = "arch", conflicts_with_all = ["stream", "voice", "mel", "seconds", "refine"])]
     train: bool,
     /// Keep no activations for the backward pass, as melglow train --recompute
     #[arg(long, requires = "train")]
@@ -97,8 +98,8 @@ pub struct BenchArgs {
 }
 
 impl BenchArgs {
-    fn passes(&self) -> Passes {
-        Passes { recompute: self.recompute }
+    fn passes(&self) -> Result<Passes> {
+        Ok(passes(self.precision.precision, self.recompute, DeviceName::Cpu)?)
     }
 }
 
@@ -145,7 +146,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         return stream::run(args, &vocoder);
     }
     if let (Some(recipe), true) = (&recipe, args.train) {
-        return report(args, |threads| train::measure(recipe, args.passes(), args.rounds, threads));
+        return report(args, |threads| train::measure(recipe, args.passes()?, args.rounds, threads));
     }
     let mel = |vocoder: &Vocoder| spoken(args, vocoder);
     let plan = synth::Plan {

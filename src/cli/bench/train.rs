@@ -4,9 +4,11 @@ use super::machine::{Peaks, Shares, Spread, forget_peak_memory, peak_memory};
 use super::{Report, Run, giga, megabytes};
 use crate::flow::{Flow, nll};
 use crate::kernels::choice::Kernel;
+use crate::kernels::multiply::Products;
 use crate::net::{Params, Passes};
 use crate::train::Recipe;
 use crate::train::optimiser::Optimiser;
+use crate::vocoder::Precision;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -22,6 +24,8 @@ const PASSES: f64 = 3.0;
 #[derive(Serialize, Deserialize)]
 pub struct Training {
     threads: usize,
+    precision: String,
+    recompute: bool,
     parameters: usize,
     batch: usize,
     segment_samples: usize,
@@ -76,8 +80,11 @@ pub fn measure(recipe: &Recipe, passes: Passes, rounds: usize, threads: usize) -
     let rates = seconds.iter().map(|seconds| samples / seconds).collect();
     let (step_seconds, samples_per_second) = (Spread::of(seconds), Spread::of(rates));
     let macs_per_sample = PASSES * flow.macs_per_sample();
+    let precision = if passes.products == Products::Floats { Precision::F32 } else { Precision::Bf16 };
     let run = Training {
         threads,
+        precision: precision.name().to_string(),
+        recompute: passes.recompute,
         parameters: optimiser.values(),
         batch: t.batch,
         segment_samples: t.segment_samples,
@@ -97,7 +104,9 @@ impl Run for Training {
         let Some(first) = report.runs.first() else { return Ok(()) };
         writeln!(
             out,
-            "training f32, {:.2} M parameters, steps of {} × {} samples; {:.3} MMAC a sample, forward and backward",
+            "training {}{}, {:.2} M parameters, steps of {} × {} samples; {:.3} MMAC a sample, forward and backward",
+            first.precision,
+            if first.recompute { ", activations computed again" } else { "" },
             first.parameters as f64 / 1e6,
             first.batch,
             first.segment_samples,
