@@ -123,6 +123,13 @@ impl Packed {
         nets.map(|net| net.quantise(numbers)).filter(|&changed| changed).count() > 0
     }
 
+    /// Whether integers are faster for every coupling's net, and not heard.
+    pub(crate) fn gains_from_integers(&self) -> bool {
+        let nets =
+            || self.stages.iter().filter_map(|s| if let Stage::Coupling { net, .. } = s { Some(net) } else { None });
+        nets().next().is_some() && nets().all(|net| net.gains_from_integers())
+    }
+
     /// Whether threads share the work of so many frames well: then the layers of every net are large.
     pub fn shares_well(&self, frames: usize) -> bool {
         let steps = frames * self.hop / self.group;

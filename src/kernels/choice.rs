@@ -77,6 +77,11 @@ impl Kernel {
         })
     }
 
+    /// Whether products of 16-bit integers are faster than those of floats.
+    pub(crate) fn has_fast_integers(self) -> bool {
+        matches!(self, Self::Avx2 | Self::Avx512)
+    }
+
     /// Whether one instruction multiplies pairs of integers and adds them up (VNNI).
     pub fn has_vnni(self) -> bool {
         match self {

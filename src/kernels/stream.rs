@@ -61,6 +61,13 @@ impl Weights {
         Self { shape: shape.clone(), layers, short: Vec::new(), numbers: Numbers::Integers, cond }
     }
 
+    /// Whether integers are faster by more than a tenth, and too near to f32 to be heard: measured where layers are as
+    /// large as in WaveGlow's nets of 64 channels and more.
+    pub(crate) fn gains_from_integers(&self) -> bool {
+        let large = |layer: &Layer<Panels>| layer.conv.kernel().has_fast_integers() && layer.conv.depth() >= 512;
+        self.shape.channels >= 64 && self.layers.len() > 1 && self.layers.iter().skip(1).all(large)
+    }
+
     /// Goes over to sixteen bits where that pays: in all layers but the first, which reads the net's own
     /// few channels. Whether anything changed.
     pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {

@@ -7,6 +7,7 @@ use melglow::flow::config::{
     Block, ConditioningConfig, FlowConfig, MapConfig, MixForm, SeparableConfig, SequenceConfig, Split, StepConfig,
     WaveNetConfig, WhiteningConfig,
 };
+use melglow::kernels::choice::Kernel;
 use melglow::mel::{MelConfig, MelSpectrogram};
 use melglow::net::Params;
 use melglow::net::params::{named_rng, normal};
@@ -311,6 +312,28 @@ fn integers_are_close_to_floats() {
         let snr = 10.0 * (power(&mut float.iter().copied()) / difference).log10();
         // infinite if nothing were in integers
         assert!((60.0..200.0).contains(&snr), "{name}: {snr} dB");
+    }
+}
+
+/// Where nothing is said about numbers, integers are for wide nets that are conditioned at every step.
+#[test]
+fn the_fastest_precision_is_integers_for_wide_nets_alone() {
+    let precision = |channels: usize, dilations: usize, conditioning: ConditioningConfig| {
+        let net = WaveNetConfig { channels, dilations: vec![1; dilations], ..net(true, true, false) };
+        let steps = vec![StepConfig::mix(), StepConfig::coupling(net, None)];
+        let voice = voice("wide", &FlowConfig::new(conditioning, 4, vec![Block { repeat: 1, steps }]));
+        let (fastest, floats) = (Vocoder::fastest(&voice).unwrap(), Vocoder::new(&voice).unwrap());
+        let speak = |vocoder: &Vocoder| bits(&vocoder.vocode(&mel(20), &options(0), None).unwrap().samples);
+        assert_eq!(speak(&fastest) == speak(&floats), fastest.precision() == Precision::F32);
+        fastest.precision()
+    };
+    let upsample = || ConditioningConfig::Upsample { kernel: 32 };
+    // 20 features beside three taps
+    let wide = precision(168, 2, upsample());
+    let fast = matches!(Kernel::chosen().unwrap(), Kernel::Avx2 | Kernel::Avx512);
+    assert_eq!(wide, if fast { Precision::Int16 } else { Precision::F32 });
+    for narrow in [precision(160, 2, upsample()), precision(168, 1, upsample()), precision(160, 2, frame(None))] {
+        assert_eq!(narrow, Precision::F32);
     }
 }
 

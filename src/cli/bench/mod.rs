@@ -99,7 +99,7 @@ pub struct BenchArgs {
 
 impl BenchArgs {
     fn passes(&self) -> Result<Passes> {
-        Ok(passes(self.precision.precision, self.recompute, DeviceName::Cpu)?)
+        Ok(passes(self.precision.measured(), self.recompute, DeviceName::Cpu)?)
     }
 }
 
@@ -142,7 +142,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     };
     if args.stream {
         use_threads(Some(1))?;
-        let vocoder = args.precision.vocoder(&open()?)?;
+        let measured = PrecisionArgs { precision: Some(args.precision.measured()) };
+        let vocoder = measured.vocoder(&open()?)?;
         return stream::run(args, &vocoder);
     }
     if let (Some(recipe), true) = (&recipe, args.train) {
@@ -150,7 +151,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     let mel = |vocoder: &Vocoder| spoken(args, vocoder);
     let plan = synth::Plan {
-        precision: args.precision.precision,
+        precision: args.precision.measured(),
         refine: args.refine,
         refine_lookahead: args.refine_lookahead,
         rounds: args.rounds,
@@ -201,7 +202,7 @@ fn in_child<R: Run>(args: &BenchArgs, threads: usize) -> Result<(String, R)> {
     child.args([
         "bench",
         "--precision",
-        args.precision.precision.name(),
+        args.precision.measured().name(),
         "--json",
         "-",
         "--threads",
