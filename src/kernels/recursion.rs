@@ -190,6 +190,7 @@ mod tests {
     use super::super::multiply::Products;
     use super::super::wavenet;
     use super::*;
+    use crate::kernels::merged::chained;
 
     fn values(count: usize, seed: usize, most: f32) -> Vec<f32> {
         (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 * most - most).collect()
@@ -230,11 +231,15 @@ mod tests {
                 let cond = values(3 * shape.cond_width(), 2, 0.5);
                 let rows = shape.cond_rows(steps);
                 let (x, features) = (values(steps * inputs, 3, 1.0), values(rows * 3, 4, 1.0));
+                let projected = chained(&features, 3, 3, &cond, shape.cond_width());
                 let pass = wavenet::Pass {
                     shape: &shape,
                     params: &params,
                     x: &x,
-                    cond: wavenet::Conditioning { features: &features, width: 3, weights: &cond },
+                    cond: match shape.up {
+                        1 => wavenet::Conditioning::Features(&features, &cond),
+                        _ => wavenet::Conditioning::Projected(&projected),
+                    },
                     products: Products::Floats,
                 };
                 let (expected, _) = pass.forward(wavenet::Keep::Nothing);

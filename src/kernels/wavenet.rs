@@ -1,7 +1,8 @@
 //! A whole WaveNet conditioner, forward and backward, for one sequence.
 //!
 //! `h = start(x)`; per layer `a = tanh · σ (conv(h) + cond)`, `r = res_skip(a)`, `h += r` and, with
-//! skips, `skip += r`; then `end`. `cond` is projected layer by layer, so that no pass holds the whole of it. Prenger et al. 2018; NVIDIA/waveglow `glow.py`, class WN.
+//! skips, `skip += r`; then `end`. Conditioning for every step is projected layer by layer, so that no pass holds the
+//! whole of it. Prenger et al. 2018; NVIDIA/waveglow `glow.py`, class WN.
 
 use super::multiply::Products;
 use super::{Strides, gate, matmul_add};
@@ -128,15 +129,15 @@ impl Shape {
     }
 }
 
-/// Features of the mel, and the matrix that projects them for every layer.
+/// What a sequence is conditioned on.
 #[derive(Clone, Copy)]
-pub struct Conditioning<'a> {
-    /// `[cond_rows, width]`.
-    pub features: &'a [f32],
-    /// Features of a row.
-    pub width: usize,
-    /// `[width, cond_width]`.
-    pub weights: &'a [f32],
+pub enum Conditioning<'a> {
+    /// For nets with a row for every step: features, `[steps, width]`, and the matrix that projects them for every
+    /// layer, `[width, cond_width]`.
+    Features(&'a [f32], &'a [f32]),
+    /// For nets whose steps lie between rows: those projected already, `[cond_rows, cond_width]`, as they are few, and
+    /// quicker to project for many sequences at once.
+    Projected(&'a [f32]),
 }
 
 /// A conditioner at work on one sequence.
@@ -179,11 +180,11 @@ pub struct Saved {
 pub struct Gradients {
     /// Of the input, `[steps, inputs]`.
     pub x: Vec<f32>,
-    /// Of the mel's features.
-    pub features: Vec<f32>,
+    /// Of the mel's features, or of their projection.
+    pub rows: Vec<f32>,
     /// Of the flat parameters.
     pub params: Vec<f32>,
-    /// Of the projection's weights.
+    /// Of the projection's weights, if it was done here.
     pub weights: Vec<f32>,
 }
 
@@ -211,8 +212,14 @@ impl Pass<'_> {
     pub fn forward(&self, keep: Keep) -> (Vec<f32>, Option<Saved>) {
         let Self { shape, params, cond, .. } = *self;
         let (c, steps) = (shape.channels, self.steps());
-        assert!(params.len() == shape.param_count() && cond.features.len() >= shape.cond_rows(steps) * cond.width);
-        assert!(cond.weights.len() == cond.width * shape.cond_width());
+        assert!(params.len() == shape.param_count());
+        let width = shape.cond_width();
+        assert!(match cond {
+            Conditioning::Features(features, weights) => {
+                shape.up == 1 && features.len() * width >= steps * weights.len() && weights.len().is_multiple_of(width)
+            }
+            Conditioning::Projected(rows) => shape.up > 1 && rows.len() >= shape.cond_rows(steps) * width,
+        });
         let (mut gated, mut hidden) = (Vec::new(), Vec::new());
         let mut h = self.first_hidden();
         let mut skip = if shape.skip { vec![0.0; steps * c] } else { Vec::new() };
@@ -265,16 +272,22 @@ impl Pass<'_> {
 
     /// Fills `pre` `[steps, 2·channels]` with what goes into a layer's gate.
     fn before_gate(&self, layer: usize, h: &[f32], pre: &mut [f32]) {
-        let (shape, p) = (self.shape, self.shape.layer(layer));
-        let (c, steps, bias) = (shape.channels, self.steps(), &self.params[p.conv_bias]);
-        if shape.up == 1 {
-            fill_rows(pre, bias);
-            self.project(layer, steps, pre);
-        } else {
-            let rows = shape.cond_rows(steps);
-            let mut projected = vec![0.0; rows * 2 * c];
-            self.project(layer, rows, &mut projected);
-            interpolated_bias(shape.up, bias, (&projected, 2 * c, 0), 0, pre);
+        let (shape, p, steps) = (self.shape, self.shape.layer(layer), self.steps());
+        let (c, width, bias) = (shape.channels, shape.cond_width(), &self.params[p.conv_bias]);
+        match self.cond {
+            Conditioning::Features(features, weights) => {
+                fill_rows(pre, bias);
+                let features_width = weights.len() / width;
+                self.products.add(
+                    (steps, features_width, 2 * c),
+                    (features, Strides::rows(features_width)),
+                    (&weights[layer * 2 * c..], Strides::rows(width)),
+                    (pre, Strides::rows(2 * c)),
+                );
+            }
+            Conditioning::Projected(rows) => {
+                interpolated_bias(shape.up, bias, (&rows[layer * 2 * c..], width, 0), 0, pre);
+            }
         }
         let conv = &self.params[p.conv];
         for (tap, range, from) in shape.taps(shape.dilations[layer], steps) {
@@ -285,17 +298,6 @@ impl Pass<'_> {
                 (&mut pre[range.start * 2 * c..], Strides::rows(2 * c)),
             );
         }
-    }
-
-    /// Adds a layer's columns of the projection of the first `rows` rows of features to `out` `[rows, 2·channels]`.
-    fn project(&self, layer: usize, rows: usize, out: &mut [f32]) {
-        let (w, cond) = (2 * self.shape.channels, self.cond);
-        self.products.add(
-            (rows, cond.width, w),
-            (cond.features, Strides::rows(cond.width)),
-            (&cond.weights[layer * w..], Strides::rows(self.shape.cond_width())),
-            (out, Strides::rows(w)),
-        );
     }
 
     /// What a layer adds to the residual and the skip sum, `[steps, out_width]`, from its gates' product.
@@ -341,7 +343,11 @@ impl Pass<'_> {
         let hidden_again = saved.hidden.is_empty().then(|| self.hidden_again(&saved.gated));
         let hidden = hidden_again.as_ref().unwrap_or(&saved.hidden);
         let mut d_params = vec![0.0; params.len()];
-        let (mut d_features, mut d_weights) = (vec![0.0; cond.features.len()], vec![0.0; cond.weights.len()]);
+        let (rows, weights): (&[f32], &[f32]) = match cond {
+            Conditioning::Features(features, weights) => (features, weights),
+            Conditioning::Projected(rows) => (rows, &[]),
+        };
+        let (mut d_rows, mut d_weights) = (vec![0.0; rows.len()], vec![0.0; weights.len()]);
 
         let (weight, bias) = shape.end();
         let mut d_last = vec![0.0; steps * c];
@@ -397,7 +403,10 @@ impl Pass<'_> {
             );
             gate::backward(gated, &d_act, &mut d_pre, c);
             add_column_sums(&mut d_params[p.conv_bias], &d_pre);
-            self.conditioning_gradient(layer, &d_pre, (&mut d_features, &mut d_weights));
+            match cond {
+                Conditioning::Features(..) => self.features_gradient(layer, &d_pre, (&mut d_rows, &mut d_weights)),
+                Conditioning::Projected(_) => gather(shape, &d_pre, layer, &mut d_rows),
+            }
             let (h, conv) = (&hidden[layer], &params[p.conv.clone()]);
             let d_conv = &mut d_params[p.conv];
             for (tap, range, from) in shape.taps(shape.dilations[layer], steps) {
@@ -432,26 +441,25 @@ impl Pass<'_> {
             (&mut d_params[weight], Strides::rows(c)),
         );
         add_column_sums(&mut d_params[bias], &dh);
-        Gradients { x: dx, features: d_features, params: d_params, weights: d_weights }
+        Gradients { x: dx, rows: d_rows, params: d_params, weights: d_weights }
     }
 
-    /// Adds the gradients of the features and of the projection's weights, from those before a layer's gate.
-    fn conditioning_gradient(&self, layer: usize, d_pre: &[f32], (d_features, d_weights): (&mut [f32], &mut [f32])) {
-        let Self { shape, cond, products, .. } = *self;
-        let (w, width, rows) = (2 * shape.channels, shape.cond_width(), shape.cond_rows(self.steps()));
-        let between = if shape.up == 1 { Vec::new() } else { gathered(shape.up, d_pre, w) };
-        let d_rows = if shape.up == 1 { d_pre } else { &between };
-        products.add(
-            (cond.width, rows, w),
-            (cond.features, Strides::rows(cond.width).t()),
-            (d_rows, Strides::rows(w)),
+    /// Adds the gradients of features and of the projection's weights, from those before a layer's gate.
+    fn features_gradient(&self, layer: usize, d_pre: &[f32], (d_features, d_weights): (&mut [f32], &mut [f32])) {
+        let Conditioning::Features(features, weights) = self.cond else { return };
+        let (steps, w, width) = (self.steps(), 2 * self.shape.channels, self.shape.cond_width());
+        let features_width = weights.len() / width;
+        self.products.add(
+            (features_width, steps, w),
+            (features, Strides::rows(features_width).t()),
+            (d_pre, Strides::rows(w)),
             (&mut d_weights[layer * w..], Strides::rows(width)),
         );
-        products.add(
-            (rows, w, cond.width),
-            (d_rows, Strides::rows(w)),
-            (&cond.weights[layer * w..], Strides::rows(width).t()),
-            (d_features, Strides::rows(cond.width)),
+        self.products.add(
+            (steps, w, features_width),
+            (d_pre, Strides::rows(w)),
+            (&weights[layer * w..], Strides::rows(width).t()),
+            (d_features, Strides::rows(features_width)),
         );
     }
 }
@@ -495,18 +503,19 @@ pub fn interpolation(t: usize, up: usize) -> (usize, f32) {
     (t / up, ((t % up) as f32 + 0.5) / up as f32)
 }
 
-/// The gradient of rows between which `up` steps each were interpolated, from that of the steps, `w` wide.
-fn gathered(up: usize, d_steps: &[f32], w: usize) -> Vec<f32> {
-    let mut d_rows = vec![0.0; ((d_steps.len() / w).div_ceil(up) + 1) * w];
-    for (t, d) in d_steps.chunks_exact(w).enumerate() {
-        let (r, frac) = interpolation(t, up);
-        let (now, next) = d_rows[r * w..].split_at_mut(w);
+/// Adds to a layer's columns of projected rows, between which steps were interpolated, what the gradient before its
+/// gate makes of theirs.
+fn gather(shape: &Shape, d_pre: &[f32], layer: usize, d_rows: &mut [f32]) {
+    let (w, width) = (2 * shape.channels, shape.cond_width());
+    for (t, d) in d_pre.chunks_exact(w).enumerate() {
+        let (r, frac) = interpolation(t, shape.up);
+        let (now, next) = d_rows[r * width..].split_at_mut(width);
+        let (now, next) = (&mut now[layer * w..][..w], &mut next[layer * w..][..w]);
         for i in 0..w {
             now[i] += (1.0 - frac) * d[i];
             next[i] += frac * d[i];
         }
     }
-    d_rows
 }
 
 #[cfg(test)]
@@ -525,20 +534,24 @@ mod tests {
             let shape = Shape { inputs: 3, channels: 7, outputs: 4, kernel: 3, causal: !skip, dilations, skip, up };
             let steps = 29;
             let (x, params) = (some(steps * 3, 1), some(shape.param_count(), 2));
-            let (features, weights) = (some(shape.cond_rows(steps) * 5, 3), some(5 * shape.cond_width(), 4));
-            let cond = Conditioning { features: &features, width: 5, weights: &weights };
+            let (rows, width) = (shape.cond_rows(steps), shape.cond_width());
+            let (features, weights, projected) = (some(rows * 5, 3), some(5 * width, 4), some(rows * width, 3));
+            let cond = match up {
+                1 => Conditioning::Features(&features, &weights),
+                _ => Conditioning::Projected(&projected),
+            };
             let dy = some(steps * 4, 5);
             let all = [Products::Floats, Products::Bfloats(Kernel::Scalar)].map(|products| {
                 let pass = Pass { shape: &shape, params: &params, x: &x, cond, products };
                 let [nothing, gates, everything] = [Keep::Nothing, Keep::Gates, Keep::Everything].map(|keep| {
                     let (y, saved) = pass.forward(keep);
                     let d = pass.backward(saved.as_ref(), &dy);
-                    [y, d.x, d.features, d.params, d.weights]
+                    [y, d.x, d.rows, d.params, d.weights]
                 });
                 assert!(nothing == gates && gates == everything, "{shape:?}");
                 everything
             });
-            for (floats, bfloats) in all[0].iter().zip(&all[1]) {
+            for (floats, bfloats) in all[0].iter().zip(&all[1]).filter(|(floats, _)| !floats.is_empty()) {
                 let power = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>();
                 let noise = power(&mut floats.iter().zip(bfloats).map(|(a, b)| a - b));
                 let ratio = noise / power(&mut floats.iter().copied());

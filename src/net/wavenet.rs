@@ -257,13 +257,16 @@ impl CondNet for WaveNet {
         if !x.device().is_cpu() {
             return self.forward_graph(x, cond);
         }
-        let params = self.flat_params(cond.projection.bias(), Some(&cond.projection.weight()?))?;
-        let (x, features) = (x.contiguous()?, cond.features.contiguous()?);
-        let goes_back = [&x, &features, &params].iter().any(|t| t.track_op());
+        // rows for every step are projected inside, layer by layer
+        let weights = if self.shape.up == 1 { Some(cond.projection.weight()?) } else { None };
+        let rows = if weights.is_some() { cond.features.clone() } else { cond.product()? };
+        let params = self.flat_params(cond.projection.bias(), weights.as_ref())?;
+        let (x, rows) = (x.contiguous()?, rows.contiguous()?);
+        let goes_back = [&x, &rows, &params].iter().any(|t| t.track_op());
         let Passes { recompute, products } = cond.passes;
         let (shape, saved) = (self.shape.clone(), Mutex::new(None));
         let op = Fused { shape, keeps: goes_back && !recompute, products, saved };
-        x.apply_op3(&features, &params, op)
+        x.apply_op3(&rows, &params, op)
     }
 
     fn pack(&self, projection: &Projection, kernel: Kernel) -> Result<Option<Weights>> {
@@ -330,8 +333,8 @@ pub fn upsample(rows: &Tensor, up: usize, steps: usize) -> Result<Tensor> {
 /// Activations above which the layers' inputs aren't kept, as they are quick to make again: 16 MiB.
 const KEEP_LIMIT: usize = 4 << 20;
 
-/// The kernel as one node of candle's graph: of the input, the mel's features, and the flat parameters with the
-/// projection's weights behind them.
+/// The kernel as one node of candle's graph: of the input; the mel's features, or where steps lie between rows their
+/// projection; and the flat parameters, with the projection's weights behind them where it is done inside.
 struct Fused {
     shape: Shape,
     /// Whether there is a backward pass to come that wants activations kept.
@@ -357,8 +360,18 @@ fn on_cpu(storage: &Storage) -> Result<&CpuStorage> {
 }
 
 impl Fused {
-    fn pass<'a>(&'a self, params: &'a [f32], x: &'a [f32], cond: kernel::Conditioning<'a>) -> Pass<'a> {
+    /// One sequence's pass, with parameters and the projection's weights, if there are any.
+    fn pass<'a>(&'a self, (params, weights): (&'a [f32], &'a [f32]), x: &'a [f32], rows: &'a [f32]) -> Pass<'a> {
+        let cond = match self.shape.up {
+            1 => kernel::Conditioning::Features(rows, weights),
+            _ => kernel::Conditioning::Projected(rows),
+        };
         Pass { shape: &self.shape, params, x, cond, products: self.products }
+    }
+
+    /// How many weights project rows of `width` features here.
+    fn weights(&self, width: usize) -> usize {
+        if self.shape.up == 1 { width * self.shape.cond_width() } else { 0 }
     }
 
     fn keep(&self, batch: usize, steps: usize) -> Keep {
@@ -389,17 +402,18 @@ impl CustomOp3 for Fused {
         if inputs != self.shape.inputs
             || rows < self.shape.cond_rows(steps)
             || items != batch
-            || pl.shape().elem_count() != self.shape.param_count() + width * self.shape.cond_width()
+            || pl.shape().elem_count() != self.shape.param_count() + self.weights(width)
+            || self.shape.up > 1 && width != self.shape.cond_width()
         {
             candle_core::bail!("wavenet: x {:?} and features {:?} do not fit {:?}", xl.dims(), fl.dims(), self.shape)
         }
         let (x, features) = (values(x, xl)?, values(features, fl)?);
-        let (params, weights) = values(params, pl)?.split_at(self.shape.param_count());
+        let params = values(params, pl)?.split_at(self.shape.param_count());
         let keep = self.keep(batch, steps);
         let results: Vec<_> = x
             .par_chunks(steps * inputs)
             .zip(features.par_chunks(rows * width))
-            .map(|(x, features)| self.pass(params, x, kernel::Conditioning { features, width, weights }).forward(keep))
+            .map(|(x, rows)| self.pass(params, x, rows).forward(keep))
             .collect();
         let mut y = Vec::with_capacity(batch * steps * self.shape.outputs);
         let mut saved = Vec::new();
@@ -432,7 +446,7 @@ impl CustomOp3 for Fused {
         let (ps, pl) = params.storage_and_layout();
         let (ds, dl) = dy.storage_and_layout();
         let (xv, fv) = (values(on_cpu(&xs)?, xl)?, values(on_cpu(&fs)?, fl)?);
-        let (params_here, weights) = values(on_cpu(&ps)?, pl)?.split_at(self.shape.param_count());
+        let params_here = values(on_cpu(&ps)?, pl)?.split_at(self.shape.param_count());
         let dv = values(on_cpu(&ds)?, dl)?;
         let results: Vec<_> = (0..batch)
             .into_par_iter()
@@ -441,16 +455,15 @@ impl CustomOp3 for Fused {
                 let features = &fv[b * rows * width..][..rows * width];
                 let dy = &dv[b * steps * self.shape.outputs..][..steps * self.shape.outputs];
                 let saved = saved.as_ref().map(|saved| &saved[b]);
-                let cond = kernel::Conditioning { features, width, weights };
-                self.pass(params_here, x, cond).backward(saved, dy)
+                self.pass(params_here, x, features).backward(saved, dy)
             })
             .collect();
         let (mut dx, mut d_features) = (Vec::with_capacity(xv.len()), Vec::with_capacity(fv.len()));
-        let mut d_params = vec![0.0; params_here.len() + weights.len()];
+        let mut d_params = vec![0.0; params.elem_count()];
         for item in results {
             dx.extend_from_slice(&item.x);
-            d_features.extend_from_slice(&item.features);
-            let (d_own, d_weights) = d_params.split_at_mut(params_here.len());
+            d_features.extend_from_slice(&item.rows);
+            let (d_own, d_weights) = d_params.split_at_mut(params_here.0.len());
             kernel::add(d_own, &item.params);
             kernel::add(d_weights, &item.weights);
         }
