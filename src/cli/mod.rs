@@ -131,30 +131,37 @@ pub(crate) fn voice(choice: Option<&str>) -> Result<Voice> {
 pub struct PrecisionArgs {
     /// Numbers that the flow is worked out in: 32-bit floats, or 16-bit integers where that pays: faster
     /// for wide nets, about 60 dB or more from f32 ("melglow bench --precision int16" tells what it does here); or
-    /// bf16, 40 dB or more from f32, on processors with AMX alone [default: int16 for WaveGlow's nets of 64 channels
+    /// bf16, 30 dB or more from f32, on processors with AMX alone [default: int16 for WaveGlow's nets of 64 channels
     /// and more with AVX2 or AVX-512, else f32; of bench: f32]
     #[arg(long, value_name = "NUMBERS", value_parser = precisions(Precision::ALL))]
     precision: Option<Precision>,
 }
 
 impl PrecisionArgs {
-    /// A vocoder in this precision, or else in the fastest that isn't heard; says so where it is another than asked for.
+    /// A vocoder in this precision, or else in the fastest that isn't heard.
     pub fn vocoder(self, voice: &Voice) -> Result<Vocoder> {
-        let Some(precision) = self.precision else { return Ok(Vocoder::fastest(voice)?) };
-        let vocoder = Vocoder::with_precision(voice, precision)?;
-        let (asked, given) = (precision.name(), vocoder.precision().name());
-        if asked != given {
-            let without = precision == Precision::Bf16 && !Kernel::chosen()?.has_tiles();
-            let why = if without { "here, without AMX or leave to use it" } else { "here for a flow of this design" };
-            say(&format!("{}: no {asked} {why}: it runs in {given}", voice.config().name));
-        }
-        Ok(vocoder)
+        self.precision.map_or_else(|| Ok(Vocoder::fastest(voice)?), |precision| vocoder(voice, precision))
     }
 
     /// The precision, f32 where none is given: what is measured.
     fn measured(self) -> Precision {
         self.precision.unwrap_or_default()
     }
+}
+
+/// Why there is no bf16 on a processor or system.
+const WITHOUT_TILES: &str = "here, without AMX or leave to use it";
+
+/// A vocoder in this precision; says so where the voice runs in another.
+fn vocoder(voice: &Voice, precision: Precision) -> Result<Vocoder> {
+    let vocoder = Vocoder::with_precision(voice, precision)?;
+    let (asked, given) = (precision.name(), vocoder.precision().name());
+    if asked != given {
+        let without = precision == Precision::Bf16 && !Kernel::chosen()?.has_tiles();
+        let why = if without { WITHOUT_TILES } else { "here for a flow of this design" };
+        say(&format!("{}: no {asked} {why}: it runs in {given}", voice.config().name));
+    }
+    Ok(vocoder)
 }
 
 /// The options of speaking.

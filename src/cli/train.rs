@@ -2,6 +2,7 @@
 
 use crate::kernels::choice::Kernel;
 use crate::kernels::multiply::Products;
+use crate::kernels::quantise::Numbers;
 use crate::net::Passes;
 use crate::train::{self, Options, Recipe, Summary};
 use crate::vocoder::Precision;
@@ -52,8 +53,8 @@ pub struct RunArgs {
     /// Save and leave after this step; --resume goes on
     #[arg(long, value_name = "N")]
     pub stop_after: Option<usize>,
-    /// Keep no activations of the conditioners for the backward pass, which computes them again: a fraction of the
-    /// memory, about a third more time, the same weights bit for bit
+    /// Keep no activations of WaveNets for the backward pass, which computes them again (on the CPU): a fraction of
+    /// the memory, about a third more time, the same weights bit for bit
     #[arg(long)]
     pub recompute: bool,
     /// Numbers that the products of WaveNets' layers are worked out in: 32-bit floats; or bf16, with sums and weights
@@ -131,9 +132,9 @@ pub(super) fn passes(precision: Precision, recompute: bool, device: DeviceName) 
             return Err(Error::invalid("--precision bf16 is for the processor's own kernels; leave it out with a GPU"));
         }
         Precision::Bf16 => match Kernel::chosen()? {
-            kernel if kernel.takes_bfloats() => Products::Bfloats(kernel),
+            kernel if kernel.takes(Numbers::Bfloats) => Products::Bfloats(kernel),
             _ => {
-                super::say("no bf16 here, without AMX or leave to use it: training runs in f32");
+                super::say(&format!("no bf16 {}: training runs in f32", super::WITHOUT_TILES));
                 Products::Floats
             }
         },

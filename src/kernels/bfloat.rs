@@ -60,10 +60,7 @@ impl BfloatPanels {
                 let from = pairs.len();
                 pairs.resize(from + Numbers::Bfloats.stride(rows) * width, 0);
                 for (row, weights) in tap.chunks_exact(width).enumerate() {
-                    let line = &mut pairs[from + row / 2 * 2 * width..][..2 * width];
-                    for (pair, weight) in line.chunks_exact_mut(2).zip(weights) {
-                        pair[row % 2] = bfloat(*weight);
-                    }
+                    put_row(&mut pairs[from..], width, row, weights.iter().copied());
                 }
             }
         }
@@ -82,11 +79,9 @@ impl BfloatPanels {
         pairs.resize(begin + layout.panels * depth * width, 0);
         for (panel, pairs) in pairs[begin..].chunks_exact_mut(depth * width).enumerate() {
             let columns = panel * width..columns.min((panel + 1) * width);
-            for (row, line) in pairs.chunks_exact_mut(2 * width).enumerate().take(rows.div_ceil(2)) {
-                for row in 2 * row..rows.min(2 * row + 2) {
-                    let own = columns.clone().map(|column| values[row * strides.row + column * strides.column]);
-                    line.iter_mut().skip(row % 2).step_by(2).zip(own).for_each(|(pair, x)| *pair = bfloat(x));
-                }
+            for row in 0..rows {
+                let at = |column| values[row * strides.row + column * strides.column];
+                put_row(pairs, width, row, columns.clone().map(at));
             }
         }
         let bias = vec![0.0; layout.panels * width];
@@ -125,6 +120,14 @@ impl BfloatPanels {
         let pairs = &self.pairs[self.begin..];
         let size = pairs.len() / self.layout.panels;
         Bfloats { bias: self.bias.as_ptr(), pairs: pairs.as_ptr(), size, inputs }
+    }
+}
+
+/// Rounds a row of weights into its half of a line of pairs.
+fn put_row(pairs: &mut [i16], width: usize, row: usize, weights: impl Iterator<Item = f32>) {
+    let line = &mut pairs[row / 2 * 2 * width..][..2 * width];
+    for (pair, weight) in line.chunks_exact_mut(2).zip(weights) {
+        pair[row % 2] = bfloat(weight);
     }
 }
 

@@ -131,11 +131,6 @@ impl Kernel {
         }
     }
 
-    /// Whether products of bf16 are worth while with these kernels, or asked for by forcing them.
-    pub(crate) fn takes_bfloats(self) -> bool {
-        self.takes(Numbers::Bfloats)
-    }
-
     /// Whether products in such numbers are worth while with these kernels, or asked for by forcing them.
     pub(crate) fn takes(self, numbers: Numbers) -> bool {
         numbers == Numbers::Integers || self.has_tiles() || std::env::var_os("MELGLOW_KERNEL").is_some()

@@ -37,12 +37,13 @@ impl Weights {
         }
     }
 
-    /// Goes over to sixteen bits where that pays, which for separable layers nobody has shown; whether
-    /// anything changed.
+    /// Whether integers are faster, and not heard.
     pub(crate) fn gains_from_integers(&self) -> bool {
         matches!(self, Self::WaveNet(net) if net.gains_from_integers())
     }
 
+    /// Goes over to sixteen bits where that pays, which for separable layers nobody has shown; whether
+    /// anything changed.
     pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {
         match self {
             Self::WaveNet(net) => net.quantise(numbers),

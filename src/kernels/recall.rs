@@ -130,8 +130,7 @@ impl Recall for WaveNetRecall {
 #[cfg(test)]
 mod tests {
     use super::super::merged::chained;
-    use super::super::multiply::Products;
-    use super::super::wavenet::{Conditioning, Keep, Pass};
+    use super::super::wavenet::reference;
     use super::*;
 
     #[test]
@@ -162,12 +161,8 @@ mod tests {
             let (rows, width) = (shape.cond_rows(19), shape.cond_width());
             let (features, weights) = (some(rows * 3), some(3 * width));
             let cond = chained(&features, 3, 3, &weights, width);
-            let conditioning =
-                if up == 1 { Conditioning::Features(&features, &weights) } else { Conditioning::Projected(&cond) };
-            let (shape, params, x) = (&shape, &params, &x);
-            let whole =
-                Pass { shape, params, x, cond: conditioning, products: Products::Floats }.forward(Keep::Nothing).0;
-            let mut net = WaveNetRecall::new(shape.clone(), params.clone(), cond.clone());
+            let whole = reference(&shape, &params, &x, &features, &weights);
+            let mut net = WaveNetRecall::new(shape, params, cond);
             let mut rows = vec![0.0; whole.len()];
             x.chunks_exact(2).zip(rows.chunks_exact_mut(3)).for_each(|(x, out)| net.push(x, out));
             assert!(rows.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-5), "skip {skip}, up {up}");

@@ -187,10 +187,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::multiply::Products;
     use super::super::wavenet;
     use super::*;
-    use crate::kernels::merged::chained;
 
     fn values(count: usize, seed: usize, most: f32) -> Vec<f32> {
         (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 * most - most).collect()
@@ -231,18 +229,7 @@ mod tests {
                 let cond = values(3 * shape.cond_width(), 2, 0.5);
                 let rows = shape.cond_rows(steps);
                 let (x, features) = (values(steps * inputs, 3, 1.0), values(rows * 3, 4, 1.0));
-                let projected = chained(&features, 3, 3, &cond, shape.cond_width());
-                let pass = wavenet::Pass {
-                    shape: &shape,
-                    params: &params,
-                    x: &x,
-                    cond: match shape.up {
-                        1 => wavenet::Conditioning::Features(&features, &cond),
-                        _ => wavenet::Conditioning::Projected(&projected),
-                    },
-                    products: Products::Floats,
-                };
-                let (expected, _) = pass.forward(wavenet::Keep::Nothing);
+                let expected = wavenet::reference(&shape, &params, &x, &features, &cond);
                 let loudest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
                 assert!(loudest > 0.1);
                 for kernel in Kernel::tested(steps * params.len()) {

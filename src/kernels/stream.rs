@@ -405,8 +405,6 @@ impl Work<'_> {
 mod tests {
     use super::*;
     use crate::kernels::choice::Precision;
-    use crate::kernels::merged::chained;
-    use crate::kernels::multiply::Products;
     use crate::kernels::wavenet;
 
     fn values(count: usize, seed: usize, most: f32) -> Vec<f32> {
@@ -471,18 +469,7 @@ mod tests {
             let (x, features) = (values(steps * (shape.inputs + 1), 3, 1.0), values(rows * 3, 4, 1.0));
             let known: Vec<f32> =
                 x.chunks_exact(shape.inputs + 1).flat_map(|row| &row[..shape.inputs]).copied().collect();
-            let projected = chained(&features, 3, 3, &cond, shape.cond_width());
-            let pass = wavenet::Pass {
-                shape: &shape,
-                params: &params,
-                x: &known,
-                cond: match shape.up {
-                    1 => wavenet::Conditioning::Features(&features, &cond),
-                    _ => wavenet::Conditioning::Projected(&projected),
-                },
-                products: Products::Floats,
-            };
-            let (expected, _) = pass.forward(wavenet::Keep::Nothing);
+            let expected = wavenet::reference(&shape, &params, &known, &features, &cond);
             let loudest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
             assert!(loudest > 0.1);
             for kernel in Kernel::tested(steps * params.len()) {

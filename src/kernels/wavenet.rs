@@ -140,6 +140,13 @@ pub enum Conditioning<'a> {
     Projected(&'a [f32]),
 }
 
+impl<'a> Conditioning<'a> {
+    /// What a net of this shape takes of features and weights, or of rows projected already (weights unused).
+    pub fn of(shape: &Shape, rows: &'a [f32], weights: &'a [f32]) -> Self {
+        if shape.up == 1 { Self::Features(rows, weights) } else { Self::Projected(rows) }
+    }
+}
+
 /// A conditioner at work on one sequence.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
@@ -518,6 +525,14 @@ fn gather(shape: &Shape, d_pre: &[f32], layer: usize, d_rows: &mut [f32]) {
     }
 }
 
+/// What the packed nets of tests are held to: the conditioner in f32 for features of three values a row.
+#[cfg(test)]
+pub(super) fn reference(shape: &Shape, params: &[f32], x: &[f32], features: &[f32], weights: &[f32]) -> Vec<f32> {
+    let projected = super::merged::chained(features, 3, 3, weights, shape.cond_width());
+    let cond = Conditioning::of(shape, if shape.up == 1 { features } else { &projected }, weights);
+    Pass { shape, params, x, cond, products: Products::Floats }.forward(Keep::Nothing).0
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::choice::Kernel;
@@ -536,10 +551,7 @@ mod tests {
             let (x, params) = (some(steps * 3, 1), some(shape.param_count(), 2));
             let (rows, width) = (shape.cond_rows(steps), shape.cond_width());
             let (features, weights, projected) = (some(rows * 5, 3), some(5 * width, 4), some(rows * width, 3));
-            let cond = match up {
-                1 => Conditioning::Features(&features, &weights),
-                _ => Conditioning::Projected(&projected),
-            };
+            let cond = Conditioning::of(&shape, if up == 1 { &features } else { &projected }, &weights);
             let dy = some(steps * 4, 5);
             let all = [Products::Floats, Products::Bfloats(Kernel::Scalar)].map(|products| {
                 let pass = Pass { shape: &shape, params: &params, x: &x, cond, products };

@@ -362,10 +362,7 @@ fn on_cpu(storage: &Storage) -> Result<&CpuStorage> {
 impl Fused {
     /// One sequence's pass, with parameters and the projection's weights, if there are any.
     fn pass<'a>(&'a self, (params, weights): (&'a [f32], &'a [f32]), x: &'a [f32], rows: &'a [f32]) -> Pass<'a> {
-        let cond = match self.shape.up {
-            1 => kernel::Conditioning::Features(rows, weights),
-            _ => kernel::Conditioning::Projected(rows),
-        };
+        let cond = kernel::Conditioning::of(&self.shape, rows, weights);
         Pass { shape: &self.shape, params, x, cond, products: self.products }
     }
 

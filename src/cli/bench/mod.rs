@@ -8,10 +8,9 @@ mod train;
 
 use super::source::is_stdio;
 use super::train::{DeviceName, passes};
-use super::{PrecisionArgs, say, thread_range, use_threads, voice};
+use super::{PrecisionArgs, say, thread_range, use_threads, vocoder, voice};
 use crate::atomic;
 use crate::mel::{MelSpectrogram, file};
-use crate::net::Passes;
 use crate::vocoder::Vocoder;
 use crate::voice::Lookahead;
 use anyhow::{Context, Result, bail};
@@ -97,12 +96,6 @@ pub struct BenchArgs {
     json: Option<PathBuf>,
 }
 
-impl BenchArgs {
-    fn passes(&self) -> Result<Passes> {
-        Ok(passes(self.precision.measured(), self.recompute, DeviceName::Cpu)?)
-    }
-}
-
 /// Seconds within the range of `--seconds`.
 fn seconds(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|s| (0.1..=600.0).contains(s)).ok_or_else(|| "expected 0.1 to 600".to_string())
@@ -142,12 +135,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     };
     if args.stream {
         use_threads(Some(1))?;
-        let measured = PrecisionArgs { precision: Some(args.precision.measured()) };
-        let vocoder = measured.vocoder(&open()?)?;
-        return stream::run(args, &vocoder);
+        return stream::run(args, &vocoder(&open()?, args.precision.measured())?);
     }
     if let (Some(recipe), true) = (&recipe, args.train) {
-        return report(args, |threads| train::measure(recipe, args.passes()?, args.rounds, threads));
+        let passes = passes(args.precision.measured(), args.recompute, DeviceName::Cpu)?;
+        return report(args, |threads| train::measure(recipe, passes, args.rounds, threads));
     }
     let mel = |vocoder: &Vocoder| spoken(args, vocoder);
     let plan = synth::Plan {
