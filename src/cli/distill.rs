@@ -34,6 +34,7 @@ pub struct DistillArgs {
 /// As [`distill()`].
 pub fn run(args: &DistillArgs) -> anyhow::Result<()> {
     super::use_threads(args.run.threads)?;
+    super::keep_memory();
     let teacher = super::voice(Some(&args.teacher))?;
     let recipe = args.recipe.as_deref().map(Recipe::open).transpose()?;
     let options = args.run.options(&args.data, recipe, None)?;

@@ -126,16 +126,16 @@ impl RunArgs {
 /// If no training is in such numbers.
 pub(super) fn passes(precision: Precision, recompute: bool, device: DeviceName) -> Result<Passes> {
     let products = match precision {
-        Precision::F32 => Products::Floats,
+        Precision::F32 => Products::Floats(Kernel::chosen()?),
         Precision::Int16 => return Err(Error::invalid("training is in f32 or bf16, not in int16")),
         Precision::Bf16 if device == DeviceName::Cuda => {
             return Err(Error::invalid("--precision bf16 is for the processor's own kernels; leave it out with a GPU"));
         }
         Precision::Bf16 => match Kernel::chosen()? {
             kernel if kernel.takes(Numbers::Bfloats) => Products::Bfloats(kernel),
-            _ => {
+            kernel => {
                 super::say(&format!("no bf16 {}: training runs in f32", super::WITHOUT_TILES));
-                Products::Floats
+                Products::Floats(kernel)
             }
         },
     };
@@ -148,6 +148,7 @@ pub(super) fn passes(precision: Precision, recompute: bool, device: DeviceName) 
 /// As [`train::train`].
 pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     super::use_threads(args.run.threads)?;
+    super::keep_memory();
     let recipe = args.recipe.as_deref().map(Recipe::open).transpose()?;
     let from = args.from.as_deref().map(|choice| super::voice(Some(choice))).transpose()?;
     let options = args.run.options(&args.data, recipe, from)?;

@@ -63,6 +63,7 @@ fn minutes(text: &str) -> Result<f64, String> {
 /// As [`zoo::run`].
 pub fn run(args: &ZooArgs) -> anyhow::Result<()> {
     super::use_threads(Some(args.threads))?;
+    super::keep_memory();
     let held_out = match args.held_out.as_slice() {
         [] => Validation::DEFAULT,
         names => Validation::Clips { names: names.to_vec() },

@@ -119,6 +119,11 @@ impl Kernel {
         Self::ALL.into_iter().filter(|kernel| kernel.runs_here())
     }
 
+    /// The fastest set that runs here.
+    pub fn fastest() -> Self {
+        Self::available().next_back().unwrap_or(Self::Scalar)
+    }
+
     /// The set that the environment variable `MELGLOW_KERNEL` names, or else the fastest.
     ///
     /// # Errors
@@ -126,7 +131,7 @@ impl Kernel {
     pub fn chosen() -> Result<Self> {
         match std::env::var("MELGLOW_KERNEL") {
             Ok(name) => Self::named(&name),
-            Err(std::env::VarError::NotPresent) => Ok(Self::available().next_back().unwrap_or(Self::Scalar)),
+            Err(std::env::VarError::NotPresent) => Ok(Self::fastest()),
             Err(error) => Err(Error::invalid(format!("MELGLOW_KERNEL: {error}"))),
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! Activations are time-major, `[steps, channels]`, so that a dilation is a row offset and every
 //! convolution is a matrix product without copies. Synthesis runs on panels of weights packed once
-//! ([`product`]), training on the `gemm` crate, since its weights change with every step.
+//! ([`product`]), WaveNets in training on the same, packed for each product ([`multiply`]), other nets' training on
+//! the `gemm` crate.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -62,6 +63,15 @@ impl Strides {
     fn end(self, rows: usize, columns: usize) -> usize {
         if rows == 0 || columns == 0 { 0 } else { (rows - 1) * self.row + (columns - 1) * self.column + 1 }
     }
+}
+
+/// Writes the row over and over, each time `stride` further on.
+fn fill_rows(out: &mut [f32], stride: usize, row: &[f32]) {
+    out.chunks_mut(stride).for_each(|out| out[..row.len()].copy_from_slice(row));
+}
+
+pub(crate) fn add(out: &mut [f32], x: &[f32]) {
+    out.iter_mut().zip(x).for_each(|(o, x)| *o += x);
 }
 
 /// `out[m, n] += a[m, k] · b[k, n]`, one thread.

@@ -22,6 +22,7 @@
 //! depend on its inputs alone.
 
 use super::choice::Kernel;
+use super::multiply::View;
 #[cfg(target_arch = "aarch64")]
 use super::vector::Neon;
 #[cfg(target_arch = "x86_64")]
@@ -166,6 +167,37 @@ impl Panels {
             .flat_map(|first| one.iter().map(move |from| from.map(|from| first + from)))
             .collect();
         Self::pack(kernel, (order.len(), false), &order, bias, matrices)
+    }
+
+    /// Views of so many rows, one above the other, and a bias, or without one zeros.
+    ///
+    /// # Panics
+    /// If a view doesn't lie within its slice.
+    pub(super) fn of_views(kernel: Kernel, columns: usize, bias: &[f32], views: &[(usize, View)]) -> Self {
+        assert!(views.iter().all(|(rows, view)| view.0.len() >= view.1.end(*rows, columns)));
+        let layout = Layout::plain(kernel, columns);
+        let (width, depth) = (layout.width(), views.iter().map(|(rows, _)| rows).sum());
+        let (mut values, begin) = from_a_line(layout.panels * (depth + 1) * width);
+        values.resize(begin + layout.panels * (depth + 1) * width, 0.0);
+        for (panel, lines) in values[begin..].chunks_exact_mut((depth + 1) * width).enumerate() {
+            let columns = panel * width..columns.min((panel + 1) * width);
+            let (own, mut lines) = lines.split_at_mut(width);
+            own.iter_mut().zip(bias.iter().skip(columns.start)).for_each(|(own, bias)| *own = *bias);
+            for &(rows, (values, strides)) in views {
+                let of_view;
+                (of_view, lines) = lines.split_at_mut(rows * width);
+                for (row, line) in of_view.chunks_exact_mut(width).enumerate() {
+                    let from = &values[row * strides.row + columns.start * strides.column..];
+                    match strides.column {
+                        1 => line[..columns.len()].copy_from_slice(&from[..columns.len()]),
+                        apart => {
+                            line[..columns.len()].iter_mut().zip(from.iter().step_by(apart)).for_each(|(w, v)| *w = *v)
+                        }
+                    }
+                }
+            }
+        }
+        Self { layout, values, begin, depth }
     }
 
     fn pack(

@@ -3,8 +3,9 @@
 //! A matrix times one row is what the time goes into. One body compiled twice (baseline and AVX2)
 //! without fused multiply-adds, so that both give the same bits.
 
+use super::add;
 use super::gate;
-use super::wavenet::{Shape, add, interpolated_bias};
+use super::wavenet::{Shape, interpolated_bias};
 use multiversion::multiversion;
 
 /// A causal net that takes a sequence row by row and remembers what it needs.

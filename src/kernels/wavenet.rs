@@ -4,8 +4,9 @@
 //! skips, `skip += r`; then `end`. Conditioning for every step is projected layer by layer, so that no pass holds the
 //! whole of it. Prenger et al. 2018; NVIDIA/waveglow `glow.py`, class WN.
 
-use super::multiply::Products;
-use super::{Strides, gate, matmul_add};
+use super::multiply::{Products, Term, transposed};
+use super::product::Input;
+use super::{Strides, add, fill_rows, gate, matmul_add};
 use std::ops::Range;
 
 /// Shape of a conditioner; every count in channels or steps.
@@ -118,14 +119,10 @@ impl Shape {
         (at..weight, weight..weight + self.outputs)
     }
 
-    /// For each tap: the range of output steps it reaches and the first input step it reads.
-    fn taps(&self, dilation: usize, steps: usize) -> impl Iterator<Item = (usize, Range<usize>, usize)> {
-        let (before, _) = self.sides(dilation);
-        (0..self.kernel).filter_map(move |tap| {
-            let (back, ahead) = (before.saturating_sub(tap * dilation), (tap * dilation).saturating_sub(before));
-            let range = back.min(steps)..steps.saturating_sub(ahead).max(back.min(steps));
-            (!range.is_empty()).then(|| (tap, range.clone(), range.start + ahead - back))
-        })
+    /// Rows of zeros that stand before and after every layer's input: as many as the widest convolution reads.
+    fn padding(&self) -> (usize, usize) {
+        let widest = self.dilations.iter().copied().max().unwrap_or(0);
+        self.sides(widest)
     }
 }
 
@@ -177,7 +174,7 @@ pub enum Keep {
 pub struct Saved {
     /// `[tanh | σ]` of each layer, `[steps, 2·channels]`.
     gated: Vec<Vec<f32>>,
-    /// Input of each layer, `[steps, channels]`, or none of them.
+    /// Input of each layer, `[steps, channels]` and the padding, or none of them.
     hidden: Vec<Vec<f32>>,
     /// What `end` reads, `[steps, channels]`.
     last: Vec<f32>,
@@ -193,14 +190,6 @@ pub struct Gradients {
     pub params: Vec<f32>,
     /// Of the projection's weights, if it was done here.
     pub weights: Vec<f32>,
-}
-
-fn fill_rows(out: &mut [f32], row: &[f32]) {
-    out.chunks_exact_mut(row.len()).for_each(|o| o.copy_from_slice(row));
-}
-
-pub(crate) fn add(out: &mut [f32], x: &[f32]) {
-    out.iter_mut().zip(x).for_each(|(o, x)| *o += x);
 }
 
 fn add_column_sums(out: &mut [f32], rows: &[f32]) {
@@ -243,16 +232,17 @@ impl Pass<'_> {
             if keep != Keep::Nothing {
                 gated.push(pre.clone());
             }
-            add_residual(shape, layer, &out, &mut h);
+            let own = self.own(&h);
+            add_residual(shape, layer, &out, &mut h[own]);
             if shape.skip {
                 let width = shape.out_width(layer);
                 out.chunks_exact(width).zip(skip.chunks_exact_mut(c)).for_each(|(o, s)| add(s, &o[width - c..]));
             }
         }
-        let last = if shape.skip { skip } else { h };
+        let last = if shape.skip { skip } else { h[self.own(&h)].to_vec() };
         let (weight, bias) = shape.end();
         let mut y = vec![0.0; steps * shape.outputs];
-        fill_rows(&mut y, &params[bias]);
+        fill_rows(&mut y, shape.outputs, &params[bias]);
         matmul_add(
             (steps, c, shape.outputs),
             (&last, Strides::rows(c)),
@@ -262,48 +252,52 @@ impl Pass<'_> {
         (y, (keep != Keep::Nothing).then_some(Saved { gated, hidden, last }))
     }
 
-    /// The input of the first layer.
+    /// Where the values of the steps lie among rows `[steps, channels]` and their padding.
+    fn own(&self, padded: &[f32]) -> Range<usize> {
+        let (before, after) = self.shape.padding();
+        before * self.shape.channels..padded.len() - after * self.shape.channels
+    }
+
+    /// The input of the first layer and its padding.
     fn first_hidden(&self) -> Vec<f32> {
         let (c, steps, inputs) = (self.shape.channels, self.steps(), self.shape.inputs);
-        let (weight, bias) = self.shape.start();
-        let mut h = vec![0.0; steps * c];
-        fill_rows(&mut h, &self.params[bias]);
+        let ((weight, bias), (before, after)) = (self.shape.start(), self.shape.padding());
+        let mut h = vec![0.0; (before + steps + after) * c];
+        let own = self.own(&h);
+        fill_rows(&mut h[own.clone()], c, &self.params[bias]);
         matmul_add(
             (steps, inputs, c),
             (self.x, Strides::rows(inputs)),
             (&self.params[weight], Strides::rows(c)),
-            (&mut h, Strides::rows(c)),
+            (&mut h[own], Strides::rows(c)),
         );
         h
+    }
+
+    /// The first row that a layer's convolution reads, of a matrix padded by `before` rows.
+    fn taps<'a>(&self, layer: usize, padded: &'a [f32], (before, width): (usize, usize)) -> Input<'a> {
+        let (dilation, taps) = (self.shape.dilations[layer], self.shape.kernel);
+        Input { rows: &padded[before * width..], stride: width, width, taps, dilation }
     }
 
     /// Fills `pre` `[steps, 2·channels]` with what goes into a layer's gate.
     fn before_gate(&self, layer: usize, h: &[f32], pre: &mut [f32]) {
         let (shape, p, steps) = (self.shape, self.shape.layer(layer), self.steps());
         let (c, width, bias) = (shape.channels, shape.cond_width(), &self.params[p.conv_bias]);
+        let (before, _) = shape.padding();
+        let taps = self.taps(layer, h, (before - shape.sides(shape.dilations[layer]).0, c));
+        let conv = self.params[p.conv].chunks_exact(2 * c * c);
+        let conv = Term { rows: taps, matrices: conv.map(|tap| (tap, Strides::rows(2 * c))).collect() };
         match self.cond {
             Conditioning::Features(features, weights) => {
-                fill_rows(pre, bias);
-                let features_width = weights.len() / width;
-                self.products.add(
-                    (steps, features_width, 2 * c),
-                    (features, Strides::rows(features_width)),
-                    (&weights[layer * 2 * c..], Strides::rows(width)),
-                    (pre, Strides::rows(2 * c)),
-                );
+                let projection = (&weights[layer * 2 * c..], Strides::rows(width));
+                let terms = [Term::new(features, weights.len() / width, projection), conv];
+                self.products.sum((steps, 2 * c), Some(bias), &terms, (pre, 2 * c));
             }
             Conditioning::Projected(rows) => {
                 interpolated_bias(shape.up, bias, (&rows[layer * 2 * c..], width, 0), 0, pre);
+                self.products.sum((steps, 2 * c), None, &[conv], (pre, 2 * c));
             }
-        }
-        let conv = &self.params[p.conv];
-        for (tap, range, from) in shape.taps(shape.dilations[layer], steps) {
-            self.products.add(
-                (range.len(), c, 2 * c),
-                (&h[from * c..], Strides::rows(c)),
-                (&conv[tap * c * 2 * c..], Strides::rows(2 * c)),
-                (&mut pre[range.start * 2 * c..], Strides::rows(2 * c)),
-            );
         }
     }
 
@@ -312,24 +306,20 @@ impl Pass<'_> {
         let (c, steps) = (self.shape.channels, self.steps());
         let (p, width) = (self.shape.layer(layer), self.shape.out_width(layer));
         out.resize(steps * width, 0.0);
-        fill_rows(out, &self.params[p.out_bias]);
-        self.products.add(
-            (steps, c, width),
-            (act, Strides::rows(c)),
-            (&self.params[p.out], Strides::rows(width)),
-            (out, Strides::rows(width)),
-        );
+        let term = Term::new(act, c, (&self.params[p.out], Strides::rows(width)));
+        self.products.sum((steps, width), Some(&self.params[p.out_bias]), &[term], (out, width));
     }
 
     /// The layers' inputs, from what their gates have made: bit for bit those of the forward pass.
     fn hidden_again(&self, gated: &[Vec<f32>]) -> Vec<Vec<f32>> {
         let mut hidden = vec![self.first_hidden()];
-        let (mut act, mut out) = (vec![0.0; hidden[0].len()], Vec::new());
+        let own = self.own(&hidden[0]);
+        let (mut act, mut out) = (vec![0.0; own.len()], Vec::new());
         for (layer, gated) in gated.iter().enumerate().take(self.shape.layers() - 1) {
             product_of_halves(gated, &mut act, self.shape.channels);
             self.residual(layer, &act, &mut out);
             let mut h = hidden[layer].clone();
-            add_residual(self.shape, layer, &out, &mut h);
+            add_residual(self.shape, layer, &out, &mut h[own.clone()]);
             hidden.push(h);
         }
         hidden
@@ -375,8 +365,15 @@ impl Pass<'_> {
         // with skips every layer's skip half gets d_last, and the last residual has no reader
         let (mut dh, d_skip) = if shape.skip { (vec![0.0; steps * c], d_last) } else { (d_last, Vec::new()) };
         let mut d_out = Vec::new();
-        let (mut act, mut d_act) = (vec![0.0; steps * c], vec![0.0; steps * c]);
-        let mut d_pre = vec![0.0; steps * 2 * c];
+        let (mut act, mut d_act, no_bias) = (vec![0.0; steps * c], vec![0.0; steps * c], vec![0.0; c]);
+        // turned round, what was before is after
+        let (after, before) = shape.padding();
+        let mut d_pre = vec![0.0; (before + steps + after) * 2 * c];
+        let own = before * 2 * c..(before + steps) * 2 * c;
+        let columns = match cond {
+            Conditioning::Features(features, weights) => transposed(features, weights.len() / shape.cond_width()),
+            Conditioning::Projected(_) => Vec::new(),
+        };
         for layer in (0..shape.layers()).rev() {
             let p = shape.layer(layer);
             let width = shape.out_width(layer);
@@ -394,44 +391,35 @@ impl Pass<'_> {
             };
             let gated = &saved.gated[layer];
             product_of_halves(gated, &mut act, c);
-            products.add(
-                (c, steps, width),
-                (&act, Strides::rows(c).t()),
-                (d_out, Strides::rows(width)),
-                (&mut d_params[p.out.clone()], Strides::rows(width)),
-            );
+            let sums = products.sums((steps, width), d_out);
+            sums.add(c, (&transposed(&act, c), steps), (&mut d_params[p.out.clone()], width));
             add_column_sums(&mut d_params[p.out_bias], d_out);
-            d_act.fill(0.0);
-            products.add(
-                (steps, width, c),
-                (d_out, Strides::rows(width)),
-                (&params[p.out], Strides::rows(width).t()),
-                (&mut d_act, Strides::rows(c)),
-            );
-            gate::backward(gated, &d_act, &mut d_pre, c);
-            add_column_sums(&mut d_params[p.conv_bias], &d_pre);
+            let term = Term::new(d_out, width, (&params[p.out], Strides::rows(width).t()));
+            products.sum((steps, c), Some(&no_bias), &[term], (&mut d_act, c));
+            gate::backward(gated, &d_act, &mut d_pre[own.clone()], c);
+            let d = &d_pre[own.clone()];
+            add_column_sums(&mut d_params[p.conv_bias], d);
+            let sums = products.sums((steps, 2 * c), d);
             match cond {
-                Conditioning::Features(..) => self.features_gradient(layer, &d_pre, (&mut d_rows, &mut d_weights)),
-                Conditioning::Projected(_) => gather(shape, &d_pre, layer, &mut d_rows),
+                Conditioning::Features(_, weights) => {
+                    let (first, cond_width) = (layer * 2 * c, shape.cond_width());
+                    let features = weights.len() / cond_width;
+                    sums.add(features, (&columns, steps), (&mut d_weights[first..], cond_width));
+                    let term = Term::new(d, 2 * c, (&weights[first..], Strides::rows(cond_width).t()));
+                    products.sum((steps, features), None, &[term], (&mut d_rows, features));
+                }
+                Conditioning::Projected(_) => gather(shape, d, layer, &mut d_rows),
             }
-            let (h, conv) = (&hidden[layer], &params[p.conv.clone()]);
-            let d_conv = &mut d_params[p.conv];
-            for (tap, range, from) in shape.taps(shape.dilations[layer], steps) {
-                let (n, at) = (range.len(), tap * c * 2 * c);
-                let d_rows = (&d_pre[range.start * 2 * c..], Strides::rows(2 * c));
-                products.add(
-                    (c, n, 2 * c),
-                    (&h[from * c..], Strides::rows(c).t()),
-                    d_rows,
-                    (&mut d_conv[at..], Strides::rows(2 * c)),
-                );
-                products.add(
-                    (n, 2 * c, c),
-                    d_rows,
-                    (&conv[at..], Strides::rows(2 * c).t()),
-                    (&mut dh[from * c..], Strides::rows(c)),
-                );
+            let (dilation, padded) = (shape.dilations[layer], steps + before + after);
+            let (back, ahead) = shape.sides(dilation);
+            let h = transposed(&hidden[layer], c);
+            for (tap, d_conv) in d_params[p.conv.clone()].chunks_exact_mut(2 * c * c).enumerate() {
+                sums.add(c, (&h[after - back + tap * dilation..], padded), (d_conv, 2 * c));
             }
+            let taps = self.taps(layer, &d_pre, (before - ahead, 2 * c));
+            let conv = params[p.conv].chunks_exact(2 * c * c).rev();
+            let term = Term { rows: taps, matrices: conv.map(|tap| (tap, Strides::rows(2 * c).t())).collect() };
+            products.sum((steps, c), None, &[term], (&mut dh, c));
         }
         let (weight, bias) = shape.start();
         let mut dx = vec![0.0; x.len()];
@@ -449,25 +437,6 @@ impl Pass<'_> {
         );
         add_column_sums(&mut d_params[bias], &dh);
         Gradients { x: dx, rows: d_rows, params: d_params, weights: d_weights }
-    }
-
-    /// Adds the gradients of features and of the projection's weights, from those before a layer's gate.
-    fn features_gradient(&self, layer: usize, d_pre: &[f32], (d_features, d_weights): (&mut [f32], &mut [f32])) {
-        let Conditioning::Features(features, weights) = self.cond else { return };
-        let (steps, w, width) = (self.steps(), 2 * self.shape.channels, self.shape.cond_width());
-        let features_width = weights.len() / width;
-        self.products.add(
-            (features_width, steps, w),
-            (features, Strides::rows(features_width).t()),
-            (d_pre, Strides::rows(w)),
-            (&mut d_weights[layer * w..], Strides::rows(width)),
-        );
-        self.products.add(
-            (steps, w, features_width),
-            (d_pre, Strides::rows(w)),
-            (&weights[layer * w..], Strides::rows(width).t()),
-            (d_features, Strides::rows(features_width)),
-        );
     }
 }
 
@@ -525,24 +494,102 @@ fn gather(shape: &Shape, d_pre: &[f32], layer: usize, d_rows: &mut [f32]) {
     }
 }
 
-/// What the packed nets of tests are held to: the conditioner in f32 for features of three values a row.
+/// What the fused nets of tests are held to: the conditioner in plain loops, for features of three values a row.
 #[cfg(test)]
 pub(super) fn reference(shape: &Shape, params: &[f32], x: &[f32], features: &[f32], weights: &[f32]) -> Vec<f32> {
-    let projected = super::merged::chained(features, 3, 3, weights, shape.cond_width());
-    let cond = Conditioning::of(shape, if shape.up == 1 { features } else { &projected }, weights);
-    Pass { shape, params, x, cond, products: Products::Floats }.forward(Keep::Nothing).0
+    let (c, steps, cond_width) = (shape.channels, x.len() / shape.inputs, shape.cond_width());
+    let at = |range: &Range<usize>, i: usize| f64::from(params[range.start + i]);
+    // a row times a matrix and a bias
+    let times = |row: &[f64], (weight, bias): (&Range<usize>, &Range<usize>)| -> Vec<f64> {
+        let n = bias.len();
+        let column = |j: usize| row.iter().enumerate().map(|(k, v)| v * at(weight, k * n + j)).sum::<f64>();
+        (0..n).map(|j| at(bias, j) + column(j)).collect()
+    };
+    let projected = |row: usize, column: usize| -> f64 {
+        (0..3).map(|k| f64::from(features[row * 3 + k]) * f64::from(weights[k * cond_width + column])).sum()
+    };
+    let cond = |t: usize, column: usize| match shape.up {
+        1 => projected(t, column),
+        up => {
+            let (row, part) = interpolation(t, up);
+            let now = projected(row, column);
+            now + f64::from(part) * (projected(row + 1, column) - now)
+        }
+    };
+    let (weight, bias) = shape.start();
+    let first = |row: &[f32]| times(&row.iter().map(|v| f64::from(*v)).collect::<Vec<_>>(), (&weight, &bias));
+    let mut h: Vec<Vec<f64>> = x.chunks_exact(shape.inputs).map(first).collect();
+    let mut skip = vec![vec![0.0; c]; steps];
+    for (layer, &dilation) in shape.dilations.iter().enumerate() {
+        let (p, back) = (shape.layer(layer), shape.sides(dilation).0);
+        let before = h.clone();
+        for t in 0..steps {
+            let mut pre: Vec<f64> = (0..2 * c).map(|j| at(&p.conv_bias, j) + cond(t, layer * 2 * c + j)).collect();
+            for tap in 0..shape.kernel {
+                let Some(row) = (t + tap * dilation).checked_sub(back).and_then(|from| before.get(from)) else {
+                    continue;
+                };
+                for (j, pre) in pre.iter_mut().enumerate() {
+                    let column = row.iter().enumerate().map(|(k, v)| v * at(&p.conv, (tap * c + k) * 2 * c + j));
+                    *pre += column.sum::<f64>();
+                }
+            }
+            let act: Vec<_> = (0..c).map(|j| pre[j].tanh() / (1.0 + (-pre[c + j]).exp())).collect();
+            let out = times(&act, (&p.out, &p.out_bias));
+            let (to_next, to_skip) = if shape.skip { out.split_at(out.len() - c) } else { out.split_at(c) };
+            h[t].iter_mut().zip(to_next).for_each(|(h, out)| *h += out);
+            skip[t].iter_mut().zip(to_skip).for_each(|(skip, out)| *skip += out);
+        }
+    }
+    let (weight, bias) = shape.end();
+    let last = if shape.skip { skip } else { h };
+    last.iter().flat_map(|row| times(row, (&weight, &bias))).map(|v| v as f32).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::choice::Kernel;
+    use super::super::merged;
     use super::*;
+
+    fn some(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
+    }
+
+    #[test]
+    fn fused_it_is_the_net() {
+        // (channels, kernel, dilations, causal, skip, up), convolutions wider than the sequence among them
+        let shapes: [(_, _, &[usize], _, _, _); 6] = [
+            (7, 3, &[1, 4, 2], false, true, 1),
+            (17, 3, &[2], true, false, 1),
+            (8, 5, &[1, 16], false, true, 8),
+            (40, 3, &[1, 3, 40], true, false, 8),
+            (3, 1, &[1, 1], false, false, 1),
+            (33, 3, &[64, 1], false, true, 1),
+        ];
+        for (channels, kernel, dilations, causal, skip, up) in shapes {
+            let dilations = dilations.to_vec();
+            let shape = Shape { inputs: 3, channels, outputs: 5, kernel, causal, dilations, skip, up };
+            let (steps, width) = (61, shape.cond_width());
+            let (x, params) = (some(steps * 3, 1), some(shape.param_count(), 2));
+            let params: Vec<_> = params.iter().map(|p| p / (channels as f32).sqrt()).collect();
+            let (features, weights) = (some(shape.cond_rows(steps) * 3, 3), some(3 * width, 4));
+            let expected = reference(&shape, &params, &x, &features, &weights);
+            let projected = merged::chained(&features, 3, 3, &weights, width);
+            let cond = Conditioning::of(&shape, if up == 1 { &features } else { &projected }, &weights);
+            for kernel in Kernel::tested(steps * params.len()) {
+                let pass = Pass { shape: &shape, params: &params, x: &x, cond, products: Products::Floats(kernel) };
+                let (y, _) = pass.forward(Keep::Nothing);
+                let loudest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+                let worst = y.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(y.len() == expected.len() && loudest > 0.1, "{shape:?}");
+                assert!(worst < 1e-5 * loudest, "{}: {shape:?}: {worst}", kernel.name());
+            }
+        }
+    }
 
     #[test]
     fn what_is_computed_again_is_what_was_kept() {
-        let some = |n: usize, seed: usize| -> Vec<f32> {
-            (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
-        };
         for (skip, up, dilations) in
             [(true, 1, vec![1, 4, 2]), (false, 1, vec![2]), (true, 8, vec![1]), (false, 8, vec![1, 3])]
         {
@@ -553,7 +600,7 @@ mod tests {
             let (features, weights, projected) = (some(rows * 5, 3), some(5 * width, 4), some(rows * width, 3));
             let cond = Conditioning::of(&shape, if up == 1 { &features } else { &projected }, &weights);
             let dy = some(steps * 4, 5);
-            let all = [Products::Floats, Products::Bfloats(Kernel::Scalar)].map(|products| {
+            let all = [Products::default(), Products::Bfloats(Kernel::Scalar)].map(|products| {
                 let pass = Pass { shape: &shape, params: &params, x: &x, cond, products };
                 let [nothing, gates, everything] = [Keep::Nothing, Keep::Gates, Keep::Everything].map(|keep| {
                     let (y, saved) = pass.forward(keep);

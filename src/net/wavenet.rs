@@ -1,11 +1,11 @@
 //! A WaveNet conditioner: the graph that defines it, and the fused CPU body that runs it.
 
 use super::{CondNet, Conditioning, Passes};
-use crate::kernels::choice::Kernel;
 use crate::kernels::conditioner::Weights;
 use crate::kernels::multiply::Products;
 use crate::kernels::recall::{Recall, WaveNetRecall};
 use crate::kernels::wavenet::{self as kernel, Keep, Pass, Shape};
+use crate::kernels::{self, choice::Kernel};
 use crate::kernels::{recursion, stream};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Storage, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -461,8 +461,8 @@ impl CustomOp3 for Fused {
             dx.extend_from_slice(&item.x);
             d_features.extend_from_slice(&item.rows);
             let (d_own, d_weights) = d_params.split_at_mut(params_here.0.len());
-            kernel::add(d_own, &item.params);
-            kernel::add(d_weights, &item.weights);
+            kernels::add(d_own, &item.params);
+            kernels::add(d_weights, &item.weights);
         }
         let device = x.device();
         Ok((

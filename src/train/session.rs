@@ -181,7 +181,8 @@ impl Session {
         let mut shown = String::new();
         while self.state.step < end && !self.is_over() && !stop.load(Ordering::Relaxed) {
             let begun = cpu_seconds();
-            self.step(sampler, &progress)?;
+            // among rayon's threads: from outside, every piece of work would wake one and wait for it
+            rayon::scope(|_| self.step(sampler, &progress))?;
             if let Some(seconds) = &mut self.state.cpu_seconds {
                 *seconds += cpu_seconds() - begun;
             }

@@ -435,7 +435,7 @@ fn bf16_learns_as_f32_does_on_any_number_of_threads() {
         let summary = pool.install(|| train(&options, &AtomicBool::new(false))).unwrap();
         (summary.held_out.unwrap().bits, bytes(&summary.checkpoint))
     };
-    let floats = run(Products::Floats, "floats", 1);
+    let floats = run(Products::default(), "floats", 1);
     let bfloats = run(products, "bfloats", 1);
     assert!(bfloats == run(products, "threads", 3));
     let first = place.log("floats")[0]["held_out_bits"].as_f64().unwrap();

@@ -48,6 +48,7 @@ pub struct Training {
 /// # Errors
 /// If the design can't be built.
 pub fn measure(recipe: &Recipe, passes: Passes, rounds: usize, threads: usize) -> Result<(String, Training)> {
+    super::super::keep_memory();
     forget_peak_memory();
     let t = &recipe.training;
     let params = Params::seeded(0, &Device::Cpu);
@@ -66,12 +67,15 @@ pub fn measure(recipe: &Recipe, passes: Passes, rounds: usize, threads: usize) -
     let kernel = Kernel::chosen()?;
     for step in 0..WARM_UP + rounds {
         let begun = Instant::now();
-        let (z, log_det) = flow.forward(&x, &mel)?;
-        let loss = (nll(&z, &log_det)?.sum_all()? / samples)?;
-        losses.push(f64::from(loss.to_scalar::<f32>()?));
-        optimiser.accumulate(&mut loss.backward()?)?;
-        let norm = optimiser.grad_norm();
-        optimiser.step(t.learning_rate_at(step, 0.0), norm)?;
+        // among rayon's threads, as in a run
+        losses.push(rayon::scope(|_| -> Result<f64> {
+            let (z, log_det) = flow.forward(&x, &mel)?;
+            let loss = (nll(&z, &log_det)?.sum_all()? / samples)?;
+            optimiser.accumulate(&mut loss.backward()?)?;
+            let norm = optimiser.grad_norm();
+            optimiser.step(t.learning_rate_at(step, 0.0), norm)?;
+            Ok(f64::from(loss.to_scalar::<f32>()?))
+        })?);
         if step >= WARM_UP {
             seconds.push(begun.elapsed().as_secs_f64());
             peaks.measure(threads, kernel);
@@ -80,7 +84,7 @@ pub fn measure(recipe: &Recipe, passes: Passes, rounds: usize, threads: usize) -
     let rates = seconds.iter().map(|seconds| samples / seconds).collect();
     let (step_seconds, samples_per_second) = (Spread::of(seconds), Spread::of(rates));
     let macs_per_sample = PASSES * flow.macs_per_sample();
-    let precision = if passes.products == Products::Floats { Precision::F32 } else { Precision::Bf16 };
+    let precision = if matches!(passes.products, Products::Floats(_)) { Precision::F32 } else { Precision::Bf16 };
     let run = Training {
         threads,
         precision: precision.name().to_string(),
