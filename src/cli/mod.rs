@@ -229,14 +229,15 @@ pub(crate) fn use_threads(threads: Option<usize>) -> crate::Result<()> {
 /// Has memory that was freed kept for what comes next: a training step wants as much as the one before it, and new
 /// pages from the system cost up to a sixth of its time.
 pub(crate) fn keep_memory() {
-    // larger pieces than this come and go as ever
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    const KEPT: libc::c_int = 1 << 25;
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: both settings may be changed at any time, by any thread.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+    {
+        // larger pieces than this come and go as ever
+        const KEPT: libc::c_int = 1 << 25;
+        // SAFETY: both settings may be changed at any time, by any thread.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+        }
     }
 }
 

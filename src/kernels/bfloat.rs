@@ -20,7 +20,7 @@ use super::amx;
 use super::product::{Layout, Lines, Panels, Start, from_a_line, tiles};
 use super::quantise::{Input, Numbers, bfloat};
 use super::vector::{Portable, Short};
-use super::{Strides, choice::Kernel};
+use super::{View, choice::Kernel};
 #[cfg(target_arch = "x86_64")]
 use super::{
     product::Job,
@@ -72,7 +72,7 @@ impl BfloatPanels {
     ///
     /// # Panics
     /// If the view doesn't lie within its slice, or the kernel doesn't run here.
-    pub fn of_view(kernel: Kernel, (rows, columns): (usize, usize), (values, strides): (&[f32], Strides)) -> Self {
+    pub fn of_view(kernel: Kernel, (rows, columns): (usize, usize), (values, strides): View) -> Self {
         let layout = Layout::plain(kernel, columns);
         let (width, depth) = (layout.width(), Numbers::Bfloats.stride(rows));
         let (mut pairs, begin) = from_a_line::<i16>(layout.panels * depth * width);

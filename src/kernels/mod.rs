@@ -65,6 +65,9 @@ impl Strides {
     }
 }
 
+/// A matrix as it lies.
+type View<'a> = (&'a [f32], Strides);
+
 /// Writes the row over and over, each time `stride` further on.
 fn fill_rows(out: &mut [f32], stride: usize, row: &[f32]) {
     out.chunks_mut(stride).for_each(|out| out[..row.len()].copy_from_slice(row));

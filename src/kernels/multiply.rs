@@ -15,7 +15,7 @@ use super::bfloat::BfloatPanels;
 use super::choice::Kernel;
 use super::product::{self, Panels, Start, reach};
 use super::quantise::{Input, Numbers, to_bfloats};
-use super::{Strides, fill_rows};
+use super::{Strides, View, fill_rows};
 
 /// Values of the rows of a product that lie in the cache together.
 const AT_ONCE: usize = 1 << 15;
@@ -39,9 +39,6 @@ impl Default for Products {
         Self::Floats(Kernel::fastest())
     }
 }
-
-/// A matrix as it lies.
-pub(super) type View<'a> = (&'a [f32], Strides);
 
 /// Rows, and for each of their taps the matrix that it meets, `[width, n]`.
 pub(super) struct Term<'a> {

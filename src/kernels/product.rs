@@ -21,8 +21,8 @@
 //! Each sum is taken in the order of its panel, whatever the rows that go along: the bits of a row
 //! depend on its inputs alone.
 
+use super::View;
 use super::choice::Kernel;
-use super::multiply::View;
 #[cfg(target_arch = "aarch64")]
 use super::vector::Neon;
 #[cfg(target_arch = "x86_64")]

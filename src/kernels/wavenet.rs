@@ -6,7 +6,7 @@
 
 use super::multiply::{Products, Term, transposed};
 use super::product::Input;
-use super::{Strides, add, fill_rows, gate, matmul_add};
+use super::{Strides, View, add, fill_rows, gate, matmul_add};
 use std::ops::Range;
 
 /// Shape of a conditioner; every count in channels or steps.
@@ -218,6 +218,7 @@ impl Pass<'_> {
         });
         let (mut gated, mut hidden) = (Vec::new(), Vec::new());
         let mut h = self.first_hidden();
+        let own = self.own(&h);
         let mut skip = if shape.skip { vec![0.0; steps * c] } else { Vec::new() };
         let mut pre = vec![0.0; steps * 2 * c];
         let mut act = vec![0.0; steps * c];
@@ -232,14 +233,13 @@ impl Pass<'_> {
             if keep != Keep::Nothing {
                 gated.push(pre.clone());
             }
-            let own = self.own(&h);
-            add_residual(shape, layer, &out, &mut h[own]);
+            add_residual(shape, layer, &out, &mut h[own.clone()]);
             if shape.skip {
                 let width = shape.out_width(layer);
                 out.chunks_exact(width).zip(skip.chunks_exact_mut(c)).for_each(|(o, s)| add(s, &o[width - c..]));
             }
         }
-        let last = if shape.skip { skip } else { h[self.own(&h)].to_vec() };
+        let last = if shape.skip { skip } else { h[own].to_vec() };
         let (weight, bias) = shape.end();
         let mut y = vec![0.0; steps * shape.outputs];
         fill_rows(&mut y, shape.outputs, &params[bias]);
@@ -274,10 +274,16 @@ impl Pass<'_> {
         h
     }
 
-    /// The first row that a layer's convolution reads, of a matrix padded by `before` rows.
-    fn taps<'a>(&self, layer: usize, padded: &'a [f32], (before, width): (usize, usize)) -> Input<'a> {
+    /// A layer's convolution: its taps' matrices, the first of which meets padded rows of `width` from `first` on.
+    fn convolution<'a>(
+        &self,
+        layer: usize,
+        (padded, width, first): (&'a [f32], usize, usize),
+        matrices: impl Iterator<Item = View<'a>>,
+    ) -> Term<'a> {
         let (dilation, taps) = (self.shape.dilations[layer], self.shape.kernel);
-        Input { rows: &padded[before * width..], stride: width, width, taps, dilation }
+        let rows = Input { taps, dilation, ..Input::rows(&padded[first * width..], width) };
+        Term { rows, matrices: matrices.collect() }
     }
 
     /// Fills `pre` `[steps, 2·channels]` with what goes into a layer's gate.
@@ -285,9 +291,9 @@ impl Pass<'_> {
         let (shape, p, steps) = (self.shape, self.shape.layer(layer), self.steps());
         let (c, width, bias) = (shape.channels, shape.cond_width(), &self.params[p.conv_bias]);
         let (before, _) = shape.padding();
-        let taps = self.taps(layer, h, (before - shape.sides(shape.dilations[layer]).0, c));
-        let conv = self.params[p.conv].chunks_exact(2 * c * c);
-        let conv = Term { rows: taps, matrices: conv.map(|tap| (tap, Strides::rows(2 * c))).collect() };
+        let first = before - shape.sides(shape.dilations[layer]).0;
+        let taps = self.params[p.conv].chunks_exact(2 * c * c).map(|tap| (tap, Strides::rows(2 * c)));
+        let conv = self.convolution(layer, (h, c, first), taps);
         match self.cond {
             Conditioning::Features(features, weights) => {
                 let projection = (&weights[layer * 2 * c..], Strides::rows(width));
@@ -416,10 +422,9 @@ impl Pass<'_> {
             for (tap, d_conv) in d_params[p.conv.clone()].chunks_exact_mut(2 * c * c).enumerate() {
                 sums.add(c, (&h[after - back + tap * dilation..], padded), (d_conv, 2 * c));
             }
-            let taps = self.taps(layer, &d_pre, (before - ahead, 2 * c));
-            let conv = params[p.conv].chunks_exact(2 * c * c).rev();
-            let term = Term { rows: taps, matrices: conv.map(|tap| (tap, Strides::rows(2 * c).t())).collect() };
-            products.sum((steps, c), None, &[term], (&mut dh, c));
+            let taps = params[p.conv].chunks_exact(2 * c * c).rev().map(|tap| (tap, Strides::rows(2 * c).t()));
+            let conv = self.convolution(layer, (&d_pre, 2 * c, before - ahead), taps);
+            products.sum((steps, c), None, &[conv], (&mut dh, c));
         }
         let (weight, bias) = shape.start();
         let mut dx = vec![0.0; x.len()];
