@@ -1,7 +1,7 @@
 //! `melglow eval`: how likely a voice finds recordings, and how near to them it speaks.
 
 use super::source::is_stdio;
-use super::train::DeviceName;
+use super::train::{DeviceName, GivenMelArgs};
 use super::{PrecisionArgs, say, use_threads, voice};
 use crate::audio::wav::{self, WavFormat};
 use crate::eval::griffin_lim::GriffinLim;
@@ -53,6 +53,8 @@ pub struct EvalArgs {
     /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or a plain folder of audio files
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
+    #[command(flatten)]
+    mels: GivenMelArgs,
     /// Names of clips, or ranges A..B with both ends, comma-separated [default: the held-out clips of a
     /// checkpoint's recipe, else those that the voice wasn't trained on, as far as it says]
     #[arg(long, value_name = "NAME|A..B,…", value_delimiter = ',')]
@@ -190,9 +192,11 @@ fn clips(args: &EvalArgs, voice: &Voice) -> Result<(Dataset, Vec<String>)> {
     let known = |name: &str| trained_on.is_some_and(|known| known.clips.iter().any(|range| in_range(name, range)));
     let recipe = args.voice.as_deref().map(|dir| Path::new(dir).join("train/recipe.json")).filter(|p| p.is_file());
     let names = Dataset::names(&args.data)?;
+    let mels = args.mels.given()?.map(|mels| mels.open(mel)).transpose()?;
+    let read = |wanted: &dyn Fn(&str) -> bool| Dataset::read(&args.data, mel, mels.as_ref(), wanted);
     let dataset = if !args.clips.is_empty() {
         dataset::check_names(&args.data, &args.clips, &names)?;
-        Dataset::read(&args.data, mel, |name| args.clips.iter().any(|range| in_range(name, range)))
+        read(&|name| args.clips.iter().any(|range| in_range(name, range)))
     } else if let Some(path) = recipe {
         let held = Recipe::open(&path.display().to_string())?.validation.held_out(&names);
         if held.is_empty() {
@@ -201,15 +205,16 @@ fn clips(args: &EvalArgs, voice: &Voice) -> Result<(Dataset, Vec<String>)> {
                 args.data.display()
             );
         }
-        Dataset::read(&args.data, mel, |name| held.contains(name))
+        read(&|name| held.contains(name))
     } else {
         let all_known = names.iter().all(|name| known(name));
-        Dataset::read(&args.data, mel, |name| all_known || !known(name))
+        read(&|name| all_known || !known(name))
     }?;
     let mut remarks: Vec<String> = dataset.skipped.iter().map(|line| format!("skipped {line}")).collect();
     if dataset.resampled > 0 {
         remarks.push(format!("{} resampled to {} Hz, the voice's", count(dataset.resampled), mel.sample_rate));
     }
+    remarks.extend(dataset.remark_on_mels());
     let heard: Vec<&str> = dataset.clips.iter().map(|clip| clip.name.as_str()).filter(|name| known(name)).collect();
     if !heard.is_empty() {
         let listed = listed(&heard, dataset.clips.len());

@@ -113,7 +113,7 @@ fn draw_mel(args: &PlotArgs, size: Size) -> Result<Picture> {
     let stats = args.convention.stats(convention.mel.n_mels)?;
     let mut found = sources(std::slice::from_ref(&args.input))?;
     if let Some(key) = &args.key {
-        found.retain(|source| source.utterance.as_ref().is_some_and(|u| u.key == *key));
+        found.retain(|source| source.key() == Some(key));
     }
     let source = match (&found[..], &args.key) {
         ([source], _) => source,

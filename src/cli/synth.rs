@@ -115,7 +115,7 @@ pub fn run(args: SynthArgs) -> Result<()> {
     }
     for job in &jobs {
         let others = if args.raw { &[] } else { target::NOT_WAV };
-        target::check(&job.wav, ("WAV", others), jobs.iter().map(|job| job.mel.path.as_path()))?;
+        target::check(&job.wav, ("WAV", others), jobs.iter().filter_map(|job| job.mel.path()))?;
     }
     let voice = voice(args.voice.as_deref())?;
     let options = args.speak.options()?;

@@ -38,7 +38,7 @@ pub(super) enum Frames {
 impl Frames {
     /// Opens a mel file, or `input` for `-`; warns of a file whose mel doesn't suit the voice.
     pub fn open(mel: &Source, reader: &MelReader, input: impl FnOnce() -> Box<dyn Read + Send>) -> Result<Self> {
-        if is_stdio(&mel.path) {
+        if matches!(mel, Source::Stdin) {
             reader.must_be_the_voices_own()?;
             let name = mel.name();
             let frames = FrameReader::open(input(), &name, reader.layout)?;

@@ -1,10 +1,11 @@
 //! `melglow train`: a voice from recordings.
 
+use super::conventions::ConventionArgs;
 use crate::kernels::choice::Kernel;
 use crate::kernels::multiply::Products;
 use crate::kernels::quantise::Numbers;
 use crate::net::Passes;
-use crate::train::{self, Options, Recipe, Summary};
+use crate::train::{self, GivenMels, Options, Recipe, Summary};
 use crate::vocoder::Precision;
 use crate::voice::Voice;
 use crate::{Error, Result};
@@ -32,9 +33,41 @@ pub struct TrainArgs {
     pub run: RunArgs,
 }
 
+/// Mels that aren't made of the clips' sounds.
+#[derive(Args, Clone, Debug)]
+pub struct GivenMelArgs {
+    /// Mels of the clips in place of those of their sounds, an acoustic model's with teacher forcing: a folder of
+    /// NAME.npy (.pt, .h5, …), mel-NAME or NAME-feats, or an .ark, .scp or .h5 of many
+    #[arg(long, value_name = "DIR|FILE")]
+    mels: Option<PathBuf>,
+    #[command(flatten)]
+    convention: ConventionArgs,
+    /// A mel of --mels with as many frames as bands is [frames, bands]; others show by their shape
+    #[arg(long, requires = "mels")]
+    transpose: bool,
+}
+
+impl GivenMelArgs {
+    /// The mels, if any are given.
+    ///
+    /// # Errors
+    /// If their convention is named without them.
+    pub fn given(&self) -> Result<Option<GivenMels>> {
+        let ConventionArgs { mel_convention: convention, mel_stats: stats } = self.convention.clone();
+        match &self.mels {
+            None if convention.is_some() || stats.is_some() => {
+                Err(Error::invalid("--mel-convention and --mel-stats are for --mels"))
+            }
+            mels => Ok(mels.clone().map(|path| GivenMels { path, convention, stats, transpose: self.transpose })),
+        }
+    }
+}
+
 /// What every run can be told.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
+    #[command(flatten)]
+    mels: GivenMelArgs,
     /// Folder of the run: checkpoints (which are voice folders) and log
     #[arg(long, value_name = "RUN")]
     pub out: PathBuf,
@@ -106,6 +139,7 @@ impl RunArgs {
     pub fn options(&self, data: &Path, recipe: Option<Recipe>, from: Option<Voice>) -> Result<Options> {
         Ok(Options {
             data: data.to_path_buf(),
+            mels: self.mels.given()?,
             out: self.out.clone(),
             recipe,
             from,

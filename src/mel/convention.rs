@@ -372,7 +372,7 @@ impl Convention {
 
     /// The sample that frame 0 starts at (minus the window's lead), and the number of frames, of a
     /// sound of `samples` samples.
-    pub(super) fn frames(&self, samples: usize) -> (isize, usize) {
+    pub(crate) fn frames(&self, samples: usize) -> (isize, usize) {
         let MelConfig { n_fft, hop_length: hop, .. } = self.mel;
         let centred = (n_fft / 2, 1 + samples / hop);
         let (lead, frames) = match self.framing {
@@ -388,6 +388,15 @@ impl Convention {
             },
         };
         (-(lead as isize), frames)
+    }
+
+    /// What samples are multiplied by first.
+    pub(crate) fn gain(&self, samples: &[f32]) -> f32 {
+        let loudest = samples.iter().fold(0.0f32, |loudest, x| loudest.max(x.abs()));
+        match self.peak {
+            Some(peak) if loudest > 0.0 => peak / loudest,
+            _ => 1.0,
+        }
     }
 
     /// The stored value of silence, the least over all bands.

@@ -88,11 +88,9 @@ impl Extractor {
             let before = std::iter::once(&0.0).chain(samples.iter());
             samples = Cow::Owned(samples.iter().zip(before).map(|(x, before)| x - k * before).collect());
         }
-        if let Some(peak) = self.convention.peak {
-            let loudest = samples.iter().fold(0.0f32, |loudest, x| loudest.max(x.abs()));
-            if loudest > 0.0 {
-                samples.to_mut().iter_mut().for_each(|x| *x *= peak / loudest);
-            }
+        let gain = self.convention.gain(&samples);
+        if gain != 1.0 {
+            samples.to_mut().iter_mut().for_each(|x| *x *= gain);
         }
         samples
     }

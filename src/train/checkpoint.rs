@@ -47,6 +47,9 @@ pub struct State {
     /// Digest of the teacher's weights, where the run has a teacher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher: Option<String>,
+    /// Whether the clips' mels were given, and not made of their sounds.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub given_mels: bool,
     /// The best held-out likelihood so far, and where.
     pub best: Option<HeldOut>,
     /// Recent gradient norms, oldest first (stored as a tensor, exactly).

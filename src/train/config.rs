@@ -343,6 +343,13 @@ impl Recipe {
 }
 
 impl Training {
+    /// Leaves out all copies of clips; whether there were any.
+    pub fn leave_copies_out(&mut self) -> bool {
+        let copies = self.shifts > 1 || self.variety.is_some();
+        (self.shifts, self.variety) = (1, None);
+        copies
+    }
+
     /// Learning rate of step `step` (counted from 0), `cpu_seconds` into the run: linear warm-up, then a
     /// cosine to `final_lr_fraction` at the end.
     ///

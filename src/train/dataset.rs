@@ -1,6 +1,7 @@
 //! Clips on disk → whitened residuals in memory → random segments.
 
 use super::config::{Recipe, Variety, unknown};
+use super::given::{MelFiles, Paired};
 use super::log::Progress;
 use crate::flow::{Flow, Segment};
 use crate::mel::{MelConfig, MelSpectrogram};
@@ -16,6 +17,10 @@ use std::sync::{Mutex, OnceLock};
 /// Clips by which the level of the residual is measured.
 const LEVEL_CLIPS: usize = 4;
 
+/// Distance of given mels from the sounds' own that an acoustic model's don't have, nats: with teacher forcing they
+/// are .2 to .6 away.
+const FAR: f32 = 1.0;
+
 /// Speeds per unit that varied clips may have.
 const SPEEDS: u32 = 50;
 
@@ -24,8 +29,10 @@ const SPEEDS: u32 = 50;
 pub struct Clip {
     /// The file's name without its extension.
     pub name: String,
-    /// Mel of the samples without noise.
+    /// Mel of the samples without noise, or the one that was given for them.
     pub mel: MelSpectrogram,
+    /// Mean absolute difference of a given mel from the samples' own, nats; `None` where it is their own.
+    pub mel_distance: Option<f32>,
     samples: Vec<i16>,
     whitened: OnceLock<Whitened>,
 }
@@ -119,12 +126,17 @@ impl Dataset {
         Ok(list(folder)?.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// Reads every clip of a folder whose name `wanted` accepts, in parallel. Clips that can't be
-    /// used are listed, not fatal.
+    /// Reads every clip of a folder whose name `wanted` accepts, in parallel, with its mel from `mels` if
+    /// there are any. Clips that can't be used are listed, not fatal.
     ///
     /// # Errors
     /// If no clip is wanted, or none is usable.
-    pub fn read(folder: &Path, config: &MelConfig, wanted: impl Fn(&str) -> bool) -> Result<Self> {
+    pub fn read(
+        folder: &Path,
+        config: &MelConfig,
+        mels: Option<&MelFiles>,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Self> {
         let mut files = list(folder)?;
         files.retain(|(name, _)| wanted(name));
         if files.is_empty() {
@@ -132,7 +144,7 @@ impl Dataset {
         }
         let progress = Mutex::new((0, Progress::new("reading", 0, files.len())));
         let read = |(name, path): &(String, PathBuf)| {
-            let clip = Clip::read(name, path, config);
+            let clip = Clip::read(name, path, config, mels);
             if let Ok(mut progress) = progress.lock() {
                 progress.0 += 1;
                 let (done, bar) = &mut *progress;
@@ -159,6 +171,19 @@ impl Dataset {
         Ok(dataset)
     }
 
+    /// How far given mels are from those of the sounds, if any are given.
+    pub fn remark_on_mels(&self) -> Option<String> {
+        let distances: Vec<(f32, &str)> =
+            self.clips.iter().filter_map(|clip| Some((clip.mel_distance?, clip.name.as_str()))).collect();
+        let (most, worst) = distances.iter().copied().max_by(|a, b| a.0.total_cmp(&b.0))?;
+        let mean = distances.iter().map(|(distance, _)| distance).sum::<f32>() / distances.len() as f32;
+        let doubt =
+            if mean > FAR { "; are they of these clips, and as the voice expects (--mel-convention)?" } else { "" };
+        Some(format!(
+            "the given mels are {mean:.2} nats from those of the sounds on average, {most:.2} at most ({worst}){doubt}"
+        ))
+    }
+
     /// The clips that `held_out` doesn't accept, and those that it does.
     pub fn split(self, held_out: impl Fn(&str) -> bool) -> (Vec<Clip>, Vec<Clip>) {
         self.clips.into_iter().partition(|clip| !held_out(&clip.name))
@@ -178,7 +203,7 @@ fn chain(error: &Error) -> String {
 
 impl Clip {
     /// Reads a clip; true if it was resampled.
-    fn read(name: &str, path: &Path, config: &MelConfig) -> Result<(Self, bool)> {
+    fn read(name: &str, path: &Path, config: &MelConfig, mels: Option<&MelFiles>) -> Result<(Self, bool)> {
         let sound = audio::decode::read(path)?;
         let resampled = sound.sample_rate != config.sample_rate;
         let samples = if resampled {
@@ -186,7 +211,24 @@ impl Clip {
         } else {
             sound.samples
         };
-        Ok((Self::new(name, &samples, config)?, resampled))
+        let clip = match mels {
+            None => Self::new(name, &samples, config)?,
+            Some(mels) => {
+                let paired = mels.of(name, &samples)?;
+                Self::paired(name, &samples, paired, config)?
+            }
+        };
+        Ok((clip, resampled))
+    }
+
+    /// A clip with a given mel: that part of its samples that the mel is of.
+    fn paired(name: &str, samples: &[f32], paired: Paired, config: &MelConfig) -> Result<Self> {
+        let samples: Vec<f32> = samples[paired.samples].iter().map(|x| x * paired.gain).collect();
+        let own = Self::new(name, &samples, config)?;
+        let frames = own.mel.frames().min(paired.mel.frames());
+        let pairs = (0..config.n_mels).flat_map(|b| own.mel.band(b)[..frames].iter().zip(paired.mel.band(b)));
+        let distance = pairs.map(|(a, b)| (a - b).abs()).sum::<f32>() / (frames * config.n_mels) as f32;
+        Ok(Self { mel: paired.mel, mel_distance: Some(distance), ..own })
     }
 
     /// A clip from samples in ±1, rounded to 16 bits.
@@ -201,7 +243,7 @@ impl Clip {
         let samples: Vec<i16> = samples.iter().map(|x| (x * 32_768.0).round() as i16).collect();
         let clean: Vec<f32> = samples.iter().map(|&x| f32::from(x) / 32_768.0).collect();
         let mel = mel::extract::extract(&clean, config)?;
-        Ok(Self { name: name.to_string(), mel, samples, whitened: OnceLock::new() })
+        Ok(Self { name: name.to_string(), mel, mel_distance: None, samples, whitened: OnceLock::new() })
     }
 
     /// The clip without its first `shift` samples.

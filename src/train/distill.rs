@@ -36,7 +36,7 @@ pub fn distill(teacher: &Voice, options: &Options, stop: &AtomicBool) -> Result<
     if kind != Likelihood::Exact {
         eprintln!("the teacher's likelihood is {kind}, and so the divergence: if a bound, it is at most what is told");
     }
-    let (clips, held) = run::data(&options.data, &recipe)?;
+    let (clips, held) = run::data(&options.data, options.mels.as_ref(), &recipe)?;
     run::run(&options, Job { recipe, resumed, front, teacher: Some(teacher) }, (&clips, &held), stop)
 }
 

@@ -7,6 +7,7 @@ pub mod dataset;
 pub mod distill;
 pub mod evaluate;
 pub mod front;
+pub mod given;
 pub mod guard;
 pub mod log;
 pub mod memory;
@@ -18,4 +19,5 @@ pub mod warm;
 
 pub use config::Recipe;
 pub use distill::distill;
+pub use given::GivenMels;
 pub use run::{Options, Summary, train};

@@ -4,6 +4,7 @@ use super::checkpoint::{self, HeldOut};
 use super::config::Recipe;
 use super::dataset::{self, Clip, Dataset, Sampler};
 use super::distill::Teacher;
+use super::given::GivenMels;
 use super::log::{Progress, duration};
 use super::memory::Estimate;
 use super::session::Session;
@@ -26,6 +27,8 @@ const WHITENING_CLIPS: usize = 400;
 pub struct Options {
     /// Folder of clips.
     pub data: PathBuf,
+    /// The clips' mels, where they aren't to be made of their sounds.
+    pub mels: Option<GivenMels>,
     /// Folder of the run.
     pub out: PathBuf,
     /// The recipe; a resumed run has its own, and this one, if given, must be the same but for its steps.
@@ -71,7 +74,7 @@ pub fn train(options: &Options, stop: &AtomicBool) -> Result<Summary> {
     let resumed = resume_from(options)?;
     atomic::check_folder(&options.out)?;
     let recipe = recipe(options, resumed)?;
-    let (clips, held) = data(&options.data, &recipe)?;
+    let (clips, held) = data(&options.data, options.mels.as_ref(), &recipe)?;
     run(options, Job { recipe, resumed, front: None, teacher: None }, (&clips, &held), stop)
 }
 
@@ -156,6 +159,9 @@ pub(crate) fn recipe(options: &Options, resumed: Option<usize>) -> Result<Recipe
                 let mut given = given.clone();
                 given.training.steps = own.training.steps;
                 given.training.batch = options.batch.unwrap_or(own.training.batch);
+                if options.mels.is_some() {
+                    given.training.leave_copies_out();
+                }
                 // as it was settled when the run began
                 if given.validation.stand_in(&Dataset::names(&options.data)?).is_some_and(|v| v == own.validation) {
                     given.validation = own.validation.clone();
@@ -174,6 +180,9 @@ pub(crate) fn recipe(options: &Options, resumed: Option<usize>) -> Result<Recipe
     };
     recipe.training.steps = options.steps.unwrap_or(recipe.training.steps);
     recipe.training.batch = options.batch.unwrap_or(recipe.training.batch);
+    if options.mels.is_some() && recipe.training.leave_copies_out() {
+        eprintln!("recipe {} trains on copies of its clips, which given mels aren't of: without them", recipe.name);
+    }
     recipe.validate()?;
     Ok(recipe)
 }
@@ -186,7 +195,7 @@ fn holding_out(recipe: Recipe, names: &[String]) -> Recipe {
 }
 
 /// Training clips and held-out clips; says what was left out.
-pub(crate) fn data(folder: &Path, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Clip>)> {
+pub(crate) fn data(folder: &Path, mels: Option<&GivenMels>, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Clip>)> {
     let names = Dataset::names(folder)?;
     let held_out = recipe.validation.held_out(&names);
     let nothing_left = |clips: usize| {
@@ -196,7 +205,8 @@ pub(crate) fn data(folder: &Path, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Cli
     if names.iter().all(|name| held_out.contains(name)) {
         return Err(nothing_left(names.len()));
     }
-    let dataset = Dataset::read(folder, &recipe.mel, |_| true)?;
+    let mels = mels.map(|mels| mels.open(&recipe.mel)).transpose()?;
+    let dataset = Dataset::read(folder, &recipe.mel, mels.as_ref(), |_| true)?;
     for line in &dataset.skipped {
         eprintln!("skipped {line}");
     }
@@ -205,6 +215,9 @@ pub(crate) fn data(folder: &Path, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Cli
     }
     if dataset.resampled > 0 {
         eprintln!("{} clips resampled to {} Hz", dataset.resampled, recipe.mel.sample_rate);
+    }
+    if let Some(remark) = dataset.remark_on_mels() {
+        eprintln!("{remark}");
     }
     let (mut clips, held) = dataset.split(|name| held_out.contains(name));
     if clips.is_empty() {

@@ -89,6 +89,7 @@ impl Session {
             positions: sampler.positions(),
             cpu_seconds: recipe.training.cpu_minutes.map(|_| 0.0),
             teacher: teacher.as_ref().map(|teacher| teacher.digest().to_string()),
+            given_mels: options.mels.is_some(),
             best: None,
             norms: Vec::new(),
         };
@@ -117,6 +118,13 @@ impl Session {
         }
         if options.seed.is_some_and(|seed| seed != state.seed) {
             return Err(Error::invalid(format!("the run was started with seed {}; leave --seed out", state.seed)));
+        }
+        if state.given_mels != options.mels.is_some() {
+            let problem = match state.given_mels {
+                true => "the run was started with --mels; give them again",
+                false => "the run was started without --mels; leave them out",
+            };
+            return Err(Error::file(&options.out, problem));
         }
         if state.teacher.as_deref() != teacher.as_ref().map(Teacher::digest) {
             let problem = match (&state.teacher, &teacher) {

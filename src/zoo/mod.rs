@@ -215,7 +215,7 @@ impl Zoo<'_> {
 
     /// Recipes with one front; the names of those that failed.
     fn of_one_front(&mut self, recipes: &[&Recipe]) -> Result<Vec<String>> {
-        let (clips, held) = train::run::data(&self.options.data, recipes[0])?;
+        let (clips, held) = train::run::data(&self.options.data, None, recipes[0])?;
         if held.len() != self.table.settings.held_out.len() {
             return Err(Error::file(&self.options.data, "a held-out clip can't be used; hold out others"));
         }
@@ -301,6 +301,7 @@ impl Zoo<'_> {
         let resumed = checkpoint::steps(&out)?.last().copied();
         let options = train::Options {
             data: self.options.data.clone(),
+            mels: None,
             out: out.clone(),
             recipe: Some(recipe.clone()),
             from: None,

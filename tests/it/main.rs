@@ -4,6 +4,7 @@ mod cli;
 mod denoise;
 mod distill;
 mod eval;
+mod given_mels;
 mod golden;
 mod import;
 mod laws;

@@ -49,6 +49,7 @@ impl Place {
     pub(super) fn options(&self, recipe: &Recipe, out: &str) -> Options {
         Options {
             data: self.path("data"),
+            mels: None,
             out: self.path(out),
             recipe: Some(recipe.clone()),
             from: None,
@@ -243,7 +244,7 @@ fn bad_clips_are_named_and_skipped_all_at_once() {
     fs::write(place.path("data/wavs/c.wav"), "no sound at all").unwrap();
     fs::write(place.path("data/wavs/d.wav"), &good[..44]).unwrap();
     fs::write(place.path("data/metadata.csv"), "a|x|x\r\n\r\nb|x|x\r\nc|x|x\r\nd|x|x\r\nmissing|x|x\r\n\n").unwrap();
-    let dataset = Dataset::read(&place.path("data"), &MelConfig::nvidia(), |_| true).unwrap();
+    let dataset = Dataset::read(&place.path("data"), &MelConfig::nvidia(), None, |_| true).unwrap();
     assert_eq!(dataset.clips.iter().map(|clip| clip.name.as_str()).collect::<Vec<_>>(), ["a"]);
     let names: Vec<_> = dataset.skipped.iter().map(|line| line.split(": ").next().unwrap()).collect();
     assert_eq!(names, ["b", "c", "d", "missing"], "{:?}", dataset.skipped);
@@ -363,10 +364,10 @@ fn an_imported_checkpoint_is_fine_tuned() {
 fn a_plain_folder_of_audio_will_do() {
     let place = Place::new();
     fs::write(place.path("data/wavs/notes.txt"), "not sound").unwrap();
-    let dataset = Dataset::read(&place.path("data/wavs"), &MelConfig::nvidia(), |_| true).unwrap();
+    let dataset = Dataset::read(&place.path("data/wavs"), &MelConfig::nvidia(), None, |_| true).unwrap();
     assert_eq!((dataset.clips.len(), dataset.skipped.len(), dataset.resampled), (6, 0, 0));
     let other = MelConfig { sample_rate: 16_000, ..MelConfig::nvidia() };
-    let dataset = Dataset::read(&place.path("data/wavs"), &other, |name| name == "a").unwrap();
+    let dataset = Dataset::read(&place.path("data/wavs"), &other, None, |name| name == "a").unwrap();
     assert_eq!((dataset.clips.len(), dataset.resampled), (1, 1));
 }
 

@@ -5,8 +5,10 @@ mod hdf5;
 mod kaldi;
 pub mod live;
 mod npy;
+mod source;
 mod utterance;
 
+pub use source::{Source, sources};
 pub use utterance::{Utterance, utterances};
 
 use super::MelSpectrogram;
