@@ -14,13 +14,14 @@
 //! | frame | a mel column, every `hop_length` samples | |
 //! | step | a group of `group` samples | |
 //!
-//! Modules, each importing only from those before it: [`error`], [`atomic`], [`mod@array`], [`torch`], [`kernels`],
+//! Modules, each importing only from those before it: [`error`], `below`, [`atomic`], [`mod@array`], [`torch`], [`kernels`],
 //! [`audio`], [`mel`], [`net`], [`flow`], [`voice`], [`import`], [`vocoder`], [`statistics`], [`train`], [`zoo`],
 //! [`plot`], [`eval`], [`cli`].
 
 pub mod array;
 pub mod atomic;
 pub mod audio;
+mod below;
 pub mod cli;
 pub mod error;
 pub mod eval;

@@ -21,7 +21,7 @@ pub struct DistillArgs {
     /// of one's own
     #[arg(long, value_name = "NAME|PATH", required_unless_present = "resume")]
     recipe: Option<String>,
-    /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or a plain folder of audio files
+    /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or audio files in any folders below
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     #[command(flatten)]

@@ -50,7 +50,7 @@ pub struct EvalArgs {
     /// Folder of a voice or checkpoint, or the name of a built-in one: lj, lj-live [default: lj]
     #[arg(long, value_name = "DIR|NAME")]
     voice: Option<String>,
-    /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or a plain folder of audio files
+    /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or audio files in any folders below
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     #[command(flatten)]

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Train a voice on a folder of clips.
 #[derive(Args, Clone, Debug)]
 pub struct TrainArgs {
-    /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or a plain folder of audio files
+    /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or audio files in any folders below
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
     /// Recipe, by name or the path of one's own

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 /// where it was interrupted. The voices stay in the folder, to be heard.
 #[derive(Args, Clone, Debug)]
 pub struct ZooArgs {
-    /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or a plain folder of audio files
+    /// Folder with metadata.csv and wavs/ (the LJSpeech layout), or audio files in any folders below
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Minutes of one core for each recipe

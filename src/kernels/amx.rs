@@ -13,8 +13,8 @@
 //! Rust has no stable names for these instructions, so they stand here in assembly. Intel SDM, volume 1, chapter 18.
 
 use super::bfloat::Bfloats;
-use super::product::{Job, Lines, panel_rows};
 use super::quantise::CHUNK;
+use super::tile::{Job, Lines, panel_rows};
 use super::vector::{Avx512, Vector};
 use std::arch::asm;
 use std::cell::{Cell, UnsafeCell};

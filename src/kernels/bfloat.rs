@@ -17,13 +17,14 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
-use super::product::{Layout, Lines, Panels, Start, from_a_line, tiles};
+use super::product::{Layout, Panels, Start, from_a_line};
 use super::quantise::{Input, Numbers, bfloat};
+use super::tile::{Lines, tiles};
 use super::vector::{Portable, Short};
 use super::{View, choice::Kernel};
 #[cfg(target_arch = "x86_64")]
 use super::{
-    product::Job,
+    tile::Job,
     vector::{Avx2, Avx512},
 };
 

@@ -20,13 +20,14 @@
 //! column so that no sum leaves i32, whatever the inputs are. As every row has one scale of its own,
 //! the bits of an answer depend on its inputs alone.
 
-use super::product::{Layout, Lines, Panels, Start, from_a_line, pair, tiles};
+use super::product::{Layout, Panels, Start, from_a_line};
 use super::quantise::{Input, MOST, Numbers};
+use super::tile::{Lines, pair, tiles};
 use super::vector::{InTwo, MultiplyAdd, Portable, Short};
 #[cfg(target_arch = "x86_64")]
 use super::{
     choice::Kernel,
-    product::Job,
+    tile::Job,
     vector::{Avx2, Avx512, InOne},
 };
 use std::marker::PhantomData;

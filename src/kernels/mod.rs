@@ -33,6 +33,7 @@ pub mod separable;
 pub(crate) mod short;
 pub mod spectral;
 pub mod stream;
+mod tile;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod tile_unit;
 mod vector;

@@ -3,6 +3,7 @@
 use super::config::{Recipe, Variety, unknown};
 use super::given::{MelFiles, Paired};
 use super::log::Progress;
+use crate::below::files_below;
 use crate::flow::{Flow, Segment};
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::net::params::{named_rng, uniform};
@@ -27,7 +28,7 @@ const SPEEDS: u32 = 50;
 /// A clip: its 16-bit samples and its mel; whitened when first asked for, or for each segment anew
 /// where the whitening learns.
 pub struct Clip {
-    /// The file's name without its extension.
+    /// The file's name without its extension, behind the folders that it lies in below the data's.
     pub name: String,
     /// Mel of the samples without noise, or the one that was given for them.
     pub mel: MelSpectrogram,
@@ -70,7 +71,8 @@ pub struct Batch {
 /// The files of a data folder: name, path, in name order.
 ///
 /// A folder with a `metadata.csv` is in the LJSpeech layout (first column: name of
-/// `wavs/NAME.wav`); any other is a plain folder of audio files, not searched deeper.
+/// `wavs/NAME.wav`); any other is a folder of audio files and of folders of them, whose names go before the files':
+/// `p225/p225_001`.
 ///
 /// # Errors
 /// If the folder can't be read or names no clip.
@@ -86,15 +88,7 @@ pub fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
             }
         }
     } else {
-        for entry in std::fs::read_dir(folder).map_err(Error::io("read", folder))? {
-            let path = entry.map_err(Error::io("read", folder))?.path();
-            if let Some(name) = path.file_stem().and_then(|n| n.to_str())
-                && audio::decode::is_audio_file(&path)
-                && path.is_file()
-            {
-                files.push((name.to_string(), path));
-            }
-        }
+        files = files_below(folder, audio::decode::is_audio_file)?;
     }
     files.sort();
     files.dedup();

@@ -4,8 +4,9 @@
 //! A mel must be of its clip from the first sample on, and nearly as long; where its frames lie otherwise than a
 //! voice's, the sound is cut to where they are. Nothing is interpolated.
 
+use crate::below::files_below;
 use crate::mel::convention::{Convention, Decoder};
-use crate::mel::file::{Layout, Source, sources};
+use crate::mel::file::{self, Layout, Source, is_mel_file};
 use crate::mel::stats::MelStats;
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::{Error, Result};
@@ -67,8 +68,7 @@ impl GivenMels {
         };
         let stats = self.stats.as_deref().map(|path| MelStats::read(path, config.n_mels)).transpose()?;
         let mut files = HashMap::new();
-        for source in sources(&self.path)? {
-            let name = source.stem().to_string_lossy().into_owned();
+        for (name, source) in self.sources()? {
             if let Some(other) = files.insert(name, source.clone()) {
                 let problem = format!("and {} are mels of one clip", source.name().display());
                 return Err(Error::file(other.name(), problem));
@@ -82,6 +82,26 @@ impl GivenMels {
             convention,
         })
     }
+
+    /// The mels and their names.
+    fn sources(&self) -> Result<Vec<(String, Source)>> {
+        let files = match self.path.is_dir() {
+            true => files_below(&self.path, is_mel_file)?,
+            false => vec![(self.path.file_stem().unwrap_or_default().to_string_lossy().into(), self.path.clone())],
+        };
+        let mut found = Vec::new();
+        for (name, path) in files {
+            for source in file::in_file(&path)? {
+                let key = source.utterance.as_ref().map(|utterance| &utterance.key);
+                found.push((key.unwrap_or(&name).clone(), source));
+            }
+        }
+        if found.is_empty() {
+            let problem = format!("no mel files in this folder (.{})", file::EXTENSIONS.join(", ."));
+            return Err(Error::file(&self.path, problem));
+        }
+        Ok(found)
+    }
 }
 
 impl MelFiles {
@@ -90,9 +110,10 @@ impl MelFiles {
     /// # Errors
     /// If there is none, it can't be read, or it isn't as long as the clip.
     pub fn of(&self, name: &str, samples: &[f32]) -> Result<Paired> {
+        let (folders, own) = name.rsplit_once('/').map_or(("", name), |(folders, _)| name.split_at(folders.len() + 1));
         let around = std::iter::once(&("", "")).chain(&AROUND);
         let source = around
-            .filter_map(|(before, after)| self.files.get(&format!("{before}{name}{after}")))
+            .filter_map(|(before, after)| self.files.get(&format!("{folders}{before}{own}{after}")))
             .next()
             .ok_or_else(|| Error::file(&self.path, format!("has no mel of the name {name}")))?;
         let mel = source.read(self.layout)?;

@@ -4,6 +4,7 @@ use super::train::{Place, recipe, rich_recipe};
 use melglow::mel::convention::Convention;
 use melglow::mel::extract::Extractor;
 use melglow::mel::{MelConfig, MelSpectrogram, file};
+use melglow::train::config::Validation;
 use melglow::{audio, train};
 use serde_json::Value;
 use std::fs;
@@ -87,6 +88,25 @@ fn mels_of_other_programs_are_learnt_from_in_their_convention() {
     let args = ["--out", "d", "--mels", "mels", "--mel-convention", "espnet"];
     let (code, err) = trained(&place, &recipe(1), &args);
     assert!(code == 1 && err.contains("can't be turned into the voice's exactly"), "{err}");
+}
+
+/// Clips in folders by speaker have their mels in folders of the same names, or by key in an archive.
+#[test]
+fn speakers_in_folders_have_their_mels_in_folders() {
+    let place = Place::new();
+    write_mels(&place, "nvidia", |mel| mel);
+    fs::remove_file(place.path("data/metadata.csv")).unwrap();
+    for (one, two) in [("data/wavs/a.wav", "data/wavs/she/a.wav"), ("mels/a.npy", "mels/wavs/she/mel-a.npy")] {
+        fs::create_dir_all(place.path(two).parent().unwrap()).unwrap();
+        fs::rename(place.path(one), place.path(two)).unwrap();
+    }
+    for name in ["b", "c", "d", "e", "f"] {
+        fs::rename(place.path(format!("mels/{name}.npy")), place.path(format!("mels/wavs/{name}.npy"))).unwrap();
+    }
+    let mut recipe = recipe(1);
+    recipe.validation = Validation::Clips { names: vec!["wavs/f".into()] };
+    let (code, err) = trained(&place, &recipe, &["--out", "run", "--mels", "mels"]);
+    assert!(code == 0 && err.contains("5 clips, 3 s; held out 1, 1 s") && !err.contains("skipped"), "{err}");
 }
 
 #[test]

@@ -366,6 +366,11 @@ fn a_plain_folder_of_audio_will_do() {
     fs::write(place.path("data/wavs/notes.txt"), "not sound").unwrap();
     let dataset = Dataset::read(&place.path("data/wavs"), &MelConfig::nvidia(), None, |_| true).unwrap();
     assert_eq!((dataset.clips.len(), dataset.skipped.len(), dataset.resampled), (6, 0, 0));
+    // with folders in it, as those of several speakers
+    fs::create_dir(place.path("data/wavs/two")).unwrap();
+    fs::rename(place.path("data/wavs/b.wav"), place.path("data/wavs/two/a.wav")).unwrap();
+    let names = Dataset::names(&place.path("data/wavs")).unwrap();
+    assert_eq!(names, ["a", "c", "d", "e", "f", "two/a"]);
     let other = MelConfig { sample_rate: 16_000, ..MelConfig::nvidia() };
     let dataset = Dataset::read(&place.path("data/wavs"), &other, None, |name| name == "a").unwrap();
     assert_eq!((dataset.clips.len(), dataset.resampled), (1, 1));

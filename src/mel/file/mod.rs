@@ -8,7 +8,7 @@ mod npy;
 mod source;
 mod utterance;
 
-pub use source::{Source, sources};
+pub use source::{Source, in_file, sources};
 pub use utterance::{Utterance, utterances};
 
 use super::MelSpectrogram;

@@ -52,16 +52,20 @@ impl Source {
 /// One line naming the folder that can't be read or holds no mel file, or as [`utterances`].
 pub fn sources(path: &Path) -> Result<Vec<Source>> {
     let files = if path.is_dir() { mels_in(path)? } else { vec![path.to_owned()] };
-    let mut found = Vec::new();
-    for path in files {
-        match utterances(&path)? {
-            Some(utterances) => {
-                found.extend(utterances.into_iter().map(|u| Source { path: path.clone(), utterance: Some(u) }));
-            }
-            None => found.push(Source { path, utterance: None }),
-        }
-    }
-    Ok(found)
+    let found = files.iter().map(|path| in_file(path)).collect::<Result<Vec<_>>>()?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// The mels of a file.
+///
+/// # Errors
+/// As [`utterances`].
+pub fn in_file(path: &Path) -> Result<Vec<Source>> {
+    let source = |utterance| Source { path: path.to_owned(), utterance };
+    Ok(match utterances(path)? {
+        Some(utterances) => utterances.into_iter().map(|utterance| source(Some(utterance))).collect(),
+        None => vec![source(None)],
+    })
 }
 
 /// The mel files of a folder, in the order of their names.

@@ -1,0 +1,386 @@
+//! A product's rows times one panel's lines, a tile of sums in registers at a time.
+
+use super::product::{Input, Layout, Start};
+#[cfg(target_arch = "aarch64")]
+use super::vector::Neon;
+#[cfg(target_arch = "x86_64")]
+use super::vector::{Avx2, Avx512};
+use super::vector::{Vector, gate};
+use std::ops::Range;
+
+/// A checked product of whatever numbers.
+pub(super) struct Job<'a, L> {
+    pub layout: Layout,
+    /// Rows.
+    pub count: usize,
+    pub lines: L,
+    pub start: Start<'a>,
+    pub out: *mut f32,
+    /// Values from one row of the answer to the next.
+    pub stride: usize,
+}
+
+/// The lines of a product's panels, and the rows that meet them.
+pub(super) trait Lines<V: Vector> {
+    /// Where a panel's bias stands.
+    ///
+    /// # Safety
+    /// The panel must be there.
+    unsafe fn bias(&self, panel: usize) -> *const f32;
+
+    /// Adds the products of `R` rows from `row` on with a panel's lines; by value, so that the sums
+    /// stay in registers.
+    ///
+    /// # Safety
+    /// The panel and the rows must be there.
+    unsafe fn accumulate<const R: usize>(&self, panel: usize, row: usize, sums: [[V; 2]; R]) -> [[V; 2]; R];
+}
+
+/// Of f32.
+pub(super) struct Floats<'a> {
+    pub panels: *const f32,
+    /// Lines of a panel, without the bias.
+    pub depth: usize,
+    pub inputs: &'a [Input<'a>],
+}
+
+impl<V: Vector> Lines<V> for Floats<'_> {
+    #[inline(always)]
+    unsafe fn bias(&self, panel: usize) -> *const f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.panels.add(panel * (self.depth + 1) * 2 * V::LANES) }
+    }
+
+    #[inline(always)]
+    unsafe fn accumulate<const R: usize>(&self, panel: usize, row: usize, mut sums: [[V; 2]; R]) -> [[V; 2]; R] {
+        let width = 2 * V::LANES;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut weights = <Self as Lines<V>>::bias(self, panel).add(width);
+            for input in self.inputs {
+                let mut rows = input.rows.as_ptr().add(row * input.stride);
+                for tap in 0..input.taps {
+                    if tap > 0 {
+                        rows = rows.add(input.dilation * input.stride);
+                    }
+                    sums = accumulate(sums, rows, input.stride, input.width, weights);
+                    weights = weights.add(input.width * width);
+                }
+            }
+        }
+        sums
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn avx2(job: &Job<Floats>) {
+    // SAFETY: the caller's promise.
+    unsafe { run::<Avx2>(job) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn avx512(job: &Job<Floats>) {
+    // SAFETY: the caller's promise.
+    unsafe { run::<Avx512>(job) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn neon(job: &Job<Floats>) {
+    // SAFETY: the caller's promise.
+    unsafe { run::<Neon>(job) }
+}
+
+/// # Safety
+/// The processor must have the vector's feature, and the job be checked.
+#[inline(always)]
+pub(super) unsafe fn run<V: Vector>(job: &Job<Floats>) {
+    let columns = if job.layout.gated { V::LANES } else { 2 * V::LANES };
+    let full = job.layout.columns / columns;
+    let mut first = 0;
+    while job.count == 1 && first + 1 < full {
+        // SAFETY: the caller's promise; the panels are full.
+        first += unsafe {
+            match full - first {
+                2 => abreast::<V, 2>(job, first),
+                3 => abreast::<V, 3>(job, first),
+                4 | 7 | 8 => abreast::<V, 4>(job, first),
+                5 => abreast::<V, 5>(job, first),
+                _ => abreast::<V, 6>(job, first),
+            }
+        };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { tiles::<V, Floats>(job, first) }
+}
+
+/// The panels from `first` on.
+///
+/// # Safety
+/// The processor must have the vector's feature, and the job be checked.
+#[inline(always)]
+pub(super) unsafe fn tiles<V: Vector, L: Lines<V>>(job: &Job<L>, first: usize) {
+    for panel in first..job.layout.panels {
+        // SAFETY: the caller's promise.
+        unsafe { panel_rows(job, panel, 0..job.count) }
+    }
+}
+
+/// Some rows of one panel's columns.
+///
+/// # Safety
+/// As [`tiles`]; the rows must be the job's.
+#[inline(always)]
+pub(super) unsafe fn panel_rows<V: Vector, L: Lines<V>>(job: &Job<L>, panel: usize, rows: Range<usize>) {
+    let mut row = rows.start;
+    while row < rows.end {
+        // tiles of much the same height: a low one is slow
+        let left = rows.end - row;
+        let rows = left.div_ceil(left.div_ceil(V::ROWS));
+        // SAFETY: the caller's promise; the rows are the job's.
+        unsafe {
+            match rows {
+                1 => tile::<V, L, 1>(job, panel, row),
+                2 => tile::<V, L, 2>(job, panel, row),
+                3 => tile::<V, L, 3>(job, panel, row),
+                4 => tile::<V, L, 4>(job, panel, row),
+                5 => tile::<V, L, 5>(job, panel, row),
+                6 => tile::<V, L, 6>(job, panel, row),
+                7 => tile::<V, L, 7>(job, panel, row),
+                8 => tile::<V, L, 8>(job, panel, row),
+                9 => tile::<V, L, 9>(job, panel, row),
+                10 => tile::<V, L, 10>(job, panel, row),
+                11 => tile::<V, L, 11>(job, panel, row),
+                _ => tile::<V, L, 12>(job, panel, row),
+            }
+        }
+        row += rows;
+    }
+}
+
+/// The only row of a product, for `P` full panels from `first` on: in one alone, its two sums would wait for
+/// each other. The bits are [`tile`]'s. Gives `P`.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn abreast<V: Vector, const P: usize>(job: &Job<Floats>, first: usize) -> usize {
+    let (lines, width) = (&job.lines, 2 * V::LANES);
+    let columns = if job.layout.gated { V::LANES } else { width };
+    let size = (lines.depth + 1) * width;
+    // SAFETY: `product` has checked that all these lie within their slices.
+    unsafe {
+        let mut weights = lines.panels.add(first * size);
+        let out = job.out.add(first * columns);
+        let mut sums = [[V::splat(0.0); 2]; P];
+        for (p, sums) in sums.iter_mut().enumerate() {
+            *sums = pair(weights.add(p * size));
+            match job.start {
+                Start::Bias => {}
+                Start::Answer => *sums = pair(out.add(p * columns)),
+                Start::Rows(rows, _) => *sums = plus(*sums, pair(rows.as_ptr().add((first + p) * columns))),
+                Start::Between(rows, stride, up, from) => {
+                    let now = rows.as_ptr().add(from / up * stride + (first + p) * width);
+                    *sums = between(*sums, now, stride, part_of(from % up, up));
+                }
+                Start::Held(rows, stride, up, from) => {
+                    *sums = plus(*sums, pair(rows.as_ptr().add(from / up * stride + (first + p) * width)));
+                }
+            }
+        }
+        weights = weights.add(width);
+        for input in lines.inputs {
+            for tap in 0..input.taps {
+                let row = input.rows.as_ptr().add(tap * input.dilation * input.stride);
+                for k in 0..input.width {
+                    let x = V::splat(*row.add(k));
+                    for (p, sums) in sums.iter_mut().enumerate() {
+                        let [a, b] = pair(weights.add(p * size));
+                        *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
+                    }
+                    weights = weights.add(width);
+                }
+            }
+        }
+        for (p, sums) in sums.into_iter().enumerate() {
+            finish(job.layout.gated, sums, out.add(p * columns));
+        }
+    }
+    P
+}
+
+/// Columns of the widest panel.
+const WIDEST: usize = 32;
+
+/// `R` rows of one panel's columns.
+///
+/// # Safety
+/// As [`tiles`]; the rows must be the job's.
+#[inline(always)]
+unsafe fn tile<V: Vector, L: Lines<V>, const R: usize>(job: &Job<L>, panel: usize, row: usize) {
+    if R > V::ROWS {
+        return;
+    }
+    let columns = if job.layout.gated { V::LANES } else { 2 * V::LANES };
+    let first = panel * columns;
+    let filled = columns.min(job.layout.columns - first);
+    // SAFETY: `product` has checked that all these lie within their slices.
+    unsafe {
+        let out = job.out.add(row * job.stride + first);
+        let rows = match job.start {
+            Start::Bias | Start::Between(..) | Start::Held(..) => None,
+            Start::Answer => Some((out.cast_const(), job.stride)),
+            Start::Rows(rows, stride) => Some((rows.as_ptr().add(row * stride + first), stride)),
+        };
+        if filled == columns {
+            full::<V, L, R>(job, (panel, row), rows, (out, job.stride));
+            return;
+        }
+        // a panel that isn't full works on a copy that is
+        let mut copy = [[0.0; WIDEST]; R];
+        if let Some((rows, stride)) = rows {
+            for (r, copy) in copy.iter_mut().enumerate() {
+                std::ptr::copy_nonoverlapping(rows.add(r * stride), copy.as_mut_ptr(), filled);
+            }
+        }
+        let at = copy.as_mut_ptr().cast::<f32>();
+        full::<V, L, R>(job, (panel, row), rows.map(|_| (at.cast_const(), WIDEST)), (at, WIDEST));
+        for (r, copy) in copy.iter().enumerate() {
+            std::ptr::copy_nonoverlapping(copy.as_ptr(), out.add(r * job.stride), filled);
+        }
+    }
+}
+
+/// [`tile`] of a panel with as many columns as it holds: `rows` to start from and `out`, with their
+/// strides. In every branch the loops over the tile's rows are plain, so that the sums stay in
+/// registers.
+///
+/// # Safety
+/// As [`tile`]; `R` rows of the panel's width must be at both.
+#[inline(always)]
+unsafe fn full<V: Vector, L: Lines<V>, const R: usize>(
+    job: &Job<L>,
+    (panel, row): (usize, usize),
+    rows: Option<(*const f32, usize)>,
+    (out, out_stride): (*mut f32, usize),
+) {
+    let width = 2 * V::LANES;
+    // SAFETY: the caller's promise, and what `product` has checked.
+    unsafe {
+        let mut sums = [pair(job.lines.bias(panel)); R];
+        if matches!(job.start, Start::Answer) {
+            sums = [[V::splat(0.0); 2]; R];
+        }
+        if let Some((rows, stride)) = rows {
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = plus(*sum, pair(rows.add(r * stride)));
+            }
+        }
+        if let Start::Between(rows, stride, up, from) = job.start {
+            let (at, mut step) = ((from + row) / up, (from + row) % up);
+            let mut now = rows.as_ptr().add(at * stride + panel * width);
+            for sum in &mut sums {
+                *sum = between(*sum, now, stride, part_of(step, up));
+                step += 1;
+                if step == up {
+                    (now, step) = (now.wrapping_add(stride), 0);
+                }
+            }
+        }
+        if let Start::Held(rows, stride, up, from) = job.start {
+            let (at, mut step) = ((from + row) / up, (from + row) % up);
+            let mut now = rows.as_ptr().add(at * stride + panel * width);
+            for sum in &mut sums {
+                *sum = plus(*sum, pair(now));
+                step += 1;
+                if step == up {
+                    (now, step) = (now.wrapping_add(stride), 0);
+                }
+            }
+        }
+        let sums = job.lines.accumulate(panel, row, sums);
+        for (r, sums) in sums.into_iter().enumerate() {
+            finish(job.layout.gated, sums, out.add(r * out_stride));
+        }
+    }
+}
+
+/// A line of a panel.
+///
+/// # Safety
+/// Two vectors must stand at `at`, and the processor must have the vector's feature.
+#[inline(always)]
+pub(super) unsafe fn pair<V: Vector>(at: *const f32) -> [V; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { [V::load(at), V::load(at.add(V::LANES))] }
+}
+
+#[inline(always)]
+fn plus<V: Vector>(a: [V; 2], b: [V; 2]) -> [V; 2] {
+    [a[0].add(b[0]), a[1].add(b[1])]
+}
+
+/// How far a step stands from its row towards the next: half a step behind the first of `up`.
+#[inline(always)]
+fn part_of(step: usize, up: usize) -> f32 {
+    (step as f32 + 0.5) / up as f32
+}
+
+/// `sums` and what stands `part` of the way between a line and that `stride` further on.
+///
+/// # Safety
+/// As [`pair`], for both lines.
+#[inline(always)]
+unsafe fn between<V: Vector>(sums: [V; 2], now: *const f32, stride: usize, part: f32) -> [V; 2] {
+    // SAFETY: the caller's promise; the sums prove the feature.
+    unsafe {
+        let (now, next, part) = (pair::<V>(now), pair::<V>(now.add(stride)), V::splat(part));
+        std::array::from_fn(|i| next[i].sub(now[i]).fma(part, sums[i].add(now[i])))
+    }
+}
+
+/// Stores the sums, or what the gate makes of them.
+///
+/// # Safety
+/// Two vectors must fit at `out`, or one if `gated`.
+#[inline(always)]
+unsafe fn finish<V: Vector>(gated: bool, [a, b]: [V; 2], out: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if gated {
+            gate(a, b).store(out);
+        } else {
+            a.store(out);
+            b.store(out.add(V::LANES));
+        }
+    }
+}
+
+/// `sums[r] + Σ_k rows[r][k] · weights[k]`; by value, so that the sums stay in registers.
+///
+/// # Safety
+/// The processor must have the vector's feature; `R` rows of `depth` values, `stride` apart, and as
+/// many pairs of vectors of weights must be there.
+#[inline(always)]
+unsafe fn accumulate<V: Vector, const R: usize>(
+    mut sums: [[V; 2]; R],
+    rows: *const f32,
+    stride: usize,
+    depth: usize,
+    weights: *const f32,
+) -> [[V; 2]; R] {
+    for k in 0..depth {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let weights = weights.add(k * 2 * V::LANES);
+            let (a, b) = (V::load(weights), V::load(weights.add(V::LANES)));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let x = V::splat(*rows.add(r * stride + k));
+                *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
+            }
+        }
+    }
+    sums
+}
