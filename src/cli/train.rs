@@ -80,7 +80,7 @@ pub struct RunArgs {
     /// Continue from the last checkpoint in RUN
     #[arg(long)]
     pub resume: bool,
-    /// Segments per forward pass, in place of the recipe's
+    /// Segments of a batch, in place of the recipe's
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
     /// Save and leave after this step; --resume goes on

@@ -74,11 +74,12 @@ pub struct Training {
     /// with them if not with `steps`, and the schedule of the learning rate follows them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_minutes: Option<f64>,
-    /// Segments per forward pass.
+    /// Segments per forward pass on a GPU. On the CPU each has a pass of its own, as many at a time as there are
+    /// threads.
     pub batch: usize,
     /// Samples per segment: a multiple of the hop.
     pub segment_samples: usize,
-    /// Forward passes per optimiser step.
+    /// Batches per optimiser step.
     pub accumulate: usize,
     /// Global gradient norm above which gradients are scaled down.
     pub clip_norm: f64,

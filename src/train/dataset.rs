@@ -64,8 +64,6 @@ pub struct Batch {
     pub mel: Tensor,
     /// The whitening front's log-determinant of each segment, `[batch]`, nats.
     pub whitening_log_det: Tensor,
-    /// Names of the clips that the segments come from.
-    pub clips: Vec<String>,
 }
 
 /// The files of a data folder: name, path, in name order.
@@ -421,17 +419,24 @@ impl<'a> Sampler<'a> {
     /// `batch` segments at [`Sampler::places`].
     ///
     /// # Errors
-    /// If a clip can't be whitened.
+    /// As [`Sampler::segments`].
     pub fn draw(&self, flow: &Flow, batch: usize, rng: &mut ChaCha8Rng, device: &Device) -> Result<Batch> {
-        let places = self.places(batch, rng);
+        self.segments(flow, &self.places(batch, rng), device)
+    }
+
+    /// The segments at [`Sampler::places`].
+    ///
+    /// # Errors
+    /// If a clip can't be whitened.
+    pub fn segments(&self, flow: &Flow, places: &[(&Clip, usize)], device: &Device) -> Result<Batch> {
         let (x, whitening_log_det) = if self.anew {
             let segments: Vec<Segment> =
                 places.par_iter().map(|(clip, start)| clip.segment(flow, self.hop, *start, self.frames)).collect();
             flow.whiten_segments(&segments, self.frames)?
         } else {
-            self.whitened(flow, &places, device)?
+            self.whitened(flow, places, device)?
         };
-        Ok(Batch { x, mel: self.mels(flow, &places, device)?, whitening_log_det, clips: names(&places) })
+        Ok(Batch { x, mel: self.mels(flow, places, device)?, whitening_log_det })
     }
 
     /// Level of the whitened residual by a few clips, evenly spread: root mean square, the median of hops.

@@ -5,7 +5,7 @@
 //! 2017, §4 (Parallel WaveNet), from a flow of any design to one whose inverse passes a gradient. Both work on the residual of
 //! one whitening front, the teacher's; its log-determinant cancels.
 
-use super::dataset::{Sampler, names};
+use super::dataset::{Clip, Sampler};
 use super::run::{self, Job, Options, Summary};
 use super::{Recipe, front};
 use crate::flow::{self, Flow, Likelihood};
@@ -76,7 +76,7 @@ impl Teacher {
     }
 
     /// `log q(x) − log p(x)` of the student's own sounds, nats per segment, `[batch]`: their mean is the
-    /// divergence of the student `q` from the teacher `p`. Beside it the clips that the mels come from.
+    /// divergence of the student `q` from the teacher `p`.
     ///
     /// # Errors
     /// If a flow fails.
@@ -84,20 +84,18 @@ impl Teacher {
         &self,
         student: &Flow,
         sampler: &Sampler,
-        batch: usize,
+        places: &[(&Clip, usize)],
         rng: &mut ChaCha8Rng,
         device: &Device,
-    ) -> Result<(Tensor, Vec<String>)> {
-        let places = sampler.places(batch, rng);
-        let mel = sampler.mels(student, &places, device)?;
-        let z = noise(student, batch, sampler.samples(), rng, device)?;
+    ) -> Result<Tensor> {
+        let mel = sampler.mels(student, places, device)?;
+        let z = noise(student, places.len(), sampler.samples(), rng, device)?;
         let x = student.inverse(&z, &mel)?;
         // the inverse has no log-determinant of its own: the forward pass of what it made tells it, and
         // gives back z, whose density doesn't depend on the weights
         let (_, log_det) = student.forward(&x, &mel)?;
-        let (theirs, their_log_det) = self.flow.forward(&x, &sampler.mels(&self.flow, &places, device)?)?;
-        let cost = (flow::nll(&theirs, &their_log_det)? - flow::nll(&z, &log_det)?)?;
-        Ok((cost, names(&places)))
+        let (theirs, their_log_det) = self.flow.forward(&x, &sampler.mels(&self.flow, places, device)?)?;
+        Ok((flow::nll(&theirs, &their_log_det)? - flow::nll(&z, &log_det)?)?)
     }
 }
 

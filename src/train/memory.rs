@@ -4,9 +4,10 @@ use super::config::Recipe;
 use crate::flow::config::{ConditioningConfig, MapConfig, Place, SequenceConfig, StepConfig, WaveNetConfig};
 use crate::net::Passes;
 
-/// Copies of each parameter: the variable, the optimiser's two moments and average, the gradient, and twice the flat
-/// copy that the fused conditioner takes.
-const PARAMETER_COPIES: u64 = 7;
+/// Copies of each parameter: the variable, the optimiser's two moments and average.
+const PARAMETER_COPIES: u64 = 4;
+/// And in each graph: the gradient, and twice the flat copy that the fused conditioner takes.
+const GRAPH_COPIES: u64 = 3;
 /// Tensors of the size of the data that the graph keeps per step of the flow.
 const GRAPH_TENSORS: u64 = 12;
 /// Tensors of a mixture's size that the graph keeps.
@@ -20,25 +21,32 @@ const F32: u64 = 4;
 pub struct Estimate {
     /// Parameters, gradients, moments, average.
     pub parameters: u64,
-    /// Activations of one forward and backward pass.
+    /// Activations of the forward and backward passes that go on at a time.
     pub activations: u64,
     /// Clips, once all are whitened.
     pub clips: u64,
 }
 
 impl Estimate {
-    /// For a recipe with `values` parameters on clips of `samples` samples in all.
-    pub fn new(recipe: &Recipe, values: usize, samples: usize, passes: Passes) -> Self {
+    /// For a recipe with `values` parameters on clips of `samples` samples in all, and so many graphs at a time of so
+    /// many segments.
+    pub fn new(
+        recipe: &Recipe,
+        (values, samples): (usize, usize),
+        passes: Passes,
+        (graphs, segments): (usize, usize),
+    ) -> Self {
+        let (graphs, batch) = (graphs as u64, (graphs * segments) as u64);
         let (values, samples) = (values as u64, samples as u64);
         let mel = recipe.mel.n_mels as u64 * F32 / recipe.mel.hop_length as u64;
         let (group, hop) = (recipe.flow.group as u64, recipe.mel.hop_length as u64);
         let t = &recipe.training;
-        let positions = (t.batch * t.segment_samples) as u64;
+        let positions = batch * t.segment_samples as u64;
         let steps = positions / group;
         // conditioning at the step rate, or a row per frame
         let (rows, features) = match recipe.flow.conditioning {
             ConditioningConfig::Upsample { .. } => (steps, recipe.mel.n_mels as u64 * group),
-            ConditioningConfig::Frame { channels, .. } => (positions / hop + t.batch as u64, channels as u64),
+            ConditioningConfig::Frame { channels, .. } => (positions / hop + batch, channels as u64),
             ConditioningConfig::Mel {} => (positions / hop, recipe.mel.n_mels as u64),
         };
         let mut activations = 3 * rows * features * F32;
@@ -93,7 +101,7 @@ impl Estimate {
             place = step.after(place);
         }
         Self {
-            parameters: PARAMETER_COPIES * values * F32,
+            parameters: (PARAMETER_COPIES + graphs * GRAPH_COPIES) * values * F32,
             activations: activations + largest,
             // 16-bit samples, residuals (kept unless whitened anew at each step), mel
             clips: samples * (2 + if recipe.whitens_anew() { 0 } else { F32 } + mel),

@@ -90,13 +90,40 @@ impl Optimiser {
         self.updates
     }
 
+    /// Adds the gradients of so many losses, scalars, each of a graph of its own, `at_once` of them at a time among
+    /// rayon's threads; gives the sum of the losses. They are added up in their order: the sums don't depend on the
+    /// threads.
+    ///
+    /// # Errors
+    /// If a loss or its gradients can't be computed.
+    pub fn learn(
+        &mut self,
+        losses: usize,
+        at_once: usize,
+        loss: impl Fn(usize) -> Result<Tensor> + Sync,
+    ) -> Result<f64> {
+        let mut sum = 0.0;
+        for first in (0..losses).step_by(at_once) {
+            let graphs = (first..losses.min(first + at_once)).into_par_iter().map(|part| {
+                let loss = loss(part)?;
+                Ok((f64::from(loss.to_scalar::<f32>()?), loss.backward()?))
+            });
+            for (loss, mut grads) in graphs.collect::<Result<Vec<_>>>()? {
+                sum += loss;
+                self.accumulate(&mut grads)?;
+            }
+        }
+        Ok(sum)
+    }
+
     /// Adds one backward pass's gradients. A parameter that the loss doesn't reach gets none.
     ///
     /// # Errors
     /// If a gradient can't be read.
     pub fn accumulate(&mut self, grads: &mut GradStore) -> Result<()> {
-        for slot in &mut self.slots {
-            let Some(grad) = grads.remove(slot.var.as_tensor()) else { continue };
+        let grads: Vec<Option<Tensor>> = self.slots.iter().map(|slot| grads.remove(slot.var.as_tensor())).collect();
+        self.slots.par_iter_mut().zip(grads).try_for_each(|(slot, grad)| {
+            let Some(grad) = grad else { return Ok(()) };
             let grad = grad.to_device(&Device::Cpu)?.contiguous()?;
             if grad.elem_count() != slot.average.len() || grad.dtype() != DType::F32 {
                 return Err(Error::invalid(format!("the gradient of {} has another size or type", slot.name)));
@@ -105,8 +132,8 @@ impl Optimiser {
                 Some(sum) => (sum + grad)?,
                 None => grad,
             });
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Global norm of the accumulated gradients.
@@ -262,6 +289,33 @@ mod tests {
         recipe.training.weight_decay = 0.1;
         recipe.training.clip_norm = 0.5;
         recipe.training
+    }
+
+    /// Graphs of their own add up to the one of all, to the same bits however many there are at a time.
+    #[test]
+    fn parts_are_the_whole() {
+        let after = |learn: &dyn Fn(&mut Optimiser, &Tensor) -> f64| {
+            let params = Params::seeded(1, &Device::Cpu);
+            let w = params.builder().get_with_hints(50, "w", Init::Randn { mean: 0.0, stdev: 1.0 }).unwrap();
+            let mut optimiser = Optimiser::new(&params, &config()).unwrap();
+            let loss = learn(&mut optimiser, &w);
+            let norm = optimiser.grad_norm();
+            optimiser.step(0.05, norm).unwrap();
+            (loss, norm, w.to_vec1::<f32>().unwrap())
+        };
+        let part = |w: &Tensor, i: usize| Ok(((w * (0.3 + i as f64))?.exp()?.mean_all()? / 7.0)?);
+        let whole = after(&|optimiser, w| {
+            let loss = (0..7).map(|i| part(w, i)).reduce(|a, b| Ok((a? + b?)?)).unwrap().unwrap();
+            optimiser.accumulate(&mut loss.backward().unwrap()).unwrap();
+            f64::from(loss.to_scalar::<f32>().unwrap())
+        });
+        let parts = |at_once| after(&|optimiser, w| optimiser.learn(7, at_once, |i| part(w, i)).unwrap());
+        let one = parts(1);
+        assert!((one.0 - whole.0).abs() < 1e-5 * whole.0 && (one.1 - whole.1).abs() < 1e-5 * whole.1);
+        assert!(one.2.iter().zip(&whole.2).all(|(a, b)| (a - b).abs() < 1e-5));
+        for at_once in [2, 3, 7, 20] {
+            assert_eq!(parts(at_once), one, "{at_once} at once");
+        }
     }
 
     /// Adam in f64, straight from the paper.

@@ -7,7 +7,7 @@ use super::distill::Teacher;
 use super::given::GivenMels;
 use super::log::{Progress, duration};
 use super::memory::Estimate;
-use super::session::Session;
+use super::session::{self, Session};
 use super::warm::WarmStart;
 use crate::flow::Flow;
 use crate::net::{Params, Passes};
@@ -37,7 +37,7 @@ pub struct Options {
     pub from: Option<Voice>,
     /// Steps of the whole run in place of the recipe's.
     pub steps: Option<usize>,
-    /// Segments per forward pass in place of the recipe's.
+    /// Segments of a batch in place of the recipe's.
     pub batch: Option<usize>,
     /// Seed of weights and segments; 0 if not given.
     pub seed: Option<u64>,
@@ -111,7 +111,12 @@ pub(crate) fn run(
     let values = params.named().iter().map(|(_, var)| var.elem_count()).sum();
     let samples = clips.iter().chain(held).map(|c| c.frames(recipe.mel.hop_length) * recipe.mel.hop_length).sum();
     match job.teacher {
-        None => eprintln!("{values} parameters; {}", Estimate::new(&recipe, values, samples, options.passes)),
+        None => {
+            let (segments, at_once) = session::parts(&options.device, recipe.training.batch);
+            let at_once = at_once.min((recipe.training.batch * recipe.training.accumulate).div_ceil(segments));
+            let estimate = Estimate::new(&recipe, (values, samples), options.passes, (at_once, segments));
+            eprintln!("{values} parameters; {estimate}");
+        }
         // how much its teacher takes beside it isn't estimated
         Some(_) => eprintln!("{values} parameters"),
     }

@@ -3,7 +3,7 @@
 use super::checkpoint::{self, HeldOut, State};
 use super::clock::cpu_seconds;
 use super::config::Recipe;
-use super::dataset::{Clip, Sampler};
+use super::dataset::{self, Clip, Sampler};
 use super::distill::{self, Teacher};
 use super::evaluate::{self, figure};
 use super::guard::{self, Fault};
@@ -224,34 +224,29 @@ impl Session {
         self.recipe.training.is_over(self.state.step, self.seconds())
     }
 
-    /// What one batch of segments costs, nats per segment, `[batch]`, and the segments' clips.
-    fn nats(&mut self, sampler: &Sampler) -> Result<(Tensor, Vec<String>)> {
-        let batch = self.recipe.training.batch;
-        if let Some(teacher) = &self.teacher {
-            return teacher.divergence(&self.flow, sampler, batch, &mut self.rng, &self.device);
-        }
-        let batch = sampler.draw(&self.flow, batch, &mut self.rng, &self.device)?;
-        let deviation = self.recipe.training.noise;
-        // a stream of its own: whether there is noise doesn't decide which segments come
-        let mut rng = named_rng(self.state.seed, &format!("noise {}", self.rng.get_word_pos()));
-        let x = if deviation > 0.0 { (&batch.x + noise(&batch.x, deviation, &mut rng)?)? } else { batch.x };
-        let (z, log_det) = self.flow.forward(&x, &batch.mel)?;
-        Ok((flow::nll(&z, &(log_det + batch.whitening_log_det)?)?, batch.clips))
-    }
-
-    /// One optimiser step: `accumulate` forward and backward passes and an update, or a skip.
+    /// One optimiser step: forward and backward passes over its segments, and an update or a skip.
     fn step(&mut self, sampler: &Sampler, progress: &Progress) -> Result<()> {
         let begun = Instant::now();
         let t = self.recipe.training.clone();
-        let samples = (t.batch * t.segment_samples) as f64;
-        let (mut nats, mut clips) = (0.0, Vec::new());
-        for _ in 0..t.accumulate {
-            let (cost, names) = self.nats(sampler)?;
-            let loss = (cost.sum_all()? / (samples * t.accumulate as f64))?;
-            nats += f64::from(loss.to_scalar::<f32>()?);
-            self.optimiser.accumulate(&mut loss.backward()?)?;
-            clips.extend(names);
-        }
+        let places = sampler.places(t.batch * t.accumulate, &mut self.rng);
+        let samples = (places.len() * t.segment_samples) as f64;
+        let (seed, position) = (self.state.seed, self.rng.get_word_pos());
+        let lesson = Lesson {
+            flow: &self.flow,
+            teacher: self.teacher.as_ref(),
+            sampler,
+            deviation: t.noise,
+            device: &self.device,
+        };
+        // on the CPU each segment is a graph of its own, so that threads wait for each other once a step
+        let (share, at_once) = parts(&self.device, t.batch);
+        let losses = places.len().div_ceil(share);
+        let nats = self.optimiser.learn(losses, at_once, |part| {
+            // a stream of its own: what is drawn here doesn't decide which segments come
+            let mut rng = named_rng(seed, &format!("noise {position} {part}"));
+            let places = &places[part * share..places.len().min((part + 1) * share)];
+            Ok((lesson.nats(places, &mut rng)?.sum_all()? / samples)?)
+        })?;
         let norm = self.optimiser.grad_norm();
         let lr = t.learning_rate_at(self.state.step, self.seconds()) * self.state.lr_scale;
         self.state.rng_words = self.rng.get_word_pos() as u64;
@@ -266,7 +261,7 @@ impl Session {
                 self.figures.nats += nats;
                 self.figures.grad_norm += norm;
             }
-            Some(fault) => self.skip(fault, &clips, progress)?,
+            Some(fault) => self.skip(fault, &dataset::names(&places), progress)?,
         }
         self.figures.seconds += begun.elapsed().as_secs_f64();
         Ok(())
@@ -372,6 +367,34 @@ impl Session {
         self.trained_on.residual_level = sampler.residual_level(&self.flow)?;
         let known = (&self.recipe, &self.trained_on);
         checkpoint::save(&self.out, known, &self.params, &self.optimiser, &self.state)
+    }
+}
+
+/// Segments in a graph, and graphs at a time: on a GPU the batch in one, on the CPU one in each, on all threads.
+pub(super) fn parts(device: &Device, batch: usize) -> (usize, usize) {
+    if device.is_cpu() { (1, rayon::current_num_threads()) } else { (batch, 1) }
+}
+
+/// What segments are judged by.
+struct Lesson<'a> {
+    flow: &'a Flow,
+    teacher: Option<&'a Teacher>,
+    sampler: &'a Sampler<'a>,
+    /// Of noise that is added to the data.
+    deviation: f64,
+    device: &'a Device,
+}
+
+impl Lesson<'_> {
+    /// What each of the segments costs, nats, `[segments]`.
+    fn nats(&self, places: &[(&Clip, usize)], rng: &mut ChaCha8Rng) -> Result<Tensor> {
+        if let Some(teacher) = self.teacher {
+            return teacher.divergence(self.flow, self.sampler, places, rng, self.device);
+        }
+        let batch = self.sampler.segments(self.flow, places, self.device)?;
+        let x = if self.deviation > 0.0 { (&batch.x + noise(&batch.x, self.deviation, rng)?)? } else { batch.x };
+        let (z, log_det) = self.flow.forward(&x, &batch.mel)?;
+        flow::nll(&z, &(log_det + batch.whitening_log_det)?)
     }
 }
 

@@ -69,12 +69,13 @@ pub fn measure(recipe: &Recipe, passes: Passes, rounds: usize, threads: usize) -
         let begun = Instant::now();
         // among rayon's threads, as in a run
         losses.push(rayon::scope(|_| -> Result<f64> {
-            let (z, log_det) = flow.forward(&x, &mel)?;
-            let loss = (nll(&z, &log_det)?.sum_all()? / samples)?;
-            optimiser.accumulate(&mut loss.backward()?)?;
+            let loss = optimiser.learn(t.batch, threads, |segment| {
+                let (z, log_det) = flow.forward(&x.narrow(0, segment, 1)?, &mel.narrow(0, segment, 1)?)?;
+                Ok((nll(&z, &log_det)?.sum_all()? / samples)?)
+            })?;
             let norm = optimiser.grad_norm();
             optimiser.step(t.learning_rate_at(step, 0.0), norm)?;
-            Ok(f64::from(loss.to_scalar::<f32>()?))
+            Ok(loss)
         })?);
         if step >= WARM_UP {
             seconds.push(begun.elapsed().as_secs_f64());
