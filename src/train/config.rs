@@ -5,6 +5,7 @@ use crate::flow::config::is_default;
 use crate::mel::MelConfig;
 use crate::voice::{Lookahead, SynthesisConfig, VoiceConfig};
 use crate::{Error, Result};
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::Path;
@@ -74,8 +75,7 @@ pub struct Training {
     /// with them if not with `steps`, and the schedule of the learning rate follows them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_minutes: Option<f64>,
-    /// Segments per forward pass on a GPU. On the CPU each has a pass of its own, as many at a time as there are
-    /// threads.
+    /// Segments per forward pass on a GPU; on the CPU it is divided ([`Training::graphs`]).
     pub batch: usize,
     /// Samples per segment: a multiple of the hop.
     pub segment_samples: usize,
@@ -344,6 +344,17 @@ impl Recipe {
 }
 
 impl Training {
+    /// Segments in a graph, and graphs at a time: on a GPU the batch in one. On the CPU few segments in each, on all
+    /// threads, so that they wait for each other once a step; the parameters' part in a graph costs as much as some
+    /// thousand samples do.
+    pub fn graphs(&self, device: &Device) -> (usize, usize) {
+        const SAMPLES: usize = 4096;
+        match device.is_cpu() {
+            true => (SAMPLES.div_ceil(self.segment_samples).min(self.batch), rayon::current_num_threads()),
+            false => (self.batch, 1),
+        }
+    }
+
     /// Leaves out all copies of clips; whether there were any.
     pub fn leave_copies_out(&mut self) -> bool {
         let copies = self.shifts > 1 || self.variety.is_some();

@@ -7,7 +7,7 @@ use super::distill::Teacher;
 use super::given::GivenMels;
 use super::log::{Progress, duration};
 use super::memory::Estimate;
-use super::session::{self, Session};
+use super::session::Session;
 use super::warm::WarmStart;
 use crate::flow::Flow;
 use crate::net::{Params, Passes};
@@ -112,7 +112,7 @@ pub(crate) fn run(
     let samples = clips.iter().chain(held).map(|c| c.frames(recipe.mel.hop_length) * recipe.mel.hop_length).sum();
     match job.teacher {
         None => {
-            let (segments, at_once) = session::parts(&options.device, recipe.training.batch);
+            let (segments, at_once) = recipe.training.graphs(&options.device);
             let at_once = at_once.min((recipe.training.batch * recipe.training.accumulate).div_ceil(segments));
             let estimate = Estimate::new(&recipe, (values, samples), options.passes, (at_once, segments));
             eprintln!("{values} parameters; {estimate}");

@@ -238,8 +238,7 @@ impl Session {
             deviation: t.noise,
             device: &self.device,
         };
-        // on the CPU each segment is a graph of its own, so that threads wait for each other once a step
-        let (share, at_once) = parts(&self.device, t.batch);
+        let (share, at_once) = t.graphs(&self.device);
         let losses = places.len().div_ceil(share);
         let nats = self.optimiser.learn(losses, at_once, |part| {
             // a stream of its own: what is drawn here doesn't decide which segments come
@@ -368,11 +367,6 @@ impl Session {
         let known = (&self.recipe, &self.trained_on);
         checkpoint::save(&self.out, known, &self.params, &self.optimiser, &self.state)
     }
-}
-
-/// Segments in a graph, and graphs at a time: on a GPU the batch in one, on the CPU one in each, on all threads.
-pub(super) fn parts(device: &Device, batch: usize) -> (usize, usize) {
-    if device.is_cpu() { (1, rayon::current_num_threads()) } else { (batch, 1) }
 }
 
 /// What segments are judged by.
