@@ -238,7 +238,7 @@ impl Session {
             deviation: t.noise,
             device: &self.device,
         };
-        let (share, at_once) = t.graphs(&self.device);
+        let (share, at_once) = t.graphs(&self.device, self.optimiser.values());
         let losses = places.len().div_ceil(share);
         let nats = self.optimiser.learn(losses, at_once, |part| {
             // a stream of its own: what is drawn here doesn't decide which segments come

@@ -69,7 +69,7 @@ pub fn measure(recipe: &Recipe, passes: Passes, rounds: usize, threads: usize) -
         let begun = Instant::now();
         // among rayon's threads, as in a run
         losses.push(rayon::scope(|_| -> Result<f64> {
-            let (share, at_once) = t.graphs(&Device::Cpu);
+            let (share, at_once) = t.graphs(&Device::Cpu, optimiser.values());
             let loss = optimiser.learn(t.batch.div_ceil(share), at_once, |part| {
                 let (first, count) = (part * share, share.min(t.batch - part * share));
                 let (z, log_det) = flow.forward(&x.narrow(0, first, count)?, &mel.narrow(0, first, count)?)?;
