@@ -46,7 +46,7 @@ fn known_conventions() -> PossibleValuesParser {
 impl ConventionArgs {
     /// The convention, relative to a voice's.
     pub(crate) fn convention(&self, voice: &MelConfig) -> Result<Convention> {
-        self.mel_convention.as_deref().map_or_else(|| Ok(Convention::of_voice(voice)), |n| Convention::named(n, voice))
+        Convention::chosen(self.mel_convention.as_deref(), voice)
     }
 
     /// The statistics, if any are given.
@@ -71,7 +71,7 @@ impl MelReader {
     pub(crate) fn new(args: &MelArgs, voice: &VoiceConfig) -> Result<Self> {
         let convention = args.convention.convention(&voice.mel)?;
         let decoder = convention.decoder(&voice.mel, args.convention.stats(voice.mel.n_mels)?)?;
-        let layout = Layout { n_mels: voice.mel.n_mels, transpose: args.transpose || convention.frames_first };
+        let layout = convention.layout(args.transpose);
         let foreign = args.convention.mel_convention.is_some() || args.convention.mel_stats.is_some();
         let (mel, name) = (voice.mel.clone(), voice.name.clone());
         Ok(Self { layout, foreign, decoder, mel, voice: name, strict: args.strict })

@@ -6,7 +6,7 @@ use super::{target, voice};
 use crate::atomic;
 use crate::audio::decode;
 use crate::mel::MelConfig;
-use crate::mel::file::{self, Layout};
+use crate::mel::file;
 use crate::plot::curves::Curves;
 use crate::plot::spectrogram::Spectrogram;
 use crate::plot::{Picture, Size};
@@ -120,7 +120,7 @@ fn draw_mel(args: &PlotArgs, size: Size) -> Result<Picture> {
         ([], Some(key)) => bail!("{}: holds no mel of key {key}", args.input.display()),
         _ => bail!("{}: holds {} mels; choose one with --key", args.input.display(), found.len()),
     };
-    let layout = Layout { n_mels: convention.mel.n_mels, transpose: args.transpose || convention.frames_first };
+    let layout = convention.layout(args.transpose);
     let name = source.name();
     let logs = convention.logs(&source.read(layout)?, stats).with_context(|| name.display().to_string())?;
     let short = name.file_name().unwrap_or(name.as_os_str()).to_string_lossy();

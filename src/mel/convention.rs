@@ -6,6 +6,7 @@
 //! band can't; such mels must be made from the sound again.
 
 use super::diagnosis::{Finding, diagnose};
+use super::file::Layout;
 use super::filterbank::mel_filterbank;
 use super::stats::MelStats;
 use super::{MelConfig, MelScale, MelSpectrogram};
@@ -368,6 +369,19 @@ impl Convention {
             let known: Vec<_> = names().map(|(name, ..)| name).collect();
             Error::invalid(format!("no mel convention {name}, expected one of {}", known.join(", ")))
         })
+    }
+
+    /// The convention of a name, or without one the voice's own.
+    ///
+    /// # Errors
+    /// As [`Convention::named`].
+    pub fn chosen(name: Option<&str>, voice: &MelConfig) -> Result<Self> {
+        name.map_or_else(|| Ok(Self::of_voice(voice)), |name| Self::named(name, voice))
+    }
+
+    /// How its mels lie in files; `transpose` where it is said that frames come first.
+    pub fn layout(&self, transpose: bool) -> Layout {
+        Layout { n_mels: self.mel.n_mels, transpose: transpose || self.frames_first }
     }
 
     /// The sample that frame 0 starts at (minus the window's lead), and the number of frames, of a

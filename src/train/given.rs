@@ -11,6 +11,7 @@ use crate::mel::stats::MelStats;
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::{Error, Result};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -62,22 +63,22 @@ impl GivenMels {
     /// If the path can't be read or holds no mels, two have one name, there is no such convention, or no exact way
     /// from it.
     pub fn open(&self, config: &MelConfig) -> Result<MelFiles> {
-        let convention = match &self.convention {
-            Some(name) => Convention::named(name, config)?,
-            None => Convention::of_voice(config),
-        };
+        let convention = Convention::chosen(self.convention.as_deref(), config)?;
         let stats = self.stats.as_deref().map(|path| MelStats::read(path, config.n_mels)).transpose()?;
         let mut files = HashMap::new();
         for (name, source) in self.sources()? {
-            if let Some(other) = files.insert(name, source.clone()) {
-                let problem = format!("and {} are mels of one clip", source.name().display());
-                return Err(Error::file(other.name(), problem));
+            match files.entry(name) {
+                Entry::Vacant(place) => _ = place.insert(source),
+                Entry::Occupied(other) => {
+                    let problem = format!("and {} are mels of one clip", source.name().display());
+                    return Err(Error::file(other.get().name(), problem));
+                }
             }
         }
         Ok(MelFiles {
             path: self.path.clone(),
             files,
-            layout: Layout { n_mels: config.n_mels, transpose: self.transpose || convention.frames_first },
+            layout: convention.layout(self.transpose),
             decoder: convention.decoder(config, stats)?,
             convention,
         })
@@ -97,8 +98,7 @@ impl GivenMels {
             }
         }
         if found.is_empty() {
-            let problem = format!("no mel files in this folder (.{})", file::EXTENSIONS.join(", ."));
-            return Err(Error::file(&self.path, problem));
+            return Err(file::no_mels(&self.path));
         }
         Ok(found)
     }

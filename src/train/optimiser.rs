@@ -12,6 +12,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, Var};
 use rayon::prelude::*;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// Prefix of the whitening net's tensors.
 const WHITENING_NET: &str = "whiten.layers.";
@@ -90,22 +91,23 @@ impl Optimiser {
         self.updates
     }
 
-    /// Adds the gradients of so many losses, scalars, each of a graph of its own, `at_once` of them at a time among
-    /// rayon's threads; gives the sum of the losses. They are added up in their order: the sums don't depend on the
-    /// threads.
+    /// Adds the gradients of the losses of so many segments, scalars, `share` segments in a graph of its own and
+    /// `at_once` graphs at a time among rayon's threads; gives the sum of the losses. They are added up in their order:
+    /// the sums don't depend on the threads.
     ///
     /// # Errors
     /// If a loss or its gradients can't be computed.
     pub fn learn(
         &mut self,
-        losses: usize,
-        at_once: usize,
-        loss: impl Fn(usize) -> Result<Tensor> + Sync,
+        segments: usize,
+        (share, at_once): (usize, usize),
+        loss: impl Fn(Range<usize>) -> Result<Tensor> + Sync,
     ) -> Result<f64> {
+        let parts: Vec<_> = (0..segments).step_by(share).map(|first| first..segments.min(first + share)).collect();
         let mut sum = 0.0;
-        for first in (0..losses).step_by(at_once) {
-            let graphs = (first..losses.min(first + at_once)).into_par_iter().map(|part| {
-                let loss = loss(part)?;
+        for parts in parts.chunks(at_once) {
+            let graphs = parts.par_iter().map(|part| {
+                let loss = loss(part.clone())?;
                 Ok((f64::from(loss.to_scalar::<f32>()?), loss.backward()?))
             });
             for (loss, mut grads) in graphs.collect::<Result<Vec<_>>>()? {
@@ -309,7 +311,7 @@ mod tests {
             optimiser.accumulate(&mut loss.backward().unwrap()).unwrap();
             f64::from(loss.to_scalar::<f32>().unwrap())
         });
-        let parts = |at_once| after(&|optimiser, w| optimiser.learn(7, at_once, |i| part(w, i)).unwrap());
+        let parts = |at_once| after(&|optimiser, w| optimiser.learn(7, (1, at_once), |i| part(w, i.start)).unwrap());
         let one = parts(1);
         assert!((one.0 - whole.0).abs() < 1e-5 * whole.0 && (one.1 - whole.1).abs() < 1e-5 * whole.1);
         assert!(one.2.iter().zip(&whole.2).all(|(a, b)| (a - b).abs() < 1e-5));

@@ -238,13 +238,11 @@ impl Session {
             deviation: t.noise,
             device: &self.device,
         };
-        let (share, at_once) = t.graphs(&self.device, self.optimiser.values());
-        let losses = places.len().div_ceil(share);
-        let nats = self.optimiser.learn(losses, at_once, |part| {
+        let graphs = t.graphs(&self.device, self.optimiser.values());
+        let nats = self.optimiser.learn(places.len(), graphs, |part| {
             // a stream of its own: what is drawn here doesn't decide which segments come
-            let mut rng = named_rng(seed, &format!("noise {position} {part}"));
-            let places = &places[part * share..places.len().min((part + 1) * share)];
-            Ok((lesson.nats(places, &mut rng)?.sum_all()? / samples)?)
+            let mut rng = named_rng(seed, &format!("noise {position} {}", part.start));
+            Ok((lesson.nats(&places[part], &mut rng)?.sum_all()? / samples)?)
         })?;
         let norm = self.optimiser.grad_norm();
         let lr = t.learning_rate_at(self.state.step, self.seconds()) * self.state.lr_scale;

@@ -69,10 +69,10 @@ pub fn measure(recipe: &Recipe, passes: Passes, rounds: usize, threads: usize) -
         let begun = Instant::now();
         // among rayon's threads, as in a run
         losses.push(rayon::scope(|_| -> Result<f64> {
-            let (share, at_once) = t.graphs(&Device::Cpu, optimiser.values());
-            let loss = optimiser.learn(t.batch.div_ceil(share), at_once, |part| {
-                let (first, count) = (part * share, share.min(t.batch - part * share));
-                let (z, log_det) = flow.forward(&x.narrow(0, first, count)?, &mel.narrow(0, first, count)?)?;
+            let graphs = t.graphs(&Device::Cpu, optimiser.values());
+            let loss = optimiser.learn(t.batch, graphs, |part| {
+                let of = |batch: &Tensor| batch.narrow(0, part.start, part.len());
+                let (z, log_det) = flow.forward(&of(&x)?, &of(&mel)?)?;
                 Ok((nll(&z, &log_det)?.sum_all()? / samples)?)
             })?;
             let norm = optimiser.grad_norm();

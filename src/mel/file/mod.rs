@@ -8,6 +8,7 @@ mod npy;
 mod source;
 mod utterance;
 
+pub(crate) use source::no_mels;
 pub use source::{Source, in_file, sources};
 pub use utterance::{Utterance, utterances};
 

@@ -78,9 +78,13 @@ fn mels_in(folder: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     if mels.is_empty() {
-        let extensions = EXTENSIONS.join(", .");
-        return Err(Error::file(folder, format!("no mel files in this folder (.{extensions})")));
+        return Err(no_mels(folder));
     }
     mels.sort();
     Ok(mels)
+}
+
+/// That a folder holds no mel files.
+pub(crate) fn no_mels(folder: &Path) -> Error {
+    Error::file(folder, format!("no mel files in this folder (.{})", EXTENSIONS.join(", .")))
 }
