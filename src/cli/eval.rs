@@ -60,7 +60,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "NAME|A..B,…", value_delimiter = ',')]
     clips: Vec<String>,
     /// Bits per sample alone, without speaking
-    #[arg(long, conflicts_with_all = ["out", "sigma", "seed", "refine", "precision", "denoise", "report_clips"])]
+    #[arg(long, conflicts_with_all = ["out", "sigma", "drive", "seed", "refine", "precision", "denoise", "report_clips"])]
     likelihood_only: bool,
     /// Folder (created if its parent exists) for report.html, which needs no network, and the WAVs
     /// recording/, voice/ and griffin-lim/NAME.wav
@@ -75,6 +75,9 @@ pub struct EvalArgs {
     /// Standard deviation of the noise, 0 to 10 [default: the voice's]
     #[arg(long)]
     sigma: Option<f32>,
+    /// How strongly the voice's last recursion is driven as far up as the mel goes, 0 to 2 [default: the voice's]
+    #[arg(long)]
+    drive: Option<f32>,
     /// Which noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -100,7 +103,13 @@ pub struct EvalArgs {
 /// If the voice or the data can't be used, or an output can't be written.
 pub fn run(args: &EvalArgs) -> Result<()> {
     use_threads(args.threads)?;
-    let options = SynthOptions { sigma: args.sigma, seed: args.seed, refine: args.refine, ..Default::default() };
+    let options = SynthOptions {
+        sigma: args.sigma,
+        drive: args.drive,
+        seed: args.seed,
+        refine: args.refine,
+        ..Default::default()
+    };
     options.validate()?;
     Denoiser::check(args.denoise)?;
     check_outputs(args)?;
@@ -124,6 +133,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         voice: config.name.clone(),
         data: args.data.display().to_string(),
         sigma: args.sigma.unwrap_or(config.synthesis.sigma),
+        drive: args.drive.unwrap_or(config.synthesis.drive),
         refine: args.refine.unwrap_or(config.synthesis.refine),
         seed: args.seed,
         denoise: args.denoise,

@@ -239,8 +239,12 @@ fn of_voice(path: &Path) -> Result<String> {
     let mut text =
         format!("{}: voice {}, {} tensors, {parameters} parameters\n", path.display(), config.name, tensors.len());
     let _ = writeln!(text, "  mels      {}", convention_line(&config.mel));
-    let SynthesisConfig { sigma, refine, refine_lookahead } = &config.synthesis;
-    let _ = writeln!(text, "  synthesis sigma {sigma}, {refine} passes of refinement, look-ahead {refine_lookahead}");
+    let SynthesisConfig { sigma, drive, refine, refine_lookahead } = &config.synthesis;
+    let drive = if *drive == 1.0 { String::new() } else { format!(", drive {drive}") };
+    let _ = writeln!(
+        text,
+        "  synthesis sigma {sigma}{drive}, {refine} passes of refinement, look-ahead {refine_lookahead}"
+    );
     let _ = writeln!(text, "  bits      its likelihood is {}", voice.build_frozen_flow()?.likelihood_kind());
     let _ = writeln!(text, "  type      melglow synth MEL -o OUT.wav --voice {}", path.display());
     Ok(text)

@@ -170,6 +170,10 @@ pub struct SpeakArgs {
     /// Standard deviation of the noise, 0 to 10 [default: the voice's]
     #[arg(long)]
     sigma: Option<f32>,
+    /// How strongly the voice's last recursion is driven as far up as the mel goes, 0 to 2, 1 being what it was
+    /// trained with: less is less hoarse [default: the voice's]
+    #[arg(long)]
+    drive: Option<f32>,
     /// Which noise: the same seed gives the same samples, whatever the number of threads
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
@@ -185,8 +189,8 @@ pub struct SpeakArgs {
 impl SpeakArgs {
     /// What the vocoder is asked for.
     pub fn options(&self) -> Result<SynthOptions> {
-        let &Self { sigma, seed, refine, refine_lookahead } = self;
-        let options = SynthOptions { sigma, seed, refine, refine_lookahead };
+        let &Self { sigma, drive, seed, refine, refine_lookahead } = self;
+        let options = SynthOptions { sigma, drive, seed, refine, refine_lookahead };
         options.validate()?;
         Ok(options)
     }

@@ -34,6 +34,8 @@ pub struct Setting {
     pub data: String,
     /// Deviation of the noise.
     pub sigma: f32,
+    /// How strongly the last recursion was driven.
+    pub drive: f32,
     /// Passes of refinement.
     pub refine: usize,
     /// Which noise.
@@ -52,10 +54,10 @@ pub struct Setting {
 
 impl Setting {
     fn line(&self) -> String {
-        let Self { sigma, refine, seed, denoise, threads, precision, .. } = self;
+        let Self { sigma, drive, refine, seed, denoise, threads, precision, .. } = self;
         let plural = if *threads == 1 { "" } else { "s" };
         format!(
-            "sigma {sigma}, {refine} passes of refinement, denoising {denoise}, seed {seed}, in {}, \
+            "sigma {sigma}, drive {drive}, {refine} passes of refinement, denoising {denoise}, seed {seed}, in {}, \
              {threads} thread{plural}",
             precision.name()
         )
@@ -218,7 +220,7 @@ impl Report {
 
     /// As JSON; what isn't defined is null.
     pub fn json(&self) -> Value {
-        let Setting { voice, data, sigma, refine, seed, denoise, precision, likelihood, threads, remarks } =
+        let Setting { voice, data, sigma, drive, refine, seed, denoise, precision, likelihood, threads, remarks } =
             &self.setting;
         let total = self.bits();
         let scores = |of: fn(&ClipScores) -> &Scores| -> Value {
@@ -242,7 +244,7 @@ impl Report {
             })
         };
         json!({
-            "voice": voice, "data": data, "sigma": sigma, "refine": refine, "seed": seed, "denoise": denoise,
+            "voice": voice, "data": data, "sigma": sigma, "drive": drive, "refine": refine, "seed": seed, "denoise": denoise,
             "precision": precision.name(), "threads": threads, "remarks": remarks, "likelihood": likelihood,
             "per_sample": total.per_sample,
             "left_out": total.left_out,
@@ -416,6 +418,7 @@ mod tests {
             voice: "<v>".to_string(),
             data: "data & more".to_string(),
             sigma: 1.0,
+            drive: 1.0,
             refine: 60,
             seed: 0,
             denoise: 0.0,

@@ -9,6 +9,7 @@ mod conditioning;
 pub mod config;
 mod coupling;
 mod dequantise;
+pub(crate) mod drive;
 mod filtering;
 pub(crate) mod filters;
 mod latent;

@@ -3,6 +3,7 @@
 //! The weights ([`Packed`]) are shared; what a stream remembers ([`State`]) is its own. What comes
 //! out doesn't depend on the pieces that go in, bit for bit.
 
+use super::drive::Drive;
 use super::split::Parts;
 use super::{conditioning, scalar};
 use crate::kernels::conditioner::{State as NetState, Weights};
@@ -165,6 +166,8 @@ pub struct State {
     latents: Rows,
     couplings: Vec<Coupling>,
     recursions: Vec<Recursion>,
+    /// In front of the last recursion.
+    drive: Option<Drive>,
     /// Threads that share the work of a large piece.
     threads: usize,
     /// The rows under way, and room for the next.
@@ -212,10 +215,17 @@ impl State {
             latents: Rows::new(packed.group),
             couplings,
             recursions,
+            drive: None,
             threads,
             x: Vec::new(),
             spare: Vec::new(),
         }
+    }
+
+    /// Drives the flow's last recursion `drive` times as strongly up to `corner`, a part of the sample rate.
+    pub fn driven(mut self, drive: f32, corner: f64) -> Self {
+        self.drive = (drive != 1.0).then(|| Drive::new(drive, corner));
+        self
     }
 
     /// Takes the next mel frames, one after the other, and appends the residual that is ready to
@@ -260,6 +270,9 @@ impl State {
                 }
                 Stage::Autoregressive { by, map, hears, net } => {
                     let recursion = recursions.next().expect("one state for each step");
+                    if let (Some(drive), 0) = (&mut self.drive, recursions.len()) {
+                        drive.run(x);
+                    }
                     recursion.run(x, (*by, *hears), map, net, &self.features);
                 }
                 Stage::Swap => x.chunks_exact_mut(channels).for_each(|row| row.rotate_left(channels / 2)),

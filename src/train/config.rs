@@ -48,6 +48,9 @@ pub struct Recipe {
     /// Standard deviation of the noise that the voice will speak from; where it isn't said, 1, that of training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sigma: Option<f32>,
+    /// How strongly the voice's last recursion will be driven below the top of the mel; where it isn't said, 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drive: Option<f32>,
     /// Passes of refinement that the voice will ask for; where it isn't said,
     /// [`SynthesisConfig::DEFAULT_REFINE`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -233,6 +236,7 @@ impl Recipe {
         Self {
             name: format!("fine-tuning {}", voice.name),
             sigma: Some(voice.synthesis.sigma),
+            drive: Some(voice.synthesis.drive),
             refine: Some(voice.synthesis.refine),
             refine_lookahead: Some(voice.synthesis.refine_lookahead),
             mel: voice.mel.clone(),
@@ -279,6 +283,7 @@ impl Recipe {
     pub fn synthesis(&self) -> SynthesisConfig {
         SynthesisConfig {
             sigma: self.sigma.unwrap_or(1.0),
+            drive: self.drive.unwrap_or(1.0),
             refine: self.refine.unwrap_or(SynthesisConfig::DEFAULT_REFINE),
             refine_lookahead: self.refine_lookahead.unwrap_or_default(),
         }

@@ -19,7 +19,7 @@ const LEAST: f32 = 0.125;
 /// `first` of the sound. Every hop is judged by itself, and a recursive flow goes on from its own values, not
 /// from what replaced them.
 ///
-/// A flow that was asked for louder noise (`sigma` above 1) may be louder.
+/// A flow that was asked for louder noise (`sigma` above 1: times the drive of its recursion) may be louder.
 pub(super) fn repair(residual: &mut [f32], hop: usize, first: usize, level: f32, (noise, sigma): (&Noise, f32)) {
     let (limit, least) = ((LIMIT * level * sigma.max(1.0)).powi(2), (LEAST * level * sigma.min(1.0)).powi(2));
     for (index, residual) in residual.chunks_mut(hop).enumerate() {

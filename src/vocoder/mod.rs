@@ -62,6 +62,10 @@ struct Packed {
     filters: Option<Filters>,
 }
 
+/// Where a recursion's drive is half way to that of training, as a part of the mel's range: at the top of
+/// that, all but a fortieth is there.
+const DRIVE_CORNER: f64 = 0.5;
+
 /// How far a flow whose samples depend on all before them has come.
 struct Turn {
     state: State,
@@ -76,6 +80,9 @@ struct Turn {
 pub struct SynthOptions {
     /// Standard deviation of the latent noise, 0 to 10; `None`: the voice's.
     pub sigma: Option<f32>,
+    /// How strongly the flow's last recursion is driven below the top of the mel, 0 to 2, 1 being what it was trained
+    /// with; `None`: the voice's.
+    pub drive: Option<f32>,
     /// Which noise.
     pub seed: u64,
     /// Passes of mel-consistency refinement, 0 to 1000; `None`: the voice's.
@@ -90,8 +97,17 @@ impl SynthOptions {
     /// # Errors
     /// Names the option that is out of range.
     pub fn validate(&self) -> Result<()> {
-        let (sigma, refine) = (self.sigma.unwrap_or_default(), self.refine.unwrap_or_default());
-        SynthesisConfig { sigma, refine, refine_lookahead: self.refine_lookahead.unwrap_or_default() }.validate()
+        self.or(&SynthesisConfig::new(1.0, 0)).validate()
+    }
+
+    /// These, and where nothing is said, a voice's.
+    fn or(&self, voice: &SynthesisConfig) -> SynthesisConfig {
+        SynthesisConfig {
+            sigma: self.sigma.unwrap_or(voice.sigma),
+            drive: self.drive.unwrap_or(voice.drive),
+            refine: self.refine.unwrap_or(voice.refine),
+            refine_lookahead: self.refine_lookahead.unwrap_or(voice.refine_lookahead),
+        }
     }
 }
 
@@ -149,6 +165,26 @@ impl Vocoder {
     /// The precision that the flow runs in.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// What a voice and options come to.
+    fn asked(&self, options: &SynthOptions) -> Result<SynthesisConfig> {
+        let asked = options.or(&self.config.synthesis);
+        asked.validate()?;
+        if asked.drive != 1.0 && !self.packed().is_some_and(|packed| packed.flow.recursive()) {
+            let name = &self.config.name;
+            return Err(Error::invalid(format!(
+                "drive is {}, but the flow of {name} has no recursion that streams",
+                asked.drive
+            )));
+        }
+        Ok(asked)
+    }
+
+    /// A flow before its first frame, for `threads` that share a piece.
+    fn state(&self, packed: &Packed, drive: f32, threads: usize) -> State {
+        let mel = &self.config.mel;
+        State::new(&packed.flow, threads).driven(drive, DRIVE_CORNER * mel.f_max / f64::from(mel.sample_rate))
     }
 
     fn packed(&self) -> Option<&Packed> {
@@ -273,15 +309,10 @@ impl Vocoder {
         mel: &MelSpectrogram,
         range: Range<usize>,
         (noise, sigma): (&Noise, f32),
-        turn: &mut Option<Turn>,
+        turn: &mut Turn,
         progress: &dyn Fn(f32),
     ) -> Vec<f32> {
         let hop = self.config.mel.hop_length;
-        let turn = turn.get_or_insert_with(|| Turn {
-            state: State::new(&packed.flow, rayon::current_num_threads()),
-            heard: 0,
-            ready: Vec::new(),
-        });
         let draw = |step: usize, rows: &mut [f32]| noise.fill_scaled(step * packed.flow.group, sigma, rows);
         let wanted = range.len() * hop;
         // a piece for each thread, so that a layer is worth sharing

@@ -2,9 +2,9 @@
 
 use super::noise::Noise;
 use super::refine_live::LiveRefinement;
-use super::{Engine, SynthOptions, Vocoder, bound, guard};
+use super::{Engine, SynthOptions, Turn, Vocoder, bound, guard};
 use crate::mel::MelSpectrogram;
-use crate::voice::Lookahead;
+use crate::voice::{Lookahead, SynthesisConfig};
 use crate::{Error, Result};
 
 /// Frames of a piece at least: a minute and a half of sound, of which the halo of sixty passes of
@@ -60,12 +60,9 @@ impl Vocoder {
                 config.mel.n_mels
             ))));
         }
-        options.validate()?;
-        let sigma = options.sigma.unwrap_or(config.synthesis.sigma);
-        let passes = options.refine.unwrap_or(config.synthesis.refine);
+        let SynthesisConfig { sigma, drive, refine: passes, refine_lookahead } = self.asked(options)?;
         let (noise, hop, frames) = (Noise::new(options.seed), config.mel.hop_length, mel.frames());
-        let lookahead = options.refine_lookahead.unwrap_or(config.synthesis.refine_lookahead);
-        let mut live = match lookahead {
+        let mut live = match refine_lookahead {
             Lookahead::Frames(ahead) if passes > 0 => {
                 Some(LiveRefinement::new(&self.refiner, mel.n_mels(), passes, ahead))
             }
@@ -86,20 +83,24 @@ impl Vocoder {
             progress.iter().for_each(|progress| progress(part.min(1.0)));
         };
         let (mut past, mut held, mut held_from, mut refined) = (Vec::new(), Vec::new(), 0, 0);
-        let mut turn = None;
+        let mut turn = self.packed().filter(|packed| packed.flow.recursive()).map(|packed| Turn {
+            state: self.state(packed, drive, rayon::current_num_threads()),
+            heard: 0,
+            ready: Vec::new(),
+        });
         for start in (0..frames).step_by(piece) {
             let end = (start + piece).min(frames);
             let flowing = |part: f32| report(start as f32 + part * (end - start) as f32, refined as f32);
             let draw = (&noise, sigma);
-            let mut residual = match &self.engine {
-                Engine::Stream(packed) if packed.flow.recursive() => {
-                    self.residual_in_turn(packed, &known, start..end, draw, &mut turn, &flowing)
+            let mut residual = match (&self.engine, &mut turn) {
+                (Engine::Stream(packed), Some(turn)) => {
+                    self.residual_in_turn(packed, &known, start..end, draw, turn, &flowing)
                 }
-                Engine::Stream(packed) => self.residual(packed, &known, start..end, draw, &flowing),
-                Engine::Blocks(flow, _) => self.residual_in_blocks(flow, &known, start..end, draw, &flowing)?,
+                (Engine::Stream(packed), None) => self.residual(packed, &known, start..end, draw, &flowing),
+                (Engine::Blocks(flow, _), _) => self.residual_in_blocks(flow, &known, start..end, draw, &flowing)?,
             };
             if let Some(level) = self.residual_level() {
-                guard::repair(&mut residual, hop, start, level, draw);
+                guard::repair(&mut residual, hop, start, level, (&noise, sigma * drive));
             }
             bound(&mut residual);
             let sound = match filters {
@@ -144,10 +145,14 @@ mod tests {
     use super::super::tests::seeded;
     use super::super::{Packed, SynthOptions, Vocoder};
     use super::*;
+    use crate::flow::Flow;
     use crate::flow::FlowConfig;
     use crate::flow::config::{Block, MapConfig, SequenceConfig, StepConfig, WaveNetConfig};
+    use crate::flow::drive::Drive;
+    use crate::net::Params;
     use crate::train::Recipe;
-    use crate::voice::{SynthesisConfig, Voice};
+    use crate::voice::{Voice, VoiceConfig};
+    use candle_core::Device;
 
     /// The samples of a made-up mel in pieces of so many frames, and how many pieces there were.
     fn speak(vocoder: &Vocoder, frames: usize, (passes, ahead): (usize, Lookahead), piece: usize) -> (Vec<f32>, usize) {
@@ -196,7 +201,39 @@ mod tests {
             }],
             ..tiny.flow.clone()
         };
-        [tiny.flow, recursive].map(|flow| seeded("small", tiny.mel.clone(), flow, SynthesisConfig::new(0.7, 0)))
+        let synthesis = |drive| SynthesisConfig { drive, ..SynthesisConfig::new(0.7, 0) };
+        [(tiny.flow, 1.0), (recursive, 0.6)]
+            .map(|(flow, drive)| seeded("small", tiny.mel.clone(), flow, synthesis(drive)))
+    }
+
+    /// A flow that leaves the noise as it is says what stands in front of its recursion.
+    #[test]
+    fn a_recursion_is_driven_through_a_shelf() {
+        let [couplings, recursive] = voices();
+        let VoiceConfig { mel, flow, .. } = recursive.config();
+        let flow = FlowConfig { whitening: None, ..flow.clone() };
+        // as training begins
+        let params = Params::seeded(1, &Device::Cpu);
+        Flow::new(&flow, mel, params.builder()).unwrap();
+        let tensors: Vec<_> = params.named().into_iter().map(|(n, v)| (n, v.as_tensor().clone())).collect();
+        let config = VoiceConfig::new("plain", mel.clone(), flow, SynthesisConfig::new(1.0, 0));
+        let plain = Vocoder::new(&Voice::from_parts(config, &tensors).unwrap()).unwrap();
+        let silence = MelSpectrogram::new(vec![-8.0; 80 * 20], 80).unwrap();
+        let speak = |vocoder: &Vocoder, drive| {
+            let options = SynthOptions { drive, ..Default::default() };
+            vocoder.vocode(&silence, &options, None).map(|sound| sound.samples)
+        };
+        let free = speak(&plain, None).unwrap();
+        assert!(speak(&plain, Some(1.0)).unwrap() == free && free.iter().any(|x| x.abs() > 1.0));
+        let mut expected = free.clone();
+        Drive::new(0.6, 4000.0 / 22_050.0).run(&mut expected);
+        let driven = speak(&plain, Some(0.6)).unwrap();
+        let worst = driven.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-5 && driven != free, "{worst}");
+
+        let error = |voice: &Voice, drive| speak(&Vocoder::new(voice).unwrap(), Some(drive)).unwrap_err().to_string();
+        assert_eq!(error(&couplings, 0.5), "drive is 0.5, but the flow of small has no recursion that streams");
+        assert_eq!(error(&recursive, f32::NAN), "drive is NaN, expected 0 to 2");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::refine_stream::RefineStream;
 use super::{Packed, SynthOptions, Vocoder, guard};
 use crate::flow::filters::Synthesis;
 use crate::flow::stream::State;
-use crate::voice::Lookahead;
+use crate::voice::{Lookahead, SynthesisConfig};
 use crate::{Error, Result};
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -27,6 +27,8 @@ pub struct Streamer<'a> {
     packed: &'a Packed,
     noise: Noise,
     sigma: f32,
+    /// Sigma as a driven recursion leaves it.
+    driven: f32,
     flow: State,
     synthesis: Option<Synthesis>,
     refine: Refinement,
@@ -72,19 +74,17 @@ impl Vocoder {
     /// # Errors
     /// If an option is out of range, or the voice's design cannot stream.
     pub fn stream(&self, options: &SynthOptions) -> Result<Streamer<'_>> {
-        options.validate()?;
-        let synthesis = &self.config.synthesis;
-        let passes = options.refine.unwrap_or(synthesis.refine);
         let packed = self.packed().ok_or_else(|| {
             Error::invalid(format!(
                 "voice {} cannot stream: a step of its flow has no streaming form",
                 self.config.name
             ))
         })?;
+        let SynthesisConfig { sigma, drive, refine: passes, refine_lookahead } = self.asked(options)?;
         let filters = packed.filters.as_ref();
         let lookahead = packed.flow.lookahead_frames().max(filters.map_or(0, |f| f.config.lookahead() + 1));
         let n_mels = self.config.mel.n_mels;
-        let (refine, after) = match options.refine_lookahead.unwrap_or(synthesis.refine_lookahead) {
+        let (refine, after) = match refine_lookahead {
             Lookahead::Frames(ahead) if passes > 0 => {
                 (Refinement::Live(LiveRefinement::new(&self.refiner, n_mels, passes, ahead)), ahead)
             }
@@ -94,8 +94,9 @@ impl Vocoder {
             vocoder: self,
             packed,
             noise: Noise::new(options.seed),
-            sigma: options.sigma.unwrap_or(synthesis.sigma),
-            flow: State::new(&packed.flow, rayon::current_num_threads()),
+            sigma,
+            driven: sigma * drive,
+            flow: self.state(packed, drive, rayon::current_num_threads()),
             synthesis: filters.map(Synthesis::new),
             refine,
             residual: Vec::new(),
@@ -187,7 +188,7 @@ impl Streamer<'_> {
                 let whole = synthesis.ready(filters).min(self.residual.len() / flow.hop) * flow.hop;
                 let residual = &mut self.residual[..whole];
                 if let Some(level) = self.vocoder.residual_level() {
-                    guard::repair(residual, flow.hop, self.hops, level, (&noise, sigma));
+                    guard::repair(residual, flow.hop, self.hops, level, (&noise, self.driven));
                 }
                 self.hops += whole / flow.hop;
                 super::bound(residual);

@@ -63,7 +63,7 @@ pub(super) fn speak(
 ) -> Result<Speech> {
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let vocoder = Vocoder::new(voice)?;
-    let options = SynthOptions { sigma: Some(1.0), refine: Some(0), ..Default::default() };
+    let options = SynthOptions { sigma: Some(1.0), drive: Some(1.0), refine: Some(0), ..Default::default() };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
     let pool = pool.map_err(|e| Error::invalid(format!("cannot start a thread: {e}")))?;
     let (mut spent, mut lasts, mut scores) = (0.0, 0.0, Vec::new());

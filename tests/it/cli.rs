@@ -84,6 +84,7 @@ fn same_seed_same_bytes_for_any_threads() {
     assert!(one == wav(&["--threads", "5", "--seed", "0"]));
     assert!(one != wav(&["--seed", "1"]));
     assert!(one != wav(&["--sigma", "0.1"]));
+    assert!(one == wav(&["--drive", "1"]));
     assert!(one != wav(&["--refine", "0"]));
     assert_eq!(wav(&["--bits", "24"]).len(), 44 + 3 * 700 * 256);
     assert_eq!(wav(&["--bits", "32f"]).len(), 58 + 4 * 700 * 256);
@@ -320,6 +321,7 @@ fn wrong_usage_is_exit_code_2() {
         assert_eq!((code, out.len()), (2, 0), "{args:?}: {err}");
     }
     assert_eq!(failure(&place, &["a.npy", "-o", "a.wav", "--sigma", "nan"]), "sigma is NaN, expected 0 to 10");
+    assert_eq!(failure(&place, &["a.npy", "-o", "a.wav", "--drive", "2.1"]), "drive is 2.1, expected 0 to 2");
     assert_eq!(failure(&place, &["a.npy", "-o", "a.wav", "--refine", "5000"]), "refine is 5000, expected 0 to 1000");
     let (code, out, _) = run(&place, &["synth", "--help"], b"");
     assert_eq!(code, 0);
