@@ -3,6 +3,7 @@
 //! The folder holds `config.json` ([`VoiceConfig`]) and `model.safetensors`; a training checkpoint
 //! is such a folder with more in it.
 
+use crate::flow::config::StepConfig;
 use crate::flow::{Flow, FlowConfig};
 use crate::mel::MelConfig;
 use crate::net::Params;
@@ -199,7 +200,7 @@ impl VoiceConfig {
         self.mel.validate()?;
         self.flow.validate(&self.mel)?;
         self.trained_on.iter().try_for_each(|known| known.validate(&self.mel, &self.flow))?;
-        self.synthesis.validate()
+        self.synthesis.validate_for(&self.flow)
     }
 }
 
@@ -225,6 +226,17 @@ impl SynthesisConfig {
 
     fn is_whole(drive: &f32) -> bool {
         *drive == 1.0
+    }
+
+    /// Checks ranges, and whether a flow has what is driven.
+    ///
+    /// # Errors
+    /// Names the field that is out of range.
+    pub fn validate_for(&self, flow: &FlowConfig) -> Result<()> {
+        if self.drive != 1.0 && !flow.steps().any(|step| matches!(step, StepConfig::Autoregressive { .. })) {
+            return Err(Error::invalid(format!("drive is {}, but the flow has no autoregressive step", self.drive)));
+        }
+        self.validate()
     }
 
     /// Checks ranges.

@@ -302,7 +302,7 @@ impl Recipe {
     pub fn validate(&self) -> Result<()> {
         self.mel.validate()?;
         self.flow.validate(&self.mel)?;
-        self.synthesis().validate()?;
+        self.synthesis().validate_for(&self.flow)?;
         let t = &self.training;
         let hop = self.mel.hop_length;
         let unit = |v: f64| (0.0..1.0).contains(&v);
@@ -416,6 +416,9 @@ mod tests {
         recipe.training.joint_whitening = true;
         let error = recipe.validate().unwrap_err().to_string();
         assert!(error.contains("joint_whitening wants a flow with whitening"), "{error}");
+        let recipe = Recipe { drive: Some(0.5), ..Recipe::open("tiny").unwrap() };
+        let error = recipe.validate().unwrap_err().to_string();
+        assert!(error.contains("drive is 0.5, but the flow has no autoregressive step"), "{error}");
     }
 
     #[test]
