@@ -14,12 +14,13 @@ use crate::vocoder::{SynthOptions, Vocoder};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Work on less sound than this shows no progress bar, seconds.
@@ -128,7 +129,7 @@ pub fn run(args: SynthArgs) -> Result<()> {
     }
     let denoiser = if args.denoise > 0.0 { Some((Denoiser::new(&vocoder)?, args.denoise)) } else { None };
     let folder = OutputFolder::open(&args.output, &jobs)?;
-    let mut session = Session {
+    let session = Session {
         vocoder,
         denoiser,
         options,
@@ -136,27 +137,11 @@ pub fn run(args: SynthArgs) -> Result<()> {
         reader,
         stream: args.stream,
         raw: args.raw,
-        stop: None,
-        bar: None,
-        audio: 0.0,
-        compute: Duration::ZERO,
+        stop: Mutex::default(),
+        bar: Mutex::default(),
+        total: Mutex::default(),
     };
-    let mut failed = 0;
-    for (index, job) in jobs.iter().enumerate() {
-        match session.speak(job, (index, jobs.len())) {
-            Ok(()) => {}
-            Err(_) if session.stopped() => {
-                session.leave(&job.wav, args.stream);
-                return Err(crate::Error::Interrupted.into());
-            }
-            Err(error) if jobs.len() == 1 => return Err(error),
-            Err(error) if super::is_broken_pipe(&error) => return Err(error),
-            Err(error) => {
-                failed += 1;
-                session.say(&one_line(&error));
-            }
-        }
-    }
+    let failed = session.speak_all(&jobs)?;
     session.finish(jobs.len() - failed);
     folder.close(failed == jobs.len());
     if failed > 0 {
@@ -261,15 +246,72 @@ struct Session {
     stream: bool,
     raw: bool,
     /// What Ctrl-C sets, once it is watched for.
-    stop: Option<Arc<AtomicBool>>,
-    bar: Option<ProgressBar>,
+    stop: Mutex<Option<Arc<AtomicBool>>>,
+    bar: Mutex<Option<ProgressBar>>,
+    total: Mutex<Total>,
+}
+
+/// What was spoken.
+#[derive(Default)]
+struct Total {
+    /// Seconds of sound.
     audio: f64,
     compute: Duration,
 }
 
+/// What a mutex holds, whatever became of those who held it before.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Session {
-    /// Reads, speaks and writes one mel, the `index`th of `count`.
-    fn speak(&mut self, job: &Job, (index, count): (usize, usize)) -> Result<()> {
+    /// Speaks all mels, and says how many failed. Where threads are little help within an utterance, several mels are
+    /// spoken at a time; their samples are the same.
+    fn speak_all(&self, jobs: &[Job]) -> Result<usize> {
+        let threads = rayon::current_num_threads();
+        let at_once = if self.stream || !self.vocoder.recursive() { 1 } else { threads.min(jobs.len()) };
+        let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        if at_once == 1 {
+            self.speak_next(jobs, &next, &failed)?;
+            return Ok(failed.into_inner());
+        }
+        let start = Instant::now();
+        let pool = || rayon::ThreadPoolBuilder::new().num_threads(threads / at_once).build();
+        let pools = (0..at_once).map(|_| pool()).collect::<Result<Vec<_>, _>>().context("cannot start threads")?;
+        std::thread::scope(|scope| {
+            let speak = || self.speak_next(jobs, &next, &failed);
+            let running: Vec<_> = pools.iter().map(|pool| scope.spawn(move || pool.install(speak))).collect();
+            // all of them, not up to the first that ended badly
+            let ended: Vec<_> = running.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+            ended.into_iter().try_for_each(|ended| ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })?;
+        lock(&self.total).compute = start.elapsed();
+        Ok(failed.into_inner())
+    }
+
+    /// Speaks mels as long as there are any that nobody has taken.
+    fn speak_next(&self, jobs: &[Job], next: &AtomicUsize, failed: &AtomicUsize) -> Result<()> {
+        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let spoken =
+                if self.stopped() { Err(crate::Error::Interrupted.into()) } else { self.speak(job, jobs.len()) };
+            match spoken {
+                Ok(()) => {}
+                Err(_) if self.stopped() => {
+                    self.leave(&job.wav, self.stream);
+                    return Err(crate::Error::Interrupted.into());
+                }
+                Err(error) if jobs.len() == 1 || super::is_broken_pipe(&error) => return Err(error),
+                Err(error) => {
+                    failed.fetch_add(1, Ordering::Relaxed);
+                    self.say(&one_line(&error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads, speaks and writes one mel of `count`.
+    fn speak(&self, job: &Job, count: usize) -> Result<()> {
         if self.stream {
             return self.speak_stream(job);
         }
@@ -285,12 +327,14 @@ impl Session {
         let stop = self.watch()?;
         let config = &self.vocoder.config().mel;
         let seconds = decoded.samples.len() as f64 / f64::from(config.sample_rate);
-        if self.bar.is_none() && watched() && (count > 1 || seconds > LONG_WORK) {
-            self.bar = Some(progress_bar(count));
-        }
-        let progress = self.bar.as_ref().map(|bar| {
+        let shown = Cell::new(0);
+        let progress = self.bar(count, seconds).map(|bar| {
             bar.set_message(name.file_name().unwrap_or_default().to_string_lossy().into_owned());
-            move |part: f32| bar.set_position((1000.0 * (index as f32 + part)) as u64)
+            let shown = &shown;
+            move |part: f32| {
+                let now = (1000.0 * part) as u64;
+                bar.inc(now.saturating_sub(shown.replace(now)));
+            }
         });
         let start = Instant::now();
         let (count, rate, mut saturated) = (decoded.samples.len() as u64, config.sample_rate, 0);
@@ -317,8 +361,7 @@ impl Session {
         } else {
             atomic::write(&job.wav, fill)?;
         }
-        self.compute += start.elapsed();
-        self.audio += seconds;
+        self.spoke(seconds, start.elapsed());
         if saturated > 0 {
             let to = if is_stdio(&job.wav) { name } else { &job.wav };
             self.say(&format!("{}: {saturated} samples saturated", to.display()));
@@ -341,26 +384,41 @@ impl Session {
     }
 
     /// Streams one mel.
-    fn speak_stream(&mut self, job: &Job) -> Result<()> {
+    fn speak_stream(&self, job: &Job) -> Result<()> {
         let stop = self.watch()?;
         let start = Instant::now();
         let output = synth_stream::Output { format: self.format, raw: self.raw };
         let samples = synth_stream::run(&self.vocoder, &self.options, job, &self.reader, &output, &stop)?;
-        self.compute += start.elapsed();
-        self.audio += samples as f64 / f64::from(self.vocoder.config().mel.sample_rate);
+        self.spoke(samples as f64 / f64::from(self.vocoder.config().mel.sample_rate), start.elapsed());
         if self.stopped() { Err(crate::Error::Interrupted.into()) } else { Ok(()) }
     }
 
-    /// The flag that Ctrl-C sets, watched for from the first call on.
-    fn watch(&mut self) -> Result<Arc<AtomicBool>> {
-        if self.stop.is_none() {
-            self.stop = Some(stop_on_interrupt()?);
+    /// The bar of `count` mels, of which one has so many seconds; none where nobody watches, or not for long.
+    fn bar(&self, count: usize, seconds: f64) -> Option<ProgressBar> {
+        let mut bar = lock(&self.bar);
+        if bar.is_none() && watched() && (count > 1 || seconds > LONG_WORK) {
+            *bar = Some(progress_bar(count));
         }
-        Ok(self.stop.clone().unwrap_or_default())
+        bar.clone()
+    }
+
+    fn spoke(&self, audio: f64, compute: Duration) {
+        let mut total = lock(&self.total);
+        total.audio += audio;
+        total.compute += compute;
+    }
+
+    /// The flag that Ctrl-C sets, watched for from the first call on.
+    fn watch(&self) -> Result<Arc<AtomicBool>> {
+        let mut stop = lock(&self.stop);
+        if stop.is_none() {
+            *stop = Some(stop_on_interrupt()?);
+        }
+        Ok(stop.clone().unwrap_or_default())
     }
 
     fn stopped(&self) -> bool {
-        self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed))
+        lock(&self.stop).as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed))
     }
 
     /// Says what is there of a sound that was left.
@@ -398,7 +456,7 @@ impl Session {
     }
 
     fn say(&self, message: &str) {
-        match &self.bar {
+        match &*lock(&self.bar) {
             Some(bar) => bar.suspend(|| say(message)),
             None => say(message),
         }
@@ -406,11 +464,12 @@ impl Session {
 
     /// Says how it went.
     fn finish(&self, done: usize) {
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = &*lock(&self.bar) {
             bar.finish_and_clear();
         }
-        if done > 0 && self.audio > 0.0 {
-            let (audio, compute) = (self.audio, self.compute.as_secs_f64());
+        let Total { audio, compute } = &*lock(&self.total);
+        if done > 0 && *audio > 0.0 {
+            let compute = compute.as_secs_f64();
             let threads = rayon::current_num_threads();
             say(&format!(
                 "{audio:.2} s of sound in {compute:.2} s: real-time factor {:.3} ({threads} thread{})",

@@ -167,11 +167,16 @@ impl Vocoder {
         self.precision
     }
 
+    /// Whether a sample depends on all before it, so that threads are little help within an utterance.
+    pub(crate) fn recursive(&self) -> bool {
+        self.packed().is_some_and(|packed| packed.flow.recursive())
+    }
+
     /// What a voice and options come to.
     fn asked(&self, options: &SynthOptions) -> Result<SynthesisConfig> {
         let asked = options.or(&self.config.synthesis);
         asked.validate()?;
-        if asked.drive != 1.0 && !self.packed().is_some_and(|packed| packed.flow.recursive()) {
+        if asked.drive != 1.0 && !self.recursive() {
             let name = &self.config.name;
             return Err(Error::invalid(format!(
                 "drive is {}, but the flow of {name} has no recursion that streams",

@@ -5,6 +5,7 @@ use assert_cmd::Command;
 use melglow::flow::config::{MapConfig, StepConfig};
 use melglow::kernels::choice::Kernel;
 use melglow::mel::MelConfig;
+use melglow::voice::Voice;
 use std::fs;
 use std::path::Path;
 
@@ -163,6 +164,34 @@ fn many_mels_go_to_a_folder_past_bad_ones() {
     let (code, _, _) = synth(&place, &["mels/bad.npy", "mels/gone.npy", "-o", "none"]);
     assert_eq!(code, 1);
     assert!(!place.path("none").exists());
+}
+
+/// The built-in voice is a recursion, whose mels are spoken several at a time.
+#[test]
+fn many_mels_at_a_time_are_the_same_as_one_after_the_other() {
+    if Voice::embedded().is_err() {
+        return eprintln!("SKIPPED: no voice is built in");
+    }
+    let place = Place::new();
+    for (i, frames) in [40, 1, 25, 90, 10].into_iter().enumerate() {
+        place.mel(&format!("mels/{i}.npy"), frames);
+    }
+    place.file("mels/bad.npy", b"nonsense");
+    let speak = |threads: &str, out: &str| {
+        let (code, _, err) = run(&place, &["synth", "mels", "-o", out, "--threads", threads], b"");
+        assert_eq!(code, 1, "{err}");
+        let mut lines: Vec<_> = err.lines().collect();
+        assert_eq!(lines.pop(), Some("melglow: 1 of 6 mels failed"));
+        let threads = format!("({threads} thread{})", if threads == "1" { "" } else { "s" });
+        assert!(lines.pop().is_some_and(|line| line.ends_with(&threads)), "{err}");
+        assert!(lines.iter().any(|line| line.starts_with("melglow: mels/bad.npy: is not a mel file")), "{err}");
+        place.names(out).into_iter().map(|name| fs::read(place.path(out).join(name)).unwrap()).collect::<Vec<_>>()
+    };
+    let one = speak("1", "one");
+    assert_eq!(one.len(), 5);
+    for (threads, out) in [("3", "three"), ("11", "eleven")] {
+        assert!(speak(threads, out) == one, "{threads} threads");
+    }
 }
 
 #[test]
