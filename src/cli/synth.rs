@@ -74,7 +74,7 @@ pub struct SynthArgs {
     /// With --stream: samples without a WAV header
     #[arg(long, requires = "stream")]
     raw: bool,
-    /// Threads to use [default: one per core]
+    /// Threads to use; the built-in voices take one for each of several mels [default: one per core]
     #[arg(long, value_name = "N", value_parser = super::thread_range())]
     threads: Option<usize>,
 }
