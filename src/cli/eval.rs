@@ -15,7 +15,7 @@ use crate::train::evaluate::{self, Bits, figure, unless_overflowed};
 use crate::train::log::Progress;
 use crate::vocoder::denoise::Denoiser;
 use crate::vocoder::{SynthOptions, Vocoder};
-use crate::voice::Voice;
+use crate::voice::{SynthesisConfig, Voice};
 use crate::{atomic, error::Error};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
@@ -127,14 +127,15 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         overflow(&bits).iter().for_each(|remark| say(remark));
         return print(args, &table(&bits), &serde_json::to_value(&bits)?);
     }
-    let folder = args.out.as_deref().map(Folder::open).transpose()?;
     let vocoder = args.precision.vocoder(&voice)?;
+    let SynthesisConfig { sigma, drive, refine, .. } = vocoder.asked(&options)?;
+    let folder = args.out.as_deref().map(Folder::open).transpose()?;
     let setting = Setting {
         voice: config.name.clone(),
         data: args.data.display().to_string(),
-        sigma: args.sigma.unwrap_or(config.synthesis.sigma),
-        drive: args.drive.unwrap_or(config.synthesis.drive),
-        refine: args.refine.unwrap_or(config.synthesis.refine),
+        sigma,
+        drive,
+        refine,
         seed: args.seed,
         denoise: args.denoise,
         precision: vocoder.precision(),

@@ -66,6 +66,7 @@ pub(super) fn run(args: PlayArgs) -> anyhow::Result<()> {
     let voice = voice(args.voice.as_deref())?;
     let options = args.speak.options()?;
     let vocoder = args.precision.vocoder(&voice)?;
+    vocoder.asked(&options)?;
     let cannot_stream = vocoder.stream(&options).err();
     let mel = &vocoder.config().mel;
     let reader = MelReader::new(&args.mel, voice.config())?;

@@ -124,6 +124,7 @@ pub fn run(args: SynthArgs) -> Result<()> {
     let vocoder = args.precision.vocoder(&voice)?;
     // the vocoder has the weights in a form of its own
     drop(voice);
+    vocoder.asked(&options)?;
     if args.stream {
         vocoder.stream(&options).context("without --stream it speaks")?;
     }
@@ -270,27 +271,27 @@ impl Session {
     fn speak_all(&self, jobs: &[Job]) -> Result<usize> {
         let threads = rayon::current_num_threads();
         let at_once = if self.stream || !self.vocoder.recursive() { 1 } else { threads.min(jobs.len()) };
-        let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let next = AtomicUsize::new(0);
         if at_once == 1 {
-            self.speak_next(jobs, &next, &failed)?;
-            return Ok(failed.into_inner());
+            return self.speak_next(jobs, &next);
         }
         let start = Instant::now();
         let pool = || rayon::ThreadPoolBuilder::new().num_threads(threads / at_once).build();
         let pools = (0..at_once).map(|_| pool()).collect::<Result<Vec<_>, _>>().context("cannot start threads")?;
-        std::thread::scope(|scope| {
-            let speak = || self.speak_next(jobs, &next, &failed);
+        let failed = std::thread::scope(|scope| {
+            let speak = || self.speak_next(jobs, &next);
             let running: Vec<_> = pools.iter().map(|pool| scope.spawn(move || pool.install(speak))).collect();
             // all of them, not up to the first that ended badly
             let ended: Vec<_> = running.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
-            ended.into_iter().try_for_each(|ended| ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        })?;
+            ended.into_iter().map(|ended| ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).sum()
+        });
         lock(&self.total).compute = start.elapsed();
-        Ok(failed.into_inner())
+        failed
     }
 
-    /// Speaks mels as long as there are any that nobody has taken.
-    fn speak_next(&self, jobs: &[Job], next: &AtomicUsize, failed: &AtomicUsize) -> Result<()> {
+    /// Speaks mels as long as there are any that nobody has taken, and says how many failed.
+    fn speak_next(&self, jobs: &[Job], next: &AtomicUsize) -> Result<usize> {
+        let mut failed = 0;
         while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let spoken =
                 if self.stopped() { Err(crate::Error::Interrupted.into()) } else { self.speak(job, jobs.len()) };
@@ -302,12 +303,12 @@ impl Session {
                 }
                 Err(error) if jobs.len() == 1 || super::is_broken_pipe(&error) => return Err(error),
                 Err(error) => {
-                    failed.fetch_add(1, Ordering::Relaxed);
+                    failed += 1;
                     self.say(&one_line(&error));
                 }
             }
         }
-        Ok(())
+        Ok(failed)
     }
 
     /// Reads, speaks and writes one mel of `count`.

@@ -172,8 +172,11 @@ impl Vocoder {
         self.packed().is_some_and(|packed| packed.flow.recursive())
     }
 
-    /// What a voice and options come to.
-    fn asked(&self, options: &SynthOptions) -> Result<SynthesisConfig> {
+    /// What the voice and options come to.
+    ///
+    /// # Errors
+    /// If an option is out of range, or the flow has nothing that it could be for.
+    pub(crate) fn asked(&self, options: &SynthOptions) -> Result<SynthesisConfig> {
         let asked = options.or(&self.config.synthesis);
         asked.validate()?;
         if asked.drive != 1.0 && !self.recursive() {
@@ -186,9 +189,10 @@ impl Vocoder {
         Ok(asked)
     }
 
-    /// A flow before its first frame, for `threads` that share a piece.
-    fn state(&self, packed: &Packed, drive: f32, threads: usize) -> State {
+    /// A flow before its first frame.
+    fn state(&self, packed: &Packed, drive: f32) -> State {
         let mel = &self.config.mel;
+        let threads = rayon::current_num_threads();
         State::new(&packed.flow, threads).driven(drive, DRIVE_CORNER * mel.f_max / f64::from(mel.sample_rate))
     }
 

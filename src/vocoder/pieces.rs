@@ -84,7 +84,7 @@ impl Vocoder {
         };
         let (mut past, mut held, mut held_from, mut refined) = (Vec::new(), Vec::new(), 0, 0);
         let mut turn = self.packed().filter(|packed| packed.flow.recursive()).map(|packed| Turn {
-            state: self.state(packed, drive, rayon::current_num_threads()),
+            state: self.state(packed, drive),
             heard: 0,
             ready: Vec::new(),
         });

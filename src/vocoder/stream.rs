@@ -96,7 +96,7 @@ impl Vocoder {
             noise: Noise::new(options.seed),
             sigma,
             driven: sigma * drive,
-            flow: self.state(packed, drive, rayon::current_num_threads()),
+            flow: self.state(packed, drive),
             synthesis: filters.map(Synthesis::new),
             refine,
             residual: Vec::new(),

@@ -351,6 +351,12 @@ fn wrong_usage_is_exit_code_2() {
     }
     assert_eq!(failure(&place, &["a.npy", "-o", "a.wav", "--sigma", "nan"]), "sigma is NaN, expected 0 to 10");
     assert_eq!(failure(&place, &["a.npy", "-o", "a.wav", "--drive", "2.1"]), "drive is 2.1, expected 0 to 2");
+    let no_recursion = "drive is 0.5, but the flow of tiny has no recursion that streams";
+    place.mel("mels/a.npy", 2);
+    place.mel("mels/b.npy", 2);
+    for args in [&["mels", "-o", "out"][..], &["mels/a.npy", "-o", "a.wav", "--stream"]] {
+        assert_eq!(failure(&place, &[args, &["--drive", "0.5"]].concat()), no_recursion);
+    }
     assert_eq!(failure(&place, &["a.npy", "-o", "a.wav", "--refine", "5000"]), "refine is 5000, expected 0 to 1000");
     let (code, out, _) = run(&place, &["synth", "--help"], b"");
     assert_eq!(code, 0);
