@@ -1,7 +1,7 @@
 //! From log spectra to predictors, and whitening with them as one node of candle's graph.
 
 use crate::kernels::predict::{
-    Predictor, levinson, levinson_backward, residual, residual_backward, residual_backward_sound,
+    ABREAST, Lanes, Predictor, levinson, levinson_backward, residual, residual_backward, residual_backward_sound,
 };
 use crate::mel::MelSpectrogram;
 use crate::net::wavenet::values;
@@ -40,17 +40,20 @@ pub struct Scratch {
     lags: Vec<f64>,
 }
 
-/// A filter, and what its gradient needs.
-pub struct Filter {
-    autocorrelation: Vec<f64>,
-    a: Vec<f64>,
-    error: f64,
+/// The log spectra that a filter stands between, and its number within the hop.
+pub type Place<'a> = (&'a [f32], &'a [f32], usize);
+
+/// Up to [`ABREAST`] filters, and what their gradients need.
+pub struct Solved {
+    autocorrelation: Vec<Lanes>,
+    a: Vec<Lanes>,
+    error: Lanes,
 }
 
-impl Filter {
-    /// For filtering, in f32.
-    pub fn predictor(&self) -> Predictor {
-        Predictor::new(&self.a, self.error)
+impl Solved {
+    /// The filter of one lane, in f32.
+    pub fn predictor(&self, lane: usize) -> Predictor {
+        Predictor::new(self.a.iter().map(|a| a[lane]), self.error[lane])
     }
 }
 
@@ -72,45 +75,52 @@ impl Solver {
         (index as f32 + 0.5) / self.per_hop as f32
     }
 
-    /// The `index`-th filter of the hop between the frames with log spectra `now` and `next`.
-    pub fn solve(&self, now: &[f32], next: &[f32], index: usize, scratch: &mut Scratch) -> Filter {
-        let share = self.share(index);
-        for ((s, a), b) in scratch.spectrum.iter_mut().zip(now).zip(next) {
-            *s = f64::from((a + share * (b - a)).clamp(-LOG_LIMIT, LOG_LIMIT)).exp().into();
-        }
-        self.inverse.process(&mut scratch.spectrum, &mut scratch.lags).expect("buffers have the plan's lengths");
+    /// The filters of some places, [`ABREAST`] at most; the lanes that are left over filter nothing.
+    pub fn solve(&self, places: &[Place], scratch: &mut Scratch) -> Solved {
+        let mut autocorrelation = vec![Lanes::default(); self.order + 1];
+        autocorrelation[0] = [1.0; ABREAST];
         let scale = 1.0 / self.n_fft as f64;
-        let autocorrelation: Vec<f64> = scratch.lags[..=self.order].iter().map(|v| v * scale).collect();
+        for (lane, &(now, next, index)) in places.iter().enumerate() {
+            let share = self.share(index);
+            for ((s, a), b) in scratch.spectrum.iter_mut().zip(now).zip(next) {
+                *s = f64::from((a + share * (b - a)).clamp(-LOG_LIMIT, LOG_LIMIT)).exp().into();
+            }
+            self.inverse.process(&mut scratch.spectrum, &mut scratch.lags).expect("buffers have the plan's lengths");
+            autocorrelation.iter_mut().zip(&scratch.lags).for_each(|(r, lag)| r[lane] = lag * scale);
+        }
         let (a, error) = levinson(&autocorrelation);
-        Filter { autocorrelation, a, error }
+        Solved { autocorrelation, a, error }
     }
 
-    /// The gradient of [`Solver::solve`] in the log spectrum between the two, from those of the
-    /// coefficients and of the error's power.
+    /// The gradients of [`Solver::solve`] in the log spectra that the filters stand between, from those of the
+    /// coefficients and of the errors' powers.
     fn solve_backward(
         &self,
-        (now, next, index): (&[f32], &[f32], usize),
-        filter: &Filter,
-        (d_a, d_error): (&[f64], f64),
+        places: &[Place],
+        solved: &Solved,
+        (d_a, d_error): (&[Lanes], Lanes),
         scratch: &mut Scratch,
-    ) -> Vec<f64> {
-        let share = self.share(index);
-        let d_lags = levinson_backward(&filter.autocorrelation, &filter.a, d_a, d_error);
-        scratch.lags.fill(0.0);
-        scratch.lags[..=self.order].copy_from_slice(&d_lags);
-        self.forward.process(&mut scratch.lags, &mut scratch.spectrum).expect("buffers have the plan's lengths");
+    ) -> Vec<Vec<f64>> {
+        let d_lags = levinson_backward(&solved.autocorrelation, &solved.a, d_a, d_error);
         let last = self.n_fft / 2;
-        let bins = now.iter().zip(next).zip(&scratch.spectrum).enumerate();
-        bins.map(|(k, ((a, b), g))| {
-            let log = a + share * (b - a);
-            if log.abs() > LOG_LIMIT {
-                return 0.0;
-            }
-            // a bin between the ends stands for two of the whole spectrum
-            let twice = if k == 0 || k == last { 1.0 } else { 2.0 };
-            f64::from(log).exp() * twice * g.re / self.n_fft as f64
-        })
-        .collect()
+        let gradient = |(lane, &(now, next, index)): (usize, &Place)| -> Vec<f64> {
+            let share = self.share(index);
+            scratch.lags.fill(0.0);
+            scratch.lags.iter_mut().zip(&d_lags).for_each(|(lag, d)| *lag = d[lane]);
+            self.forward.process(&mut scratch.lags, &mut scratch.spectrum).expect("buffers have the plan's lengths");
+            let bins = now.iter().zip(next).zip(&scratch.spectrum).enumerate();
+            bins.map(|(k, ((a, b), g))| {
+                let log = a + share * (b - a);
+                if log.abs() > LOG_LIMIT {
+                    return 0.0;
+                }
+                // a bin between the ends stands for two of the whole spectrum
+                let twice = if k == 0 || k == last { 1.0 } else { 2.0 };
+                f64::from(log).exp() * twice * g.re / self.n_fft as f64
+            })
+            .collect()
+        };
+        places.iter().enumerate().map(gradient).collect()
     }
 }
 
@@ -123,7 +133,7 @@ pub struct Filtering {
     moving: bool,
     /// Samples per filter.
     share: usize,
-    saved: Mutex<Vec<Filter>>,
+    saved: Mutex<Vec<Solved>>,
 }
 
 impl Filtering {
@@ -132,12 +142,17 @@ impl Filtering {
         Self { solver, moving, share, saved: Mutex::new(Vec::new()) }
     }
 
-    /// The log spectra that filter `i` of all stands between, and its number within the hop.
-    fn place<'a>(&self, spectra: &'a [f32], i: usize, frames: usize) -> (&'a [f32], &'a [f32], usize) {
+    /// Where filter `i` of all stands.
+    fn place<'a>(&self, spectra: &'a [f32], i: usize, frames: usize) -> Place<'a> {
         let (bins, per_hop) = (self.solver.n_fft / 2 + 1, self.solver.per_hop);
         let row = i / (frames * per_hop) * (frames + 1) + i % (frames * per_hop) / per_hop;
         let (now, next) = spectra[row * bins..][..2 * bins].split_at(bins);
         (now, next, i % per_hop)
+    }
+
+    /// The filters, those that are solved together together.
+    fn together(&self, count: usize) -> impl IndexedParallelIterator<Item = std::ops::Range<usize>> {
+        (0..count.div_ceil(ABREAST)).into_par_iter().map(move |i| i * ABREAST..count.min((i + 1) * ABREAST))
     }
 
     /// Where the samples of filter `i` are in its sound of `length` samples.
@@ -163,29 +178,34 @@ impl CustomOp2 for Filtering {
         let (spectra, frames) = (values(spectra, layout)?, rows - 1);
         let (sounds, length) = (values(sounds, sounds_layout)?, sounds_layout.dims()[1]);
         let per_item = frames * self.solver.per_hop;
-        let solved: Vec<(Filter, Vec<f32>, f32)> = (0..batch * per_item)
-            .into_par_iter()
+        let (solved, residuals): (Vec<_>, Vec<_>) = self
+            .together(batch * per_item)
             .map_init(
                 || self.solver.scratch(),
-                |scratch, i| {
-                    let (now, next, index) = self.place(spectra, i, frames);
-                    let filter = self.solver.solve(now, next, index, scratch);
-                    let predictor = filter.predictor();
-                    let (sound, range) =
-                        (&sounds[i / per_item * length..][..length], self.stretch(i, per_item, length));
-                    let mut e = vec![0.0; self.share];
-                    residual(&predictor, sound, range, &mut e);
-                    Ok((filter, e, predictor.gain.ln()))
+                |scratch, filters| {
+                    let places: Vec<_> = filters.clone().map(|i| self.place(spectra, i, frames)).collect();
+                    let solved = self.solver.solve(&places, scratch);
+                    let residuals = filters.enumerate().map(|(lane, i)| {
+                        let predictor = solved.predictor(lane);
+                        let (sound, range) =
+                            (&sounds[i / per_item * length..][..length], self.stretch(i, per_item, length));
+                        let mut e = vec![0.0; self.share];
+                        residual(&predictor, sound, range, &mut e);
+                        (e, predictor.gain.ln())
+                    });
+                    let residuals: Vec<_> = residuals.collect();
+                    (solved, residuals)
                 },
             )
-            .collect::<Result<_>>()?;
+            .unzip();
+        let residuals = residuals.concat();
         let mut out = Vec::with_capacity(batch * per_item * (self.share + 1));
-        for item in solved.chunks(per_item) {
-            item.iter().for_each(|(_, e, _)| out.extend_from_slice(e));
-            out.extend(item.iter().map(|(_, _, log_gain)| log_gain));
+        for item in residuals.chunks(per_item) {
+            item.iter().for_each(|(e, _)| out.extend_from_slice(e));
+            out.extend(item.iter().map(|(_, log_gain)| log_gain));
         }
         if let Ok(mut saved) = self.saved.lock() {
-            *saved = solved.into_iter().map(|(filter, _, _)| filter).collect();
+            *saved = solved;
         }
         Ok((CpuStorage::F32(out), (batch, per_item * (self.share + 1)).into()))
     }
@@ -204,29 +224,33 @@ impl CustomOp2 for Filtering {
         let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
         let (spectra_values, sound_values, out, d_out) = (flat(spectra)?, flat(sounds)?, flat(out)?, flat(d_out)?);
         let Ok(saved) = self.saved.lock() else { candle_core::bail!("whitening: the forward pass failed") };
-        let gradients: Vec<Vec<f64>> = saved
-            .par_iter()
-            .enumerate()
+        let gradients: Vec<Vec<Vec<f64>>> = self
+            .together(batch * per_item)
+            .zip(saved.par_iter())
             .map_init(
                 || self.solver.scratch(),
-                |scratch, (i, filter)| {
-                    let item = i / per_item * per_item * (self.share + 1);
-                    let at = item + i % per_item * self.share;
-                    let (e, d_e) = (&out[at..][..self.share], &d_out[at..][..self.share]);
-                    let d_log_gain = f64::from(d_out[item + per_item * self.share + i % per_item]);
-                    let sound = &sound_values[i / per_item * length..][..length];
-                    let range = self.stretch(i, per_item, length);
-                    let d_a = residual_backward(&filter.predictor(), sound, range, d_e);
-                    // e ∝ 1/gain and gain² = error
-                    let met: f64 = e.iter().zip(d_e).map(|(&e, &d)| f64::from(e) * f64::from(d)).sum();
-                    let d_error = (d_log_gain - met) / (2.0 * filter.error);
-                    let place = self.place(&spectra_values, i, frames);
-                    self.solver.solve_backward(place, filter, (&d_a, d_error), scratch)
+                |scratch, (filters, solved)| {
+                    let places: Vec<_> = filters.clone().map(|i| self.place(&spectra_values, i, frames)).collect();
+                    let (mut d_a, mut d_error) = (vec![Lanes::default(); solved.a.len()], Lanes::default());
+                    for (lane, i) in filters.enumerate() {
+                        let item = i / per_item * per_item * (self.share + 1);
+                        let at = item + i % per_item * self.share;
+                        let (e, d_e) = (&out[at..][..self.share], &d_out[at..][..self.share]);
+                        let d_log_gain = f64::from(d_out[item + per_item * self.share + i % per_item]);
+                        let sound = &sound_values[i / per_item * length..][..length];
+                        let range = self.stretch(i, per_item, length);
+                        let of_lane = residual_backward(&solved.predictor(lane), sound, range, d_e);
+                        d_a.iter_mut().zip(of_lane).for_each(|(d_a, d)| d_a[lane] = d);
+                        // e ∝ 1/gain and gain² = error
+                        let met: f64 = e.iter().zip(d_e).map(|(&e, &d)| f64::from(e) * f64::from(d)).sum();
+                        d_error[lane] = (d_log_gain - met) / (2.0 * solved.error[lane]);
+                    }
+                    self.solver.solve_backward(&places, solved, (&d_a, d_error), scratch)
                 },
             )
             .collect();
         let mut sums = vec![0.0; spectra_values.len()];
-        for (i, gradient) in gradients.iter().enumerate() {
+        for (i, gradient) in gradients.iter().flatten().enumerate() {
             let row = i / per_item * rows + i % per_item / per_hop;
             let share = f64::from(self.solver.share(i % per_hop));
             let (now, next) = sums[row * bins..][..2 * bins].split_at_mut(bins);
@@ -241,11 +265,12 @@ impl CustomOp2 for Filtering {
             return Ok((Some(d_spectra), None));
         }
         let mut d_sounds = vec![0.0; batch * length];
-        for (i, filter) in saved.iter().enumerate() {
+        for i in 0..batch * per_item {
+            let predictor = saved[i / ABREAST].predictor(i % ABREAST);
             let item = i / per_item * per_item * (self.share + 1);
             let d_e = &d_out[item + i % per_item * self.share..][..self.share];
             let d_sound = &mut d_sounds[i / per_item * length..][..length];
-            residual_backward_sound(&filter.predictor(), d_sound, self.stretch(i, per_item, length), d_e);
+            residual_backward_sound(&predictor, d_sound, self.stretch(i, per_item, length), d_e);
         }
         Ok((Some(d_spectra), Some(Tensor::from_vec(d_sounds, (batch, length), sounds.device())?)))
     }

@@ -3,7 +3,7 @@
 use super::config::WhiteningConfig;
 use super::filtering::Solver;
 use crate::kernels::pointwise::silu;
-use crate::kernels::predict::{Predictor, synthesise};
+use crate::kernels::predict::{ABREAST, Predictor, synthesise};
 use crate::kernels::product::{Input, Panels, Start};
 use crate::kernels::rows::Rows;
 use crate::mel::filterbank::{band_centres, mel_filterbank};
@@ -153,11 +153,18 @@ impl Filters {
         h
     }
 
-    /// The filters of one frame, `filters_per_hop` of them, each for its share of the hop after the
+    /// The filters of some frames, `filters_per_hop` of each, every one for its share of the hop after the
     /// frame's centre: from the spectra there and at the next frame.
-    fn between(&self, now: &[f32], next: &[f32]) -> impl Iterator<Item = Predictor> {
+    fn between<'a>(&self, frames: Range<usize>, spectrum: impl Fn(usize) -> &'a [f32]) -> Vec<Predictor> {
         let mut scratch = self.solver.scratch();
-        (0..self.config.filters_per_hop).map(move |j| self.solver.solve(now, next, j, &mut scratch).predictor())
+        let per_hop = self.config.filters_per_hop;
+        let place = |f: usize| (0..per_hop).map(move |j| (f, j));
+        let places: Vec<_> = frames.flat_map(place).map(|(f, j)| (spectrum(f), spectrum(f + 1), j)).collect();
+        let together = places.chunks(ABREAST).flat_map(|places| {
+            let solved = self.solver.solve(places, &mut scratch);
+            (0..places.len()).map(move |lane| solved.predictor(lane))
+        });
+        together.collect()
     }
 
     /// The filters of some frames of a mel, `filters_per_hop` a frame.
@@ -173,12 +180,7 @@ impl Filters {
                 let first = frames.start + task * FRAMES_PER_TASK;
                 let last = (first + FRAMES_PER_TASK).min(frames.end);
                 let spectra = self.log_spectra(first..(last + 1).min(end), end, column);
-                let mut filters = Vec::with_capacity((last - first) * self.config.filters_per_hop);
-                for f in first..last {
-                    let spectrum = |f: usize| &spectra[(f.min(end - 1) - first) * bins..][..bins];
-                    filters.extend(self.between(spectrum(f), spectrum(f + 1)));
-                }
-                filters
+                self.between(first..last, |f| &spectra[(f.min(end - 1) - first) * bins..][..bins])
             })
             .collect()
     }
@@ -232,11 +234,12 @@ impl Synthesis {
         }
         let done = self.spectra.start();
         let to = if last { to } else { to.saturating_sub(1).max(done) };
-        for f in done..to {
-            let next = (f + 1).min(self.spectra.end() - 1);
-            let (now, next) = (self.spectra.get(f..f + 1), self.spectra.get(next..next + 1));
-            self.filters.extend(filters.between(now, next));
-        }
+        let spectra = &self.spectra;
+        let spectrum = |f: usize| {
+            let f = f.min(spectra.end() - 1);
+            spectra.get(f..f + 1)
+        };
+        self.filters.extend(filters.between(done..to, spectrum));
         self.spectra.forget(to);
         self.mel.forget(self.spectra.end().saturating_sub(filters.config.context));
     }
