@@ -13,6 +13,8 @@ use crate::kernels::quantise::Numbers;
 use crate::kernels::recursion;
 use crate::kernels::rows::Rows;
 use crate::kernels::wavenet::interpolation;
+use rayon::prelude::*;
+use std::ops::Range;
 
 /// Frames of a piece at least, and its steps: enough to keep the products busy and to be worth the way
 /// of the weights from memory, few enough to keep the activations in the cache.
@@ -160,6 +162,37 @@ impl Packed {
 pub struct State {
     /// Of the mel's way in.
     conditioning: conditioning::State,
+    /// Rows of the mel's features that no section has yet, by frame or by step.
+    features: Rows,
+    /// Groups of samples whose latents were drawn.
+    drawn: usize,
+    /// The steps, one section behind the other, and what waits in front of each.
+    sections: Vec<(Section, Option<Piece>)>,
+    /// Threads that share the work of a large piece.
+    threads: usize,
+    /// A piece that is done, its room for the next.
+    spare: Piece,
+}
+
+/// What goes from section to section.
+#[derive(Default)]
+struct Piece {
+    /// Rows, and the step of the first.
+    x: Vec<f32>,
+    at: usize,
+    /// The mel's features that are new, and where channels come back late, the latents.
+    features: Vec<f32>,
+    latents: Vec<f32>,
+    /// Whether nothing follows.
+    last: bool,
+}
+
+/// Steps of the flow that are done one after the other.
+struct Section {
+    stages: Range<usize>,
+    /// Channels of a step in front of the first stage, and of those that come back late, those that are left.
+    channels: usize,
+    late: usize,
     /// Rows of the mel's features, by frame or by step.
     features: Rows,
     /// Latents of the steps under way, for the channels that come back late.
@@ -168,10 +201,6 @@ pub struct State {
     recursions: Vec<Recursion>,
     /// In front of the last recursion.
     drive: Option<Drive>,
-    /// Threads that share the work of a large piece.
-    threads: usize,
-    /// The rows under way, and room for the next.
-    x: Vec<f32>,
     spare: Vec<f32>,
 }
 
@@ -192,15 +221,122 @@ struct Coupling {
 impl State {
     /// Before the first frame. `threads` of rayon's share the work of a piece, where it is enough.
     pub fn new(packed: &Packed, threads: usize) -> Self {
+        Self::of_sections(packed, std::iter::once(0..packed.stages.len()), threads)
+    }
+
+    /// Before the first frame, each net in a section of its own: while one works on a piece, others of rayon's threads
+    /// work on those before it. What is pushed comes out later by as many pieces as there are sections behind the
+    /// first: see [`go_on`](Self::go_on).
+    pub fn in_sections(packed: &Packed) -> Self {
+        let is_net = |&i: &usize| matches!(packed.stages[i], Stage::Coupling { .. } | Stage::Autoregressive { .. });
+        let mut edges: Vec<_> = (0..packed.stages.len()).filter(is_net).skip(1).collect();
+        edges.insert(0, 0);
+        edges.push(packed.stages.len());
+        Self::of_sections(packed, edges.windows(2).map(|edges| edges[0]..edges[1]), 1)
+    }
+
+    fn of_sections(packed: &Packed, sections: impl Iterator<Item = Range<usize>>, threads: usize) -> Self {
+        let (mut late, first) = (packed.late(), packed.rates().next());
+        let mut channels = (packed.group - late) * first.map_or(1, |(_, rate)| rate);
+        let section = |stages| (Section::new(packed, stages, &mut channels, &mut late), None);
+        Self {
+            conditioning: conditioning::State::new(&packed.conditioning),
+            features: Rows::new(packed.conditioning.features()),
+            drawn: 0,
+            sections: sections.map(section).collect(),
+            threads,
+            spare: Piece::default(),
+        }
+    }
+
+    /// Drives the flow's last recursion `drive` times as strongly up to `corner`, a part of the sample rate.
+    pub fn driven(mut self, drive: f32, corner: f64) -> Self {
+        let last = self.sections.iter_mut().rev().find(|(section, _)| !section.recursions.is_empty());
+        if let (Some((section, _)), true) = (last, drive != 1.0) {
+            section.drive = Some(Drive::new(drive, corner));
+        }
+        self
+    }
+
+    /// Takes the next mel frames, one after the other, and appends the residual that is ready to
+    /// `out`. `noise(step, rows)` fills whole rows of latents, `[steps, group]`, from a step on.
+    /// After `last` nothing may follow, and everything is ready, or on its way through the sections.
+    pub fn push(
+        &mut self,
+        packed: &Packed,
+        frames: &[f32],
+        last: bool,
+        noise: impl FnOnce(usize, &mut [f32]),
+        out: &mut Vec<f32>,
+    ) {
+        let mut piece = std::mem::take(&mut self.spare);
+        let had = self.features.end();
+        self.conditioning.push(&packed.conditioning, frames, last, &mut self.features);
+        let has = self.features.end();
+        piece.features.clear();
+        piece.features.extend_from_slice(self.features.get(had..has));
+        self.features.forget(has);
+
+        let (from, known) = (self.drawn, packed.conditioning.steps(has));
+        let (group, late) = (packed.group, packed.late());
+        let first = packed.rates().next().map_or(1, |(_, rate)| rate);
+        piece.at = from / first;
+        piece.last = last;
+        piece.x.resize((known - from) * group, 0.0);
+        noise(from, &mut piece.x);
+        self.drawn = known;
+        piece.latents.clear();
+        if late > 0 {
+            piece.latents.extend_from_slice(&piece.x);
+            piece.x.clear();
+            piece.latents.chunks_exact(group).for_each(|row| piece.x.extend_from_slice(&row[late..]));
+        }
+        self.sections[0].1 = Some(piece);
+        self.go_on(packed, out);
+    }
+
+    /// Whether something is on its way through the sections.
+    pub fn under_way(&self) -> bool {
+        self.sections.iter().any(|(_, waiting)| waiting.is_some())
+    }
+
+    /// Lets what is on its way go one section further, and appends what is ready to `out`.
+    pub fn go_on(&mut self, packed: &Packed, out: &mut Vec<f32>) {
+        let threads = self.threads;
+        let work = |(section, waiting): &mut (Section, Option<Piece>)| {
+            if let Some(piece) = waiting {
+                section.run(packed, piece, threads);
+            }
+        };
+        match &mut self.sections[..] {
+            [only] => work(only),
+            sections => sections.par_iter_mut().with_max_len(1).for_each(work),
+        }
+        let mut next = None;
+        for (_, waiting) in &mut self.sections {
+            std::mem::swap(waiting, &mut next);
+        }
+        if let Some(piece) = next {
+            out.extend_from_slice(&piece.x);
+            self.spare = piece;
+        }
+    }
+}
+
+impl Section {
+    /// Before the first piece; `channels` and `late` in front of its stages, and then behind them.
+    fn new(packed: &Packed, stages: Range<usize>, channels: &mut usize, late: &mut usize) -> Self {
         let (mut couplings, mut recursions) = (Vec::new(), Vec::new());
-        let (mut channels, first) = (packed.group - packed.late(), packed.rates().next());
-        channels *= first.map_or(1, |(_, rate)| rate);
-        for stage in &packed.stages {
+        let before = (*channels, *late);
+        for (stage, rate) in packed.rates().skip(stages.start).take(stages.len()) {
             match stage {
-                Stage::Early(done) => channels += done,
-                Stage::Squeeze(by) => channels /= by,
+                Stage::Early(done) => {
+                    *channels += done;
+                    *late -= done / rate;
+                }
+                Stage::Squeeze(by) => *channels /= by,
                 Stage::Coupling { net, .. } => {
-                    let (net, waiting) = (NetState::new(net), Rows::new(channels));
+                    let (net, waiting) = (NetState::new(net), Rows::new(*channels));
                     couplings.push(Coupling { net, waiting, input: Vec::new() });
                 }
                 Stage::Autoregressive { by, net, .. } => {
@@ -210,54 +346,33 @@ impl State {
             }
         }
         Self {
-            conditioning: conditioning::State::new(&packed.conditioning),
+            stages,
+            channels: before.0,
+            late: before.1,
             features: Rows::new(packed.conditioning.features()),
             latents: Rows::new(packed.group),
             couplings,
             recursions,
             drive: None,
-            threads,
-            x: Vec::new(),
             spare: Vec::new(),
         }
     }
 
-    /// Drives the flow's last recursion `drive` times as strongly up to `corner`, a part of the sample rate.
-    pub fn driven(mut self, drive: f32, corner: f64) -> Self {
-        self.drive = (drive != 1.0).then(|| Drive::new(drive, corner));
-        self
-    }
-
-    /// Takes the next mel frames, one after the other, and appends the residual that is ready to
-    /// `out`. `noise(step, rows)` fills whole rows of latents, `[steps, group]`, from a step on.
-    /// After `last` nothing may follow, and everything is ready.
-    pub fn push(
-        &mut self,
-        packed: &Packed,
-        frames: &[f32],
-        last: bool,
-        noise: impl FnOnce(usize, &mut [f32]),
-        out: &mut Vec<f32>,
-    ) {
-        self.conditioning.push(&packed.conditioning, frames, last, &mut self.features);
-        let up = packed.conditioning.up();
-        let known = packed.conditioning.steps(self.features.end());
-        let from = self.latents.end();
-        noise(from, self.latents.grow(known - from));
-
-        let group = packed.group;
-        let late = packed.late();
-        let first = packed.rates().next().map_or(1, |(_, rate)| rate);
-        let (mut at, mut early, mut channels) = (from / first, late, (group - late) * first);
-        let (x, spare) = (&mut self.x, &mut self.spare);
-        x.clear();
-        self.latents.get(from..known).chunks_exact(group).for_each(|row| x.extend_from_slice(&row[late..]));
+    /// Takes a piece, and leaves in it what is ready.
+    fn run(&mut self, packed: &Packed, piece: &mut Piece, threads: usize) {
+        self.features.extend(&piece.features);
+        self.latents.extend(&piece.latents);
+        let (group, up) = (packed.group, packed.conditioning.up());
+        let (mut channels, mut early) = (self.channels, self.late);
+        let (x, at, spare) = (&mut piece.x, &mut piece.at, &mut self.spare);
         let (mut couplings, mut recursions) = (self.couplings.iter_mut(), self.recursions.iter_mut());
-        for (stage, rate) in packed.rates() {
+        let mut groups = 1;
+        for (stage, rate) in packed.rates().skip(self.stages.start).take(self.stages.len()) {
+            groups = rate;
             match stage {
                 Stage::Affine { scale, shift } => pointwise::affine(x, scale, shift),
                 Stage::Sinh { scale } => pointwise::sinh(x, *scale),
-                Stage::Gain { weights } => gain(x, at, &self.features, up / rate, weights, spare),
+                Stage::Gain { weights } => gain(x, *at, &self.features, up / rate, weights, spare),
                 Stage::Mix { matrix } => {
                     spare.resize(x.len(), 0.0);
                     let rows = Input::rows(x, channels);
@@ -266,7 +381,7 @@ impl State {
                 }
                 Stage::Coupling { parts, map, net } => {
                     let coupling = couplings.next().expect("one state for each coupling");
-                    at = coupling.push(x, (parts, map), net, &self.features, last, self.threads);
+                    *at = coupling.push(x, (parts, map), net, &self.features, piece.last, threads);
                 }
                 Stage::Autoregressive { by, map, hears, net } => {
                     let recursion = recursions.next().expect("one state for each step");
@@ -277,15 +392,16 @@ impl State {
                 }
                 Stage::Swap => x.chunks_exact_mut(channels).for_each(|row| row.rotate_left(channels / 2)),
                 Stage::Squeeze(by) => {
-                    at *= by;
+                    *at *= by;
                     channels /= by;
+                    groups /= by;
                 }
                 Stage::Early(done) => {
                     // of each group that the step holds, these channels
                     let columns = done / rate;
                     early -= columns;
                     spare.clear();
-                    let latents = self.latents.get(at * rate..(at + x.len() / channels) * rate);
+                    let latents = self.latents.get(*at * rate..(*at + x.len() / channels) * rate);
                     for (x, z) in x.chunks_exact(channels).zip(latents.chunks_exact(group * rate)) {
                         z.chunks_exact(group).for_each(|z| spare.extend_from_slice(&z[early..early + columns]));
                         spare.extend_from_slice(x);
@@ -295,8 +411,7 @@ impl State {
                 }
             }
         }
-        out.extend_from_slice(x);
-        let done = at + x.len() / group;
+        let done = (*at + x.len() / channels) * groups;
         self.latents.forget(done);
         self.features.forget(done / up);
     }
@@ -489,23 +604,28 @@ mod tests {
             let loudest = golden.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
             for kernel in Kernel::available() {
                 let packed = flow.pack(kernel).unwrap().expect("every step streams");
-                let speak = |piece: usize| {
-                    let (mut state, mut out) = (State::new(&packed, 1), Vec::new());
+                let speak = |piece: usize, mut state: State| {
+                    let mut out = Vec::new();
                     let draw = |first: usize, out: &mut [f32]| {
                         out.chunks_exact_mut(group).zip(&z[first..]).for_each(|(out, z)| out.copy_from_slice(z));
                     };
                     mel.chunks(piece).for_each(|mel| state.push(&packed, &mel.concat(), false, draw, &mut out));
                     state.push(&packed, &[], true, draw, &mut out);
+                    while state.under_way() {
+                        state.go_on(&packed, &mut out);
+                    }
                     assert_eq!(out.len(), steps * group);
                     out
                 };
-                let whole = speak(mel.len());
+                let whole = speak(mel.len(), State::new(&packed, 1));
                 for (name, expected) in [("the reference", &golden), ("its definition", &defined)] {
                     let worst = whole.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                     assert!(worst < 1e-4 * loudest, "{file}, {}: {worst} of {loudest} off {name}", kernel.name());
                 }
                 for piece in [1, 3, 7] {
-                    assert!(speak(piece) == whole, "{file}, {}: {piece} at a time", kernel.name());
+                    for state in [State::new(&packed, 1), State::in_sections(&packed)] {
+                        assert!(speak(piece, state) == whole, "{file}, {}: {piece} at a time", kernel.name());
+                    }
                 }
             }
         }

@@ -167,7 +167,7 @@ impl Vocoder {
         self.precision
     }
 
-    /// Whether a sample depends on all before it, so that threads are little help within an utterance.
+    /// Whether a sample depends on all before it, so that more than a few threads are little help within an utterance.
     pub(crate) fn recursive(&self) -> bool {
         self.packed().is_some_and(|packed| packed.flow.recursive())
     }
@@ -189,11 +189,10 @@ impl Vocoder {
         Ok(asked)
     }
 
-    /// A flow before its first frame.
-    fn state(&self, packed: &Packed, drive: f32) -> State {
+    /// A flow before its first frame, driven.
+    fn driven(&self, state: State, drive: f32) -> State {
         let mel = &self.config.mel;
-        let threads = rayon::current_num_threads();
-        State::new(&packed.flow, threads).driven(drive, DRIVE_CORNER * mel.f_max / f64::from(mel.sample_rate))
+        state.driven(drive, DRIVE_CORNER * mel.f_max / f64::from(mel.sample_rate))
     }
 
     fn packed(&self) -> Option<&Packed> {
@@ -324,14 +323,17 @@ impl Vocoder {
         let hop = self.config.mel.hop_length;
         let draw = |step: usize, rows: &mut [f32]| noise.fill_scaled(step * packed.flow.group, sigma, rows);
         let wanted = range.len() * hop;
-        // a piece for each thread, so that a layer is worth sharing
-        let at_once = packed.flow.piece_frames() * rayon::current_num_threads();
+        let at_once = packed.flow.piece_frames();
         turn.ready.reserve((wanted + at_once * hop).saturating_sub(turn.ready.len()));
-        while turn.ready.len() < wanted && turn.heard < mel.frames() {
-            let end = (turn.heard + at_once).min(mel.frames());
-            let frames = mel.columns(turn.heard..end);
-            turn.state.push(&packed.flow, &frames, end == mel.frames(), draw, &mut turn.ready);
-            turn.heard = end;
+        while turn.ready.len() < wanted && (turn.heard < mel.frames() || turn.state.under_way()) {
+            if turn.heard < mel.frames() {
+                let end = (turn.heard + at_once).min(mel.frames());
+                let frames = mel.columns(turn.heard..end);
+                turn.state.push(&packed.flow, &frames, end == mel.frames(), draw, &mut turn.ready);
+                turn.heard = end;
+            } else {
+                turn.state.go_on(&packed.flow, &mut turn.ready);
+            }
             progress((turn.ready.len() as f32 / wanted as f32).min(1.0));
         }
         let rest = turn.ready.split_off(wanted);

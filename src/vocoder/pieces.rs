@@ -3,6 +3,7 @@
 use super::noise::Noise;
 use super::refine_live::LiveRefinement;
 use super::{Engine, SynthOptions, Turn, Vocoder, bound, guard};
+use crate::flow::stream::State;
 use crate::mel::MelSpectrogram;
 use crate::voice::{Lookahead, SynthesisConfig};
 use crate::{Error, Result};
@@ -84,7 +85,13 @@ impl Vocoder {
         };
         let (mut past, mut held, mut held_from, mut refined) = (Vec::new(), Vec::new(), 0, 0);
         let mut turn = self.packed().filter(|packed| packed.flow.recursive()).map(|packed| Turn {
-            state: self.state(packed, drive),
+            state: self.driven(
+                match rayon::current_num_threads() {
+                    1 => State::new(&packed.flow, 1),
+                    _ => State::in_sections(&packed.flow),
+                },
+                drive,
+            ),
             heard: 0,
             ready: Vec::new(),
         });
@@ -244,11 +251,19 @@ mod tests {
             let (all, two) = (Lookahead::All, Lookahead::Frames(2));
             for (passes, ahead, piece, expected) in [(0, all, 37, 5), (3, all, 64, 3), (3, all, 7, 23), (3, two, 37, 5)]
             {
-                let (whole, _) = speak(&vocoder, 160, (passes, ahead), 1000);
-                let (parts, pieces) = speak(&vocoder, 160, (passes, ahead), piece);
+                let speak = |piece, threads| {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    pool.install(|| speak(&vocoder, 160, (passes, ahead), piece))
+                };
+                let (whole, _) = speak(1000, 1);
                 assert_eq!(whole.len(), 160 * 256);
-                assert!(whole == parts, "{passes} passes, look-ahead {ahead}, pieces of {piece}");
-                assert!(pieces >= expected - 2 && pieces <= expected, "{pieces}");
+                for threads in [1, 3] {
+                    let (parts, pieces) = speak(piece, threads);
+                    let case = format!("{passes} passes, look-ahead {ahead}, pieces of {piece}, {threads} threads");
+                    assert!(whole == parts, "{case}");
+                    assert!(pieces >= expected - 2 && pieces <= expected, "{case}: {pieces}");
+                }
+                assert!(speak(1000, 3).0 == whole);
             }
         }
     }

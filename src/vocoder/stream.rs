@@ -96,7 +96,7 @@ impl Vocoder {
             noise: Noise::new(options.seed),
             sigma,
             driven: sigma * drive,
-            flow: self.state(packed, drive),
+            flow: self.driven(State::new(&packed.flow, rayon::current_num_threads()), drive),
             synthesis: filters.map(Synthesis::new),
             refine,
             residual: Vec::new(),
