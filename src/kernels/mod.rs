@@ -31,6 +31,7 @@ mod refused;
 pub mod rows;
 pub mod separable;
 pub(crate) mod short;
+mod single;
 pub mod spectral;
 pub mod stream;
 mod tile;

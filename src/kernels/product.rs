@@ -23,6 +23,7 @@
 
 use super::View;
 use super::choice::Kernel;
+use super::single::{self, Single};
 use super::tile::{self, Floats, Job};
 use super::vector::Portable;
 
@@ -277,6 +278,36 @@ impl Panels {
     }
 }
 
+impl Panels {
+    /// The answer of one row, of `inputs` side by side, in the panels' own order of columns: [`row_width`] of them, or
+    /// if they are gated, half of that. `plus` has [`row_width`] values to start from beside the bias.
+    ///
+    /// # Panics
+    /// If inputs, `plus` or answer have too few values.
+    ///
+    /// [`row_width`]: Self::row_width
+    pub(super) fn row(&self, inputs: &[&[f32]], plus: Option<&[f32]>, out: &mut [f32]) {
+        let Layout { kernel, panels: count, gated, .. } = self.layout;
+        assert!(inputs.iter().map(|input| input.len()).sum::<usize>() == self.depth);
+        assert!(plus.is_none_or(|plus| plus.len() >= self.row_width()));
+        assert!(out.len() >= if gated { self.row_width() / 2 } else { self.row_width() });
+        let panels = self.values[self.begin..].as_ptr();
+        let single = Single { panels, count, depth: self.depth, gated, inputs, plus, out: out.as_mut_ptr() };
+        // SAFETY: the assertions keep every address within its slice, and panels exist only for kernels that run here.
+        unsafe {
+            match kernel {
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Avx2 => single::avx2(&single),
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Avx512 => single::avx512(&single),
+                #[cfg(target_arch = "aarch64")]
+                Kernel::Neon => single::neon(&single),
+                _ => single::run::<Portable>(&single),
+            }
+        }
+    }
+}
+
 /// Room for so many values from a line of the cache on, and where that is: all before it is there.
 pub(super) fn from_a_line<T: Copy + Default>(count: usize) -> (Vec<T>, usize) {
     let line = LINE / size_of::<T>();
@@ -376,6 +407,35 @@ mod tests {
                         let wanted = &out[from * stride..to * stride];
                         assert!(part[..wanted.len()] == *wanted, "{}: rows {from}..{to}", kernel.name());
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_a_product_of_one_row() {
+        for kernel in Kernel::tested(0) {
+            for (first, second, columns) in [(1, 1, 1), (5, 2, 7), (40, 5, 48), (40, 0, 56), (9, 3, 129), (4, 4, 400)] {
+                let (x, y) = (values(first, 1), values(second, 2));
+                let (weight, bias) = (values((first + second) * columns, 3), values(columns, 4));
+                let panels = Panels::new(kernel, columns, &bias, &[Matrix::new(&weight, columns)]);
+                let plus = values(panels.row_width(), 5);
+                let inputs = [Input::rows(&x, first), Input::rows(&y, second)];
+                for (start, plus) in [(Start::Bias, None), (Start::Rows(&plus, plus.len()), Some(&plus[..]))] {
+                    let (mut row, mut expected) = (vec![0.0; panels.row_width()], vec![0.0; columns]);
+                    panels.row(&[&x, &y], plus, &mut row);
+                    panels.product(1, &inputs, start, (&mut expected, columns));
+                    assert!(row[..columns] == expected, "{}: {columns} columns", kernel.name());
+                }
+                let (weight, bias) = (values((first + second) * 2 * columns, 6), values(2 * columns, 7));
+                let gated = Panels::gated(kernel, columns, &bias, &[Matrix::new(&weight, 2 * columns)]);
+                let plus = values(gated.row_width(), 8);
+                let held = Start::Held(&plus, plus.len(), 1, 0);
+                for (start, plus) in [(Start::Bias, None), (held, Some(&plus[..]))] {
+                    let (mut row, mut expected) = (vec![0.0; gated.row_width() / 2], vec![0.0; columns]);
+                    gated.row(&[&x, &y], plus, &mut row);
+                    gated.product(1, &inputs, start, (&mut expected, columns));
+                    assert!(row[..columns] == expected, "{}: {columns} channels", kernel.name());
                 }
             }
         }

@@ -82,6 +82,9 @@ impl Weights {
     }
 }
 
+/// Rows that a layer's input grows by, at least.
+const GROWTH: usize = 64;
+
 /// What the net remembers of one sequence.
 pub struct State {
     /// Projected conditioning by frame; not kept where features come by step.
@@ -89,35 +92,44 @@ pub struct State {
     layers: Vec<LayerState>,
     /// Steps done.
     done: usize,
-    /// What a layer's gates leave.
+    /// What a layer's gates leave, and the output: with room for whole panels.
     act: Vec<f32>,
     out: Vec<f32>,
 }
 
 struct LayerState {
     /// The layer's input behind the zeros before the first step: step `t` stands as many places on as the layer
-    /// looks back. The first layer's is the net's input and a one, the others' their channels and the output
-    /// so far.
+    /// looks back, and behind the last one there may be room. The first layer's is the net's input and a one, the
+    /// others' their channels and the output so far, with zeros behind them, so that panels are full.
     input: Rows,
-    /// What the gates of coming steps start from.
-    ahead: Rows,
+    /// What the gates of steps start from: a row for each of as many as the dilation is long, and the first of them and
+    /// the end of those that are done.
+    ahead: Vec<f32>,
+    first: usize,
+    known: usize,
 }
 
 impl State {
     /// Before the first step.
     pub fn new(weights: &Weights) -> Self {
         let shape = &weights.shape;
-        let layer = |(l, (&dilation, layer)): (usize, (&usize, &Layer))| {
-            let mut input = Rows::new(if l == 0 { shape.inputs + 1 } else { shape.channels + shape.outputs });
-            input.grow(shape.sides(dilation).0);
-            LayerState { input, ahead: Rows::new(layer.ahead.columns()) }
+        let last = weights.layers.last().map_or(0, |layer| layer.out.row_width());
+        let layer = |(l, layer): (usize, &Layer)| {
+            let width = match l.checked_sub(1) {
+                None => shape.inputs + 1,
+                Some(before) => weights.layers[before].out.row_width().max(shape.channels + last),
+            };
+            let mut input = Rows::new(width);
+            input.grow(shape.sides(shape.dilations[l]).0);
+            let ahead = vec![0.0; shape.dilations[l] * layer.ahead.columns()];
+            LayerState { input, ahead, first: 0, known: 0 }
         };
         Self {
             cond: Rows::new(weights.cond.as_ref().map_or(1, Panels::columns)),
-            layers: shape.dilations.iter().zip(&weights.layers).enumerate().map(layer).collect(),
+            layers: weights.layers.iter().enumerate().map(layer).collect(),
             done: 0,
-            act: vec![0.0; shape.channels],
-            out: vec![0.0; shape.outputs],
+            act: vec![0.0; weights.layers.iter().map(|layer| layer.own.row_width() / 2).max().unwrap_or(0)],
+            out: vec![0.0; last],
         }
     }
 
@@ -131,57 +143,88 @@ impl State {
         if let Some(cond) = &weights.cond {
             let wanted = self.cond.end()..features.end();
             let (count, width) = (wanted.len(), cond.columns());
-            let rows = self.cond.grow(count);
-            cond.product(count, &[Input::rows(features.get(wanted), features.width())], Start::Bias, (rows, width));
+            if count > 0 {
+                let rows = self.cond.grow(count);
+                let features = Input::rows(features.get(wanted), features.width());
+                cond.product(count, &[features], Start::Bias, (rows, width));
+            }
         }
-        // steps stand between rows
-        let known = if up == 1 { features.end() } else { (self.cond.end() - 1) * up };
 
-        let row = self.layers[0].input.grow(1);
+        let row = own_row(&mut self.layers[0].input, t + (kernel - 1) * weights.shape.dilations[0]);
         row[..inputs].copy_from_slice(x);
         row[inputs] = 1.0;
         for (l, (layer, &dilation)) in weights.layers.iter().zip(&weights.shape.dilations).enumerate() {
             let (state, next) = self.layers.split_at_mut(l + 1);
             let state = &mut state[l];
             let (back, width) = ((kernel - 1) * dilation, if l == 0 { inputs + 1 } else { c });
-            let stride = state.input.width();
-            if state.ahead.end() == t {
+            if state.known == t {
+                // steps stand between rows
+                let known = if up == 1 { features.end() } else { (self.cond.end() - 1) * up };
                 let steps = dilation.min(known - t);
-                state.ahead.forget(t);
-                state.input.forget(t);
-                let taps = match kernel {
-                    1 => Input::rows(&[], 0),
-                    _ => Input {
-                        taps: kernel - 1,
-                        dilation,
-                        stride,
-                        ..Input::rows(state.input.get(t..t + steps + back - dilation), width)
-                    },
-                };
-                let (by_step, start) = if up == 1 {
-                    (Input::rows(features.get(t..t + steps), features.width()), Start::Bias)
-                } else {
-                    let first = self.cond.start();
-                    let rows = &self.cond.get(first..self.cond.end())[l * layer.ahead.columns()..];
-                    (Input::rows(&[], 0), Start::Between(rows, self.cond.width(), up, t - first * up))
-                };
-                layer.ahead.product(steps, &[taps, by_step], start, (state.ahead.grow(steps), layer.ahead.columns()));
+                state.look_ahead(layer, (t, steps, dilation), (kernel, width), (l, up), features, &self.cond);
             }
             let own = state.input.get(t + back..t + back + 1);
-            let ahead = Start::Held(state.ahead.get(t..t + 1), layer.ahead.columns(), 1, 0);
-            layer.own.product(1, &[Input::rows(&own[..width], width)], ahead, (&mut self.act, c));
-            let act = [Input::rows(&self.act, c), Input::rows(own, width)];
-            let out = next.first_mut().map_or(&mut self.out[..], |next| next.input.grow(1));
-            let wide = out.len();
+            let ahead = &state.ahead[(t - state.first) * layer.ahead.columns()..];
+            layer.own.row(&[&own[..width]], Some(ahead), &mut self.act);
+            let act = &self.act[..c];
+            let out = match (next, weights.shape.dilations.get(l + 1)) {
+                ([next, ..], Some(dilation)) => own_row(&mut next.input, t + (kernel - 1) * dilation),
+                _ => &mut self.out[..],
+            };
             match l {
-                0 if layer.out.depth() > c => layer.out.product(1, &act, Start::Bias, (out, wide)),
-                0 => layer.out.product(1, &act[..1], Start::Bias, (out, wide)),
-                _ => layer.out.product(1, &act[..1], Start::Rows(&own[c + outputs - wide..], wide), (out, wide)),
+                0 if layer.out.depth() > c => layer.out.row(&[act, own], None, out),
+                0 => layer.out.row(&[act], None, out),
+                _ => {
+                    let before = if l + 1 < weights.layers.len() { own } else { &own[c..] };
+                    layer.out.row(&[act], Some(before), out);
+                }
             }
         }
         self.done += 1;
         self.cond.forget(self.done / up);
-        &self.out
+        &self.out[..outputs]
+    }
+}
+
+/// The row at a place that may be the first behind the last one.
+fn own_row(rows: &mut Rows, place: usize) -> &mut [f32] {
+    if rows.end() == place {
+        rows.grow(GROWTH);
+    }
+    rows.get_mut(place..place + 1)
+}
+
+impl LayerState {
+    /// What the gates of the steps from `t` on start from.
+    fn look_ahead(
+        &mut self,
+        layer: &Layer,
+        (t, steps, dilation): (usize, usize, usize),
+        (kernel, width): (usize, usize),
+        (l, up): (usize, usize),
+        features: &Rows,
+        cond: &Rows,
+    ) {
+        (self.first, self.known) = (t, t + steps);
+        self.input.forget(t);
+        let taps = match kernel {
+            1 => Input::rows(&[], 0),
+            _ => Input {
+                taps: kernel - 1,
+                dilation,
+                stride: self.input.width(),
+                ..Input::rows(self.input.get(t..t + steps + (kernel - 2) * dilation), width)
+            },
+        };
+        let columns = layer.ahead.columns();
+        let (by_step, start) = if up == 1 {
+            (Input::rows(features.get(t..t + steps), features.width()), Start::Bias)
+        } else {
+            let first = cond.start();
+            let rows = &cond.get(first..cond.end())[l * columns..];
+            (Input::rows(&[], 0), Start::Between(rows, cond.width(), up, t - first * up))
+        };
+        layer.ahead.product(steps, &[taps, by_step], start, (&mut self.ahead, columns));
     }
 }
 

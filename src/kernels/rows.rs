@@ -11,12 +11,14 @@ pub struct Rows<T = f32> {
     base: usize,
     /// Place of the first row that is still needed.
     first: usize,
+    /// One past the place of the last row.
+    end: usize,
 }
 
 impl<T: Copy + Default> Rows<T> {
     /// No rows yet, of `width` values each.
     pub fn new(width: usize) -> Self {
-        Self { values: Vec::new(), width, base: 0, first: 0 }
+        Self { values: Vec::new(), width, base: 0, first: 0, end: 0 }
     }
 
     /// Values of a row.
@@ -31,17 +33,19 @@ impl<T: Copy + Default> Rows<T> {
 
     /// One past the place of the last row.
     pub fn end(&self) -> usize {
-        self.base + self.values.len() / self.width
+        self.end
     }
 
     /// Puts whole rows at the end.
     pub fn extend(&mut self, rows: &[T]) {
         debug_assert!(rows.len().is_multiple_of(self.width));
         self.values.extend_from_slice(rows);
+        self.end += rows.len() / self.width;
     }
 
     /// Makes `count` rows of zeros at the end and gives them.
     pub fn grow(&mut self, count: usize) -> &mut [T] {
+        self.end += count;
         let from = self.values.len();
         self.values.resize(from + count * self.width, T::default());
         &mut self.values[from..]
@@ -65,7 +69,7 @@ impl<T: Copy + Default> Rows<T> {
 
     /// Forgets the rows before a place.
     pub fn forget(&mut self, before: usize) {
-        self.first = before.clamp(self.first, self.end());
+        self.first = before.clamp(self.first, self.end);
         // moved together only when more is dead than alive: each row is moved once or less on average
         let dead = (self.first - self.base) * self.width;
         if 2 * dead > self.values.len() {

@@ -318,7 +318,7 @@ pub(super) unsafe fn pair<V: Vector>(at: *const f32) -> [V; 2] {
 }
 
 #[inline(always)]
-fn plus<V: Vector>(a: [V; 2], b: [V; 2]) -> [V; 2] {
+pub(super) fn plus<V: Vector>(a: [V; 2], b: [V; 2]) -> [V; 2] {
     [a[0].add(b[0]), a[1].add(b[1])]
 }
 
@@ -346,7 +346,7 @@ unsafe fn between<V: Vector>(sums: [V; 2], now: *const f32, stride: usize, part:
 /// # Safety
 /// Two vectors must fit at `out`, or one if `gated`.
 #[inline(always)]
-unsafe fn finish<V: Vector>(gated: bool, [a, b]: [V; 2], out: *mut f32) {
+pub(super) unsafe fn finish<V: Vector>(gated: bool, [a, b]: [V; 2], out: *mut f32) {
     // SAFETY: the caller's promise.
     unsafe {
         if gated {
