@@ -65,6 +65,10 @@ pub struct TrainedOn {
     /// front. A hop of synthesis that is far above it is the flow's failure, and noise stands in for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub residual_level: Option<f32>,
+    /// Mean [`Detail`](crate::mel::detail::Detail) of the sounds' mels, nats. Where a mel has much less of it, it is
+    /// refined less, or not at all. `None`: all are refined alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<f32>,
 }
 
 impl TrainedOn {
@@ -110,6 +114,11 @@ impl TrainedOn {
             return Err(Error::invalid(format!(
                 "trained_on: residual_level {level} is out of range, expected above 0"
             )));
+        }
+        if let Some(detail) = self.detail
+            && !(detail > 0.0 && detail.is_finite())
+        {
+            return Err(Error::invalid(format!("trained_on: detail {detail} is out of range, expected above 0")));
         }
         // NaN is in no order
         match self.low.iter().zip(&self.high).position(|(low, high)| !(low <= high && (high - low).is_finite())) {

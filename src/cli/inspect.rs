@@ -4,9 +4,11 @@ use super::{one_line, say, voice};
 use crate::audio::decode;
 use crate::import::{self, Description};
 use crate::mel::convention::{CONVENTIONS, Convention, Encoding};
+use crate::mel::detail::Detail;
 use crate::mel::diagnosis::{Finding, Summary, diagnose};
 use crate::mel::file::{self, Layout, TensorData};
 use crate::mel::{MelConfig, MelSpectrogram};
+use crate::vocoder::trust::LEAST;
 use crate::voice::{CONFIG_FILE, SynthesisConfig, Voice, VoiceConfig};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -177,6 +179,15 @@ fn of_values(text: &mut String, mel: &MelSpectrogram, voice: &VoiceConfig) -> Re
     if serious.is_none() {
         let below = format!("98 % within {:.1}, mean {:.1}", s.spread, s.mean);
         let _ = writeln!(text, "  looks     like natural logarithms of magnitudes ({below})");
+    }
+    let own = Detail::of(mel, &voice.mel).mean();
+    if let (None, Some(own), Some(natural)) = (serious, own, voice.trained_on.as_ref().and_then(|known| known.detail))
+        && mel.n_mels() == voice.mel.n_mels
+    {
+        let part = own / natural;
+        let smooth = if part < LEAST { ": smoother than speech, it isn't refined unless asked for" } else { "" };
+        let _ =
+            writeln!(text, "  detail    {own:.2} nats from band to band, {part:.2} of the voice's own mels{smooth}");
     }
     let likely = likely(mel, &s, serious);
     if !likely.is_empty() {

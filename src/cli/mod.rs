@@ -184,13 +184,17 @@ pub struct SpeakArgs {
     /// soon, "all" for the best sound [default: the voice's]
     #[arg(long, value_name = "FRAMES|all")]
     refine_lookahead: Option<Lookahead>,
+    /// Refine mels that are smoother than speech, as acoustic models' often are, as any other; without it there
+    /// are fewer passes where a mel lacks detail, and none where it has little: they sound better bare
+    #[arg(long)]
+    refine_smooth: bool,
 }
 
 impl SpeakArgs {
     /// What the vocoder is asked for.
     pub fn options(&self) -> Result<SynthOptions> {
-        let &Self { sigma, drive, seed, refine, refine_lookahead } = self;
-        let options = SynthOptions { sigma, drive, seed, refine, refine_lookahead };
+        let &Self { sigma, drive, seed, refine, refine_lookahead, refine_smooth } = self;
+        let options = SynthOptions { sigma, drive, seed, refine, refine_lookahead, refine_smooth };
         options.validate()?;
         Ok(options)
     }

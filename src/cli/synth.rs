@@ -258,6 +258,9 @@ struct Total {
     /// Seconds of sound.
     audio: f64,
     compute: Duration,
+    /// Mels, and those that for the most part aren't refined.
+    mels: usize,
+    smooth: usize,
 }
 
 /// What a mutex holds, whatever became of those who held it before.
@@ -363,6 +366,11 @@ impl Session {
             atomic::write(&job.wav, fill)?;
         }
         self.spoke(seconds, start.elapsed());
+        let smooth = 2 * self.vocoder.smooth_frames(&mel, &self.options) > mel.frames();
+        let mut total = lock(&self.total);
+        total.mels += 1;
+        total.smooth += usize::from(smooth);
+        drop(total);
         if saturated > 0 {
             let to = if is_stdio(&job.wav) { name } else { &job.wav };
             self.say(&format!("{}: {saturated} samples saturated", to.display()));
@@ -468,7 +476,14 @@ impl Session {
         if let Some(bar) = &*lock(&self.bar) {
             bar.finish_and_clear();
         }
-        let Total { audio, compute } = &*lock(&self.total);
+        let Total { audio, compute, mels, smooth } = &*lock(&self.total);
+        if *smooth > 0 {
+            let which = if *mels == 1 { "the mel is".into() } else { format!("{smooth} of {mels} mels are") };
+            say(&format!(
+                "{which} smoother than speech, as acoustic models' often are: for the most part not refined, which \
+                 sounds better (--refine-smooth refines all)"
+            ));
+        }
         if done > 0 && *audio > 0.0 {
             let compute = compute.as_secs_f64();
             let threads = rayon::current_num_threads();

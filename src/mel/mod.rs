@@ -1,6 +1,7 @@
 //! Mel spectrograms: configuration, extraction from audio, files.
 
 pub mod convention;
+pub mod detail;
 pub mod diagnosis;
 pub mod extract;
 pub mod file;

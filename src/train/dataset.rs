@@ -5,6 +5,7 @@ use super::given::{MelFiles, Paired};
 use super::log::Progress;
 use crate::below::files_below;
 use crate::flow::{Flow, Segment};
+use crate::mel::detail::Detail;
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::net::params::{named_rng, uniform};
 use crate::{Error, Result, audio, mel};
@@ -34,6 +35,8 @@ pub struct Clip {
     pub mel: MelSpectrogram,
     /// Mean absolute difference of a given mel from the samples' own, nats; `None` where it is their own.
     pub mel_distance: Option<f32>,
+    /// Detail of the samples' own mel, whatever mel was given.
+    pub detail: Detail,
     samples: Vec<i16>,
     whitened: OnceLock<Whitened>,
 }
@@ -235,7 +238,8 @@ impl Clip {
         let samples: Vec<i16> = samples.iter().map(|x| (x * 32_768.0).round() as i16).collect();
         let clean: Vec<f32> = samples.iter().map(|&x| f32::from(x) / 32_768.0).collect();
         let mel = mel::extract::extract(&clean, config)?;
-        Ok(Self { name: name.to_string(), mel, mel_distance: None, samples, whitened: OnceLock::new() })
+        let detail = Detail::of(&mel, config);
+        Ok(Self { name: name.to_string(), mel, mel_distance: None, detail, samples, whitened: OnceLock::new() })
     }
 
     /// The clip without its first `shift` samples.

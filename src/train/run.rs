@@ -10,6 +10,7 @@ use super::memory::Estimate;
 use super::session::Session;
 use super::warm::WarmStart;
 use crate::flow::Flow;
+use crate::mel::detail::Detail;
 use crate::net::{Params, Passes};
 use crate::voice::{TrainedOn, Voice};
 use crate::{Error, Result, atomic};
@@ -261,6 +262,7 @@ fn trained_on(clips: &[Clip], names: &[String]) -> TrainedOn {
     let extreme = |band: usize, pick: fn(f32, f32) -> f32| {
         clips.iter().flat_map(|clip| clip.mel.band(band)).copied().reduce(pick).unwrap_or_default()
     };
+    let detail = clips.iter().map(|clip| clip.detail).sum::<Detail>().mean();
     // to hundredths, outwards: short in a file
     TrainedOn {
         clips: ranges,
@@ -268,6 +270,8 @@ fn trained_on(clips: &[Clip], names: &[String]) -> TrainedOn {
         high: (0..bands).map(|band| (100.0 * extreme(band, f32::max)).ceil() / 100.0).collect(),
         // measured at each checkpoint: the front may learn along
         residual_level: None,
+        // to thousandths
+        detail: detail.map(|mean| (1000.0 * mean).round() / 1000.0).filter(|mean| *mean > 0.0),
     }
 }
 

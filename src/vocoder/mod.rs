@@ -8,6 +8,7 @@ pub mod refine;
 mod refine_live;
 mod refine_stream;
 pub mod stream;
+pub(crate) mod trust;
 
 use crate::audio::Waveform;
 use crate::flow::Flow;
@@ -27,6 +28,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 pub use stream::Streamer;
+use trust::Trust;
 
 /// Frames of a block at least: long enough for its halo to cost little, short enough to be cheap
 /// to hold.
@@ -89,6 +91,9 @@ pub struct SynthOptions {
     pub refine: Option<usize>,
     /// How far beyond a hop refinement listens; `None`: the voice's.
     pub refine_lookahead: Option<Lookahead>,
+    /// Whether mels that are smoother than speech are refined as all others are. No sound has them, and one that is
+    /// bent towards them loses by it: acoustic models' mels sound better as the flow makes them.
+    pub refine_smooth: bool,
 }
 
 impl SynthOptions {
@@ -187,6 +192,22 @@ impl Vocoder {
             )));
         }
         Ok(asked)
+    }
+
+    /// Frames of a mel that aren't refined, since the mel is smoother than speech there: see
+    /// [`SynthOptions::refine_smooth`].
+    pub fn smooth_frames(&self, mel: &MelSpectrogram, options: &SynthOptions) -> usize {
+        if options.or(&self.config.synthesis).refine == 0 {
+            return 0;
+        }
+        let mut trust = self.trust(options);
+        (0..mel.frames()).filter(|&frame| !trust.next(&mel.columns(frame..frame + 1))).count()
+    }
+
+    /// What refinement thinks of a mel before its first frame.
+    fn trust(&self, options: &SynthOptions) -> Trust {
+        let natural = self.config.trained_on.as_ref().and_then(|known| known.detail);
+        Trust::new(&self.config.mel, natural.filter(|_| !options.refine_smooth))
     }
 
     /// A flow before its first frame, driven.

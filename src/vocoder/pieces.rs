@@ -25,7 +25,7 @@ impl Vocoder {
         let filters = self.config.flow.whitening.as_ref().map_or(0, |w| w.order * w.filters_per_hop);
         // the mel's part twice, filters; residual, sound, refinement's estimate, its predecessor, result
         let piece = frames.min(PIECE + 2 * halo) * (2 * mel.n_mels + filters + 5 * mel.hop_length);
-        4 * (frames.saturating_mul(mel.n_mels) + piece)
+        4 * (frames.saturating_mul(mel.n_mels + 1) + piece)
     }
 
     /// [`Vocoder::vocode`] in little memory: `sink` gets the samples in pieces as they are made, the
@@ -65,9 +65,15 @@ impl Vocoder {
         let (noise, hop, frames) = (Noise::new(options.seed), config.mel.hop_length, mel.frames());
         let mut live = match refine_lookahead {
             Lookahead::Frames(ahead) if passes > 0 => {
-                Some(LiveRefinement::new(&self.refiner, mel.n_mels(), passes, ahead))
+                Some(LiveRefinement::new(&self.refiner, mel.n_mels(), passes, ahead, self.trust(options)))
             }
             _ => None,
+        };
+        // the frames that the passes over all correct
+        let mut trust = self.trust(options);
+        let trusted: Vec<bool> = match (passes, &live) {
+            (1.., None) => (0..frames).map(|frame| trust.next(&mel.columns(frame..frame + 1))).collect(),
+            _ => vec![false; frames],
         };
         let halo = self.refiner.reach(passes);
         let known = self.known(mel)?;
@@ -136,7 +142,8 @@ impl Vocoder {
             let keep = if end == frames { end } else { ready.saturating_sub(halo) };
             // with what reaches into it on either side
             let kept = held[(keep - held_from) * hop..].to_vec();
-            let sound = self.refiner.refine(held, &mel.section(held_from..end), passes, &|part| {
+            let (section, trusted) = (mel.section(held_from..end), &trusted[held_from..end]);
+            let sound = self.refiner.refine_trusted(held, &section, trusted, passes, &|part| {
                 report(end as f32, refined as f32 + part * (ready - refined) as f32);
             })?;
             sink(&sound[(refined - held_from) * hop..(ready - held_from) * hop])?;

@@ -72,9 +72,34 @@ pub(super) struct Buffers {
     sums: Vec<f64>,
 }
 
-/// Whether a pass sharpens: the first ones, at most half of all, so that the mel has the last word.
-pub(super) fn sharpens(pass: usize, passes: usize) -> bool {
-    pass < (passes / 2).min(4)
+/// What a frame's mel is to be.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub mel: &'a [f32],
+    /// Whether it is to be refined.
+    pub trusted: bool,
+}
+
+impl<'a> Wanted<'a> {
+    /// From a row of a mel's values and 1 or, if it isn't to be refined, 0.
+    pub fn row(row: &'a [f32]) -> Self {
+        let (mel, trusted) = row.split_at(row.len() - 1);
+        Self { mel, trusted: trusted[0] != 0.0 }
+    }
+}
+
+/// One of so many passes.
+#[derive(Clone, Copy)]
+pub(super) struct Pass {
+    pub index: usize,
+    pub of: usize,
+}
+
+impl Pass {
+    /// Whether it sharpens: the first ones, at most half of all, so that the mel has the last word.
+    pub fn sharpens(self) -> bool {
+        self.index < (self.of / 2).min(4)
+    }
 }
 
 impl Refiner {
@@ -171,11 +196,24 @@ impl Refiner {
     /// If the number of samples or bands doesn't fit.
     pub fn refine(
         &self,
-        mut samples: Vec<f32>,
+        samples: Vec<f32>,
         mel: &MelSpectrogram,
         passes: usize,
         progress: &dyn Fn(f32),
     ) -> Result<Vec<f32>> {
+        self.refine_trusted(samples, mel, &vec![true; mel.frames()], passes, progress)
+    }
+
+    /// [`refine`](Self::refine) of the frames that are trusted; the others stay as they are.
+    pub(super) fn refine_trusted(
+        &self,
+        mut samples: Vec<f32>,
+        mel: &MelSpectrogram,
+        trusted: &[bool],
+        passes: usize,
+        progress: &dyn Fn(f32),
+    ) -> Result<Vec<f32>> {
+        assert_eq!(trusted.len(), mel.frames());
         let hop = self.stft.hop_length();
         if mel.n_mels() != self.bands.n_mels() || samples.len() != mel.frames() * hop {
             return Err(Error::invalid(format!(
@@ -193,7 +231,7 @@ impl Refiner {
         let mut before = Vec::new();
         let mut result = vec![0.0; samples.len()];
         for pass in 0..passes {
-            self.pass(&samples, target.values(), sharpens(pass, passes), &mut result);
+            self.pass(&samples, (target.values(), trusted), Pass { index: pass, of: passes }, &mut result);
             if pass + 1 == passes {
                 break;
             }
@@ -213,12 +251,12 @@ impl Refiner {
         Ok(result)
     }
 
-    /// One pass from `samples` to `out`; `target` is frame-major.
-    fn pass(&self, samples: &[f32], target: &[f32], sharp: bool, out: &mut [f32]) {
+    /// One pass from `samples` to `out`; the target is frame-major, with whether each frame is trusted.
+    fn pass(&self, samples: &[f32], target: (&[f32], &[bool]), pass: Pass, out: &mut [f32]) {
         let task = FRAMES_PER_TASK * self.stft.hop_length();
         out.par_chunks_mut(task).enumerate().for_each_init(
             || self.buffers(),
-            |buffers, (i, out)| self.task(samples, (target, sharp), i * task, out, buffers),
+            |buffers, (i, out)| self.task(samples, (target, pass), i * task, out, buffers),
         );
     }
 
@@ -241,7 +279,7 @@ impl Refiner {
     fn task(
         &self,
         samples: &[f32],
-        (target, sharp): (&[f32], bool),
+        ((target, trusted), pass): ((&[f32], &[bool]), Pass),
         start: usize,
         out: &mut [f32],
         buffers: &mut Buffers,
@@ -254,8 +292,8 @@ impl Refiner {
         };
         out.fill(0.0);
         for frame in over(start..start + out.len()) {
-            let target = &target[frame * n_mels..][..n_mels];
-            let corrected = self.correct((samples, 0), samples.len(), frame, (target, sharp), buffers);
+            let wanted = Wanted { mel: &target[frame * n_mels..][..n_mels], trusted: trusted[frame] };
+            let corrected = self.correct((samples, 0), samples.len(), frame, (wanted, pass), buffers);
             self.overlap(start, frame, corrected, out, |out, s| *out += s);
         }
         for (start, out) in (start..).step_by(hop).zip(out.chunks_mut(hop)) {
@@ -268,17 +306,22 @@ impl Refiner {
     }
 
     /// One frame's samples times the window, corrected and times the window once more, `n_fft` of them; the
-    /// sound as for [`Stft::windowed`], its mel to be `target`, sharpened on the way or not.
+    /// sound as for [`Stft::windowed`], its mel to be `wanted`, if that is trusted.
     pub(super) fn correct<'a>(
         &self,
         piece: (&[f32], usize),
         len: usize,
         frame: usize,
-        (target, sharp): (&[f32], bool),
+        (wanted, pass): (Wanted, Pass),
         buffers: &'a mut Buffers,
     ) -> &'a [f32] {
         let Buffers { time, transform, scratch, spectrum, correction, gains, factors, sums } = buffers;
         self.stft.windowed(piece, len, frame, time);
+        if !wanted.trusted {
+            time.iter_mut().zip(self.stft.window()).for_each(|(t, w)| *t *= w);
+            return time;
+        }
+        let sharp = pass.sharpens();
         for (z, t) in transform.iter_mut().zip(time.chunks_exact(2)) {
             *z = Complex32::new(t[0], t[1]);
         }
@@ -289,7 +332,7 @@ impl Refiner {
             sharpen(&mut spectrum.magnitudes[bins.clone()], factors, sums, *radius, SHARPNESS);
         }
         self.bands.apply(&spectrum.magnitudes, correction);
-        log_ratios(target, correction, self.floor, MAX_CORRECTION);
+        log_ratios(wanted.mel, correction, self.floor, MAX_CORRECTION);
         self.lines.exp(correction, gains);
         if sharp {
             gains[bins.clone()].iter_mut().zip(factors).for_each(|(gain, factor)| *gain *= *factor);
@@ -309,6 +352,7 @@ mod tests {
     use super::*;
     use crate::vocoder::noise::Noise;
     use crate::vocoder::refine_live::LiveRefinement;
+    use crate::vocoder::trust::Trust;
 
     /// The log-mel of `frames` frames of a sound, frame-major, worked out plainly.
     fn log_mel(refiner: &Refiner, samples: &[f32], frames: usize) -> Vec<f32> {
@@ -361,10 +405,10 @@ mod tests {
 
     #[test]
     fn at_most_half_the_passes_sharpen_and_never_the_last() {
-        let count = |passes| (0..passes).filter(|&pass| sharpens(pass, passes)).count();
+        let count = |of| (0..of).filter(|&index| Pass { index, of }.sharpens()).count();
         assert_eq!([0, 1, 2, 3, 5, 8, 30, 1000].map(count), [0, 0, 1, 1, 2, 4, 4, 4]);
         for passes in 1..40 {
-            assert!(!sharpens(passes - 1, passes));
+            assert!(!Pass { index: passes - 1, of: passes }.sharpens());
         }
     }
 
@@ -377,11 +421,13 @@ mod tests {
         let mel = log_mel(&refiner, &noise, 40);
         let target = &mel[frame * 80..][..80];
         let mut buffers = refiner.buffers();
+        let wanted = Wanted { mel: target, trusted: true };
         let mut spread = |sharp| {
-            refiner.correct((&noise, 0), noise.len(), frame, (target, sharp), &mut buffers);
+            let pass = Pass { index: if sharp { 0 } else { 1 }, of: 2 };
+            refiner.correct((&noise, 0), noise.len(), frame, (wanted, pass), &mut buffers);
             // the bins as they are after the pass, before the window
             let mut bins: Vec<f32> = buffers.gains.clone();
-            refiner.correct((&noise, 0), noise.len(), frame, (target, false), &mut buffers);
+            refiner.correct((&noise, 0), noise.len(), frame, (wanted, Pass { index: 1, of: 2 }), &mut buffers);
             bins.iter_mut().zip(&buffers.spectrum.magnitudes).for_each(|(gain, magnitude)| *gain *= magnitude);
             let mut bands = vec![0.0; 80];
             refiner.bands.apply(&bins, &mut bands);
@@ -423,7 +469,8 @@ mod tests {
         // more passes and more look-ahead come nearer
         let mut last = distance(&refiner, &noise, &mel);
         for (passes, ahead) in [(1, 0), (1, 1), (4, 1), (8, 2), (16, 2)] {
-            let mut live = LiveRefinement::new(&refiner, mel.n_mels(), passes, ahead);
+            let mut live =
+                LiveRefinement::new(&refiner, mel.n_mels(), passes, ahead, Trust::new(&MelConfig::nvidia(), None));
             let mut refined = Vec::new();
             live.aim(mel.transposed().values());
             live.push(&refiner, &noise, true, &mut refined);
@@ -443,7 +490,7 @@ mod tests {
         let mut noise = vec![0.0; sound.len()];
         Noise::new(3).fill(0, &mut noise);
         noise.iter_mut().for_each(|v| *v *= 0.05);
-        let mut live = LiveRefinement::new(&refiner, mel.n_mels(), 8, 2);
+        let mut live = LiveRefinement::new(&refiner, mel.n_mels(), 8, 2, Trust::new(&MelConfig::nvidia(), None));
         let mut refined = Vec::new();
         live.aim(mel.transposed().values());
         live.push(&refiner, &noise, true, &mut refined);

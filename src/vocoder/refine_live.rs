@@ -17,7 +17,8 @@
 //! follow what comes after it, nor what isn't corrected yet what comes before. So what the passes change grows
 //! from nothing at one end and shrinks to nothing at the other.
 
-use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, Refiner, sharpens};
+use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, Pass, Refiner, Wanted};
+use super::trust::Trust;
 use crate::kernels::rows::Rows;
 use std::f32::consts::FRAC_PI_2;
 
@@ -33,8 +34,9 @@ const SHRINKS: f32 = 0.25;
 pub struct LiveRefinement {
     passes: usize,
     lookahead: usize,
-    /// Mel frames that are still needed.
+    /// Mel frames that are still needed, and behind the bands of each whether it is trusted.
     target: Rows,
+    trust: Trust,
     /// The sound: fixed before `hop`, begun after it, and beyond that as the flow made it.
     sound: Rows,
     /// The next hop to fix.
@@ -49,11 +51,12 @@ pub struct LiveRefinement {
 
 impl LiveRefinement {
     /// Before the first sample. `passes` for each hop, which wait for `lookahead` frames after their own.
-    pub fn new(refiner: &Refiner, n_mels: usize, passes: usize, lookahead: usize) -> Self {
+    pub fn new(refiner: &Refiner, n_mels: usize, passes: usize, lookahead: usize, trust: Trust) -> Self {
         Self {
             passes,
             lookahead,
-            target: Rows::new(n_mels),
+            target: Rows::new(n_mels + 1),
+            trust,
             sound: Rows::new(1),
             hop: 0,
             buffers: refiner.buffers(),
@@ -66,7 +69,7 @@ impl LiveRefinement {
 
     /// Takes the next mel frames, one after the other.
     pub fn aim(&mut self, frames: &[f32]) {
-        self.target.extend(frames);
+        self.trust.aim(frames, &mut self.target);
     }
 
     /// Takes the next samples, of frames that were given before, and appends to `out` what is
@@ -109,12 +112,12 @@ impl LiveRefinement {
         for pass in 0..self.passes {
             self.sum.clear();
             self.sum.resize(to - from, 0.0);
-            let sharp = sharpens(pass, self.passes);
+            let turn = Pass { index: pass, of: self.passes };
             for frame in frames.clone() {
                 let first = self.sound.start();
                 let piece = (self.sound.get(first..to), first);
-                let target = self.target.get(frame..frame + 1);
-                let corrected = refiner.correct(piece, ENDLESS, frame, (target, sharp), &mut self.buffers);
+                let wanted = Wanted::row(self.target.get(frame..frame + 1));
+                let corrected = refiner.correct(piece, ENDLESS, frame, (wanted, turn), &mut self.buffers);
                 refiner.overlap(from, frame, corrected, &mut self.sum, |sum, s| *sum += s);
             }
             self.sum.iter_mut().zip(&weights).for_each(|(sum, weight)| *sum /= weight.max(MIN_WEIGHT));

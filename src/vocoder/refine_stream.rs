@@ -1,13 +1,15 @@
 //! Refinement of a sound as it is made: each pass follows the one before as closely as its frames
 //! allow, so that what comes out is what [`Refiner::refine`] makes of the whole sound, bit for bit.
 
-use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, MOMENTUM, Refiner, sharpens};
+use super::refine::{self, Buffers, ENDLESS, MIN_WEIGHT, MOMENTUM, Refiner, Wanted};
+use super::trust::Trust;
 use crate::kernels::rows::Rows;
 
 /// All passes at work on one stream.
 pub struct RefineStream {
-    /// Mel frames that a pass still wants.
+    /// Mel frames that a pass still wants, and behind the bands of each whether it is trusted.
     target: Rows,
+    trust: Trust,
     passes: Vec<Pass>,
     buffers: Buffers,
 }
@@ -45,11 +47,12 @@ fn finished(known: usize, hop: usize, half: usize) -> usize {
 
 impl RefineStream {
     /// Before the first sample.
-    pub fn new(refiner: &Refiner, n_mels: usize, passes: usize) -> Self {
+    pub fn new(refiner: &Refiner, n_mels: usize, passes: usize, trust: Trust) -> Self {
         let new =
             || Pass { frame: 0, input: Rows::new(1), before: Rows::new(1), sum: Rows::new(1), weight: Rows::new(1) };
         Self {
-            target: Rows::new(n_mels),
+            target: Rows::new(n_mels + 1),
+            trust,
             passes: std::iter::repeat_with(new).take(passes).collect(),
             buffers: refiner.buffers(),
         }
@@ -58,7 +61,7 @@ impl RefineStream {
     /// Takes the next mel frames, one after the other.
     pub fn aim(&mut self, frames: &[f32]) {
         if !self.passes.is_empty() {
-            self.target.extend(frames);
+            self.trust.aim(frames, &mut self.target);
         }
     }
 
@@ -67,14 +70,14 @@ impl RefineStream {
     pub fn push(&mut self, refiner: &Refiner, samples: &[f32], last: bool, out: &mut Vec<f32>) {
         let (mut extrapolated, mut result) = (samples.to_vec(), samples.to_vec());
         for i in 0..self.passes.len() {
-            let sharp = sharpens(i, self.passes.len());
+            let turn = refine::Pass { index: i, of: self.passes.len() };
             let pass = &mut self.passes[i];
             pass.input.extend(&extrapolated);
             if i > 0 {
                 pass.before.extend(&result);
             }
             let first = pass.sum.start();
-            let end = pass.run(refiner, (&self.target, sharp), last, &mut self.buffers);
+            let end = pass.run(refiner, (&self.target, turn), last, &mut self.buffers);
             let sums = pass.sum.get(first..end).iter().zip(pass.weight.get(first..end));
             result = sums.map(|(sum, weight)| sum / weight.max(MIN_WEIGHT)).collect();
             extrapolated = if i == 0 {
@@ -96,7 +99,13 @@ impl RefineStream {
 
 impl Pass {
     /// Corrects the frames that are complete; gives the end of the samples that are finished.
-    fn run(&mut self, refiner: &Refiner, (target, sharp): (&Rows, bool), last: bool, buffers: &mut Buffers) -> usize {
+    fn run(
+        &mut self,
+        refiner: &Refiner,
+        (target, turn): (&Rows, refine::Pass),
+        last: bool,
+        buffers: &mut Buffers,
+    ) -> usize {
         let stft = &refiner.stft;
         let (hop, half) = (stft.hop_length(), stft.n_fft() / 2);
         let known = self.input.end();
@@ -106,8 +115,8 @@ impl Pass {
             let centre = self.frame * hop;
             let first = self.input.start();
             let piece = (self.input.get(first..known), first);
-            let wanted = target.get(self.frame..self.frame + 1);
-            let corrected = refiner.correct(piece, len, self.frame, (wanted, sharp), buffers);
+            let wanted = Wanted::row(target.get(self.frame..self.frame + 1));
+            let corrected = refiner.correct(piece, len, self.frame, (wanted, turn), buffers);
             let (from, to) = (centre.saturating_sub(half), (centre + half).min(len));
             self.reach(to);
             refiner.overlap(from, self.frame, corrected, self.sum.get_mut(from..to), |sum, s| *sum += s);

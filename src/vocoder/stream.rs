@@ -85,10 +85,14 @@ impl Vocoder {
         let lookahead = packed.flow.lookahead_frames().max(filters.map_or(0, |f| f.config.lookahead() + 1));
         let n_mels = self.config.mel.n_mels;
         let (refine, after) = match refine_lookahead {
-            Lookahead::Frames(ahead) if passes > 0 => {
-                (Refinement::Live(LiveRefinement::new(&self.refiner, n_mels, passes, ahead)), ahead)
-            }
-            _ => (Refinement::Passes(RefineStream::new(&self.refiner, n_mels, passes)), self.refiner.lookahead(passes)),
+            Lookahead::Frames(ahead) if passes > 0 => (
+                Refinement::Live(LiveRefinement::new(&self.refiner, n_mels, passes, ahead, self.trust(options))),
+                ahead,
+            ),
+            _ => (
+                Refinement::Passes(RefineStream::new(&self.refiner, n_mels, passes, self.trust(options))),
+                self.refiner.lookahead(passes),
+            ),
         };
         Ok(Streamer {
             vocoder: self,

@@ -69,8 +69,13 @@ fn clips_are_left_out_resampled_and_known_with_a_word() {
     let place = place();
     write(&place, "other", &[0.1, -0.1].repeat(8000), 16_000);
     let voice = Voice::open(place.path("voice")).unwrap();
-    let known =
-        TrainedOn { clips: vec!["a..buzz".into()], low: vec![-12.0; 80], high: vec![2.0; 80], residual_level: None };
+    let known = TrainedOn {
+        clips: vec!["a..buzz".into()],
+        low: vec![-12.0; 80],
+        high: vec![2.0; 80],
+        residual_level: None,
+        detail: None,
+    };
     let config = VoiceConfig { trained_on: Some(known), ..voice.config().clone() };
     let tensors: Vec<_> = voice.tensors().unwrap().into_iter().collect();
     Voice::from_parts(config, &tensors).unwrap().save(place.path("voice")).unwrap();

@@ -159,6 +159,28 @@ fn mels_are_written_in_a_convention() {
     assert!(err.ends_with("stats.h5: holds statistics of 80 bands, expected 128\n"), "{err}");
 }
 
+/// With the built-in voice, which knows how much detail speech has.
+#[test]
+fn a_mel_smoother_than_speech_is_told() {
+    let place = Place::new();
+    let flat = MelSpectrogram::new((0..80 * 60).map(|i| -4.0 - (i / 60) as f32 / 20.0).collect(), 80).unwrap();
+    file::write_npy(&place.path("flat.npy"), &flat).unwrap();
+    let told = "the mel is smoother than speech";
+    let speak = |more: &[&str]| {
+        let (code, _, err) = run(&place, &[&["synth", "flat.npy", "-o", "out.wav"], more].concat(), b"");
+        assert_eq!(code, 0, "{err}");
+        (std::fs::read(place.path("out.wav")).unwrap(), err)
+    };
+    let (sound, err) = speak(&[]);
+    assert!(err.contains(told), "{err}");
+    let (refined, err) = speak(&["--refine-smooth"]);
+    assert!(!err.contains(told) && refined != sound, "{err}");
+    assert!(!speak(&["--refine", "0"]).1.contains(told));
+    let (code, out, _) = run(&place, &["inspect", "flat.npy"], b"");
+    let out = String::from_utf8(out).unwrap();
+    assert!(code == 0 && out.contains("detail    0.00 nats") && out.contains("smoother than speech"), "{out}");
+}
+
 #[test]
 fn inspect_tells_what_files_are() {
     let place = Place::new();

@@ -196,7 +196,8 @@ fn streamed_equals_whole_for_every_design_and_chunking() {
 #[test]
 fn mels_beyond_training_sound_as_its_ends() {
     let plain = voice("plain", &designs()[0].1);
-    let known = TrainedOn { clips: Vec::new(), low: vec![-4.5; 5], high: vec![-3.8; 5], residual_level: None };
+    let known =
+        TrainedOn { clips: Vec::new(), low: vec![-4.5; 5], high: vec![-3.8; 5], residual_level: None, detail: None };
     let config = VoiceConfig { trained_on: Some(known.clone()), ..plain.config().clone() };
     let tensors: Vec<_> = plain.tensors().unwrap().into_iter().collect();
     let bounded = Vocoder::new(&Voice::from_parts(config, &tensors).unwrap()).unwrap();
@@ -214,6 +215,48 @@ fn mels_beyond_training_sound_as_its_ends() {
     }
 }
 
+/// Where a mel is smoother than those of training the sound stays as the flow made it, in streams as in the whole.
+#[test]
+fn smooth_stretches_are_not_refined() {
+    let plain = voice("plain", &designs()[0].1);
+    let known = TrainedOn {
+        clips: Vec::new(),
+        low: vec![-99.0; 5],
+        high: vec![99.0; 5],
+        residual_level: None,
+        detail: Some(1.8),
+    };
+    let config = VoiceConfig { trained_on: Some(known), ..plain.config().clone() };
+    let tensors: Vec<_> = plain.tensors().unwrap().into_iter().collect();
+    let (plain, knowing) =
+        (Vocoder::new(&plain).unwrap(), Vocoder::new(&Voice::from_parts(config, &tensors).unwrap()).unwrap());
+    // its second half hardly changes from band to band
+    let mut columns = mel(1200).transposed().values().to_vec();
+    columns[5 * 400..].iter_mut().for_each(|v| *v = -4.0 + 0.05 * (*v + 4.0));
+    let mel = MelSpectrogram::new(columns, 1200).unwrap().transposed();
+    let speak = |vocoder: &Vocoder, options: &SynthOptions| vocoder.vocode(&mel, options, None).unwrap().samples;
+    let bare = speak(&plain, &options(0));
+    for options in [options(3), live(3, 2)] {
+        let sound = speak(&knowing, &options);
+        let smooth = knowing.smooth_frames(&mel, &options);
+        assert!((400..790).contains(&smooth), "{smooth}");
+        assert!(sound[..16 * 380] == speak(&plain, &options)[..16 * 380]);
+        // through windows and back again
+        let (from, till) = (16 * (1200 - smooth + 20), 16 * 1190);
+        let apart = sound[from..till].iter().zip(&bare[from..till]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let loudest = bare[from..till].iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        assert!(apart < 1e-4 * loudest, "{apart} of {loudest}");
+        for chunk in [1, 7] {
+            assert!(bits(&streamed(&knowing, &mel, &options, chunk)) == bits(&sound), "{chunk} at a time");
+        }
+        let all = SynthOptions { refine_smooth: true, ..options };
+        assert!(
+            knowing.smooth_frames(&mel, &all) == 0 && bits(&speak(&knowing, &all)) == bits(&speak(&plain, &options))
+        );
+    }
+    assert_eq!(knowing.smooth_frames(&mel, &options(0)), 0);
+}
+
 /// Where the flow loses its way, streams draw the same noise in its place as the whole does.
 #[test]
 fn hops_beyond_speech_are_the_same_in_any_pieces() {
@@ -221,7 +264,13 @@ fn hops_beyond_speech_are_the_same_in_any_pieces() {
     let plain = voice(name, &flow);
     let tensors: Vec<_> = plain.tensors().unwrap().into_iter().collect();
     let speak = |level| {
-        let known = TrainedOn { clips: Vec::new(), low: vec![-99.0; 5], high: vec![99.0; 5], residual_level: level };
+        let known = TrainedOn {
+            clips: Vec::new(),
+            low: vec![-99.0; 5],
+            high: vec![99.0; 5],
+            residual_level: level,
+            detail: None,
+        };
         let config = VoiceConfig { trained_on: Some(known), ..plain.config().clone() };
         let vocoder = Vocoder::new(&Voice::from_parts(config, &tensors).unwrap()).unwrap();
         let whole = vocoder.vocode(&mel(40), &options(0), None).unwrap().samples;

@@ -46,7 +46,12 @@ struct Streamed {
 pub fn run(args: &BenchArgs, vocoder: &Vocoder) -> Result<()> {
     let config = vocoder.config();
     let mel = spoken(args, vocoder)?;
-    let options = SynthOptions { refine: args.refine, refine_lookahead: args.refine_lookahead, ..Default::default() };
+    let options = SynthOptions {
+        refine: args.refine,
+        refine_lookahead: args.refine_lookahead,
+        refine_smooth: true,
+        ..Default::default()
+    };
     let look_ahead = vocoder.stream(&options)?.latency_frames();
     if mel.frames() <= look_ahead {
         bail!("the mel has {} frames, no more than the look-ahead of {look_ahead}: give a longer one", mel.frames());

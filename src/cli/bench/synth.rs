@@ -97,8 +97,12 @@ pub fn measure(
     let audio_seconds = (mel.frames() * config.mel.hop_length) as f64 / f64::from(config.mel.sample_rate);
     let passes = plan.refine.unwrap_or(config.synthesis.refine);
     let speak = |vocoder: &Vocoder, refine| {
-        let options =
-            SynthOptions { refine: Some(refine), refine_lookahead: plan.refine_lookahead, ..Default::default() };
+        let options = SynthOptions {
+            refine: Some(refine),
+            refine_lookahead: plan.refine_lookahead,
+            refine_smooth: true,
+            ..Default::default()
+        };
         vocoder.vocode(&mel, &options, None)
     };
     let factor = |refine| -> Result<f64> {

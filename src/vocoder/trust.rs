@@ -1,0 +1,97 @@
+//! How far a mel can be trusted to be one of speech.
+//!
+//! Refinement bends a sound until its mel is the one that was asked for. Where that one is smoother than any
+//! sound's ([`crate::mel::detail`]), as acoustic models' mels are, no sound has it, and the passes take away what the
+//! flow knows of speech: so where a mel lacks detail it is left out of them.
+
+use crate::kernels::rows::Rows;
+use crate::mel::MelConfig;
+use crate::mel::detail::Detail;
+
+/// Detail, as a part of that of the voice's own mels, below which a mel is trusted no more, and above which it is
+/// again.
+///
+/// Where it is about .8, refined and bare sound come out alike, and below, bare is better; speech is below .74 in a
+/// frame of ten thousand (docs/experiments.md, "Mels that no sound has").
+pub(crate) const LEAST: f32 = 0.74;
+const ENOUGH: f32 = 0.80;
+/// Frames over which the mean goes, and those that are assumed to have stood before the first.
+const FRAMES: f64 = 200.0;
+const ASSUMED: usize = 4;
+/// Part of a frame's bands that must stand out from the floor for the frame to count.
+const BANDS: f64 = 0.25;
+
+/// What was heard of a mel so far.
+#[derive(Clone)]
+pub(super) struct Trust {
+    mel: MelConfig,
+    /// Of the voice's own mels; `None`: every mel is trusted.
+    natural: Option<f32>,
+    heard: Detail,
+    trusted: bool,
+}
+
+impl Trust {
+    /// Before the first frame.
+    pub fn new(mel: &MelConfig, natural: Option<f32>) -> Self {
+        let heard = Detail::assumed(natural.unwrap_or(0.0), ASSUMED * mel.n_mels);
+        Self { mel: mel.clone(), natural, heard, trusted: true }
+    }
+
+    /// Whether the next frame is to be refined.
+    pub fn next(&mut self, frame: &[f32]) -> bool {
+        let Some(natural) = self.natural else { return true };
+        let own = Detail::of_frame(frame, &self.mel);
+        if own.count() >= BANDS * frame.len() as f64 {
+            self.heard = self.heard.faded(1.0 - 1.0 / FRAMES) + own;
+        }
+        if let Some(mean) = self.heard.mean() {
+            self.trusted = mean > if self.trusted { LEAST } else { ENOUGH } * natural;
+        }
+        self.trusted
+    }
+
+    /// Puts frames, one after the other, to the rows of `target`, and behind each 1 or, if it isn't to be refined, 0.
+    pub fn aim(&mut self, frames: &[f32], target: &mut Rows) {
+        for frame in frames.chunks_exact(self.mel.n_mels) {
+            let (row, trusted) = target.grow(1).split_at_mut(frame.len());
+            row.copy_from_slice(frame);
+            trusted[0] = f32::from(self.next(frame));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frames whose values go up and down by `depth`.
+    fn frames(depth: f32, count: usize) -> Vec<f32> {
+        (0..80 * count).map(|i| if i % 2 == 0 { -4.0 } else { -4.0 + depth }).collect()
+    }
+
+    fn trusted(natural: Option<f32>, frames: &[f32]) -> Vec<bool> {
+        let mut trust = Trust::new(&MelConfig::nvidia(), natural);
+        frames.chunks_exact(80).map(|frame| trust.next(frame)).collect()
+    }
+
+    #[test]
+    fn what_lacks_detail_loses_trust_and_regains_it() {
+        let spoken = [frames(0.4, 300), frames(0.2, 1000), frames(0.4, 1000)].concat();
+        let trusted = trusted(Some(0.8), &spoken);
+        let turns: Vec<usize> = (1..trusted.len()).filter(|&i| trusted[i] != trusted[i - 1]).collect();
+        assert!(trusted[0] && turns.len() == 2, "{turns:?}");
+        assert!((310..500).contains(&turns[0]) && (1310..1700).contains(&turns[1]), "{turns:?}");
+    }
+
+    #[test]
+    fn what_never_had_detail_loses_trust_soon_and_a_pause_tells_nothing() {
+        let trusted = trusted(Some(0.8), &[vec![-11.5; 80 * 50], frames(0.2, 20), vec![-11.5; 80 * 50]].concat());
+        assert!(trusted[..50].iter().all(|t| *t) && trusted[69..].iter().all(|t| !*t));
+    }
+
+    #[test]
+    fn voices_that_know_no_detail_trust_all() {
+        assert!(trusted(None, &frames(0.0, 500)).iter().all(|t| *t));
+    }
+}
