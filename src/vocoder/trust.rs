@@ -11,10 +11,10 @@ use crate::mel::detail::Detail;
 /// Detail, as a part of that of the voice's own mels, below which a mel is trusted no more, and above which it is
 /// again.
 ///
-/// Where it is about .8, refined and bare sound come out alike, and below, bare is better; speech is below .74 in a
-/// frame of ten thousand (docs/experiments.md, "Mels that no sound has").
-pub(crate) const LEAST: f32 = 0.74;
-const ENOUGH: f32 = 0.80;
+/// Where it is .79 refined and bare sound are as good as each other, where it is .62 bare sound is far better; speech is
+/// hardly ever below .7 (docs/experiments.md, "Mels that no sound has").
+pub(crate) const LEAST: f32 = 0.70;
+const ENOUGH: f32 = 0.76;
 /// Frames over which the mean goes, and those that are assumed to have stood before the first.
 const FRAMES: f64 = 200.0;
 const ASSUMED: usize = 4;
