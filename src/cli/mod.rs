@@ -184,8 +184,8 @@ pub struct SpeakArgs {
     /// soon, "all" for the best sound [default: the voice's]
     #[arg(long, value_name = "FRAMES|all")]
     refine_lookahead: Option<Lookahead>,
-    /// Refine mels that are smoother than speech, as acoustic models' often are, as any other; without it there
-    /// are fewer passes where a mel lacks detail, and none where it has little: they sound better bare
+    /// Refine mels that are smoother than speech, as acoustic models' often are, as any other; without it what
+    /// lacks detail stays as the flow made it, which sounds better
     #[arg(long)]
     refine_smooth: bool,
 }

@@ -3,7 +3,7 @@
 //! What a product of many rows hides, its call and its preparations, is as long here as the work: so all panels
 //! are taken to be full, and rows to have room for that, and there is one place to start from.
 
-use super::tile::{finish, pair, plus};
+use super::tile::{along, finish, pair, plus};
 #[cfg(target_arch = "aarch64")]
 use super::vector::Neon;
 use super::vector::Vector;
@@ -86,14 +86,7 @@ unsafe fn abreast<V: Vector, const P: usize>(single: &Single, first: usize) -> u
         }
         weights = weights.add(width);
         for input in single.inputs {
-            for &x in *input {
-                let x = V::splat(x);
-                for (p, sums) in sums.iter_mut().enumerate() {
-                    let [a, b] = pair(weights.add(p * size));
-                    *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
-                }
-                weights = weights.add(width);
-            }
+            (sums, weights) = along(sums, input, (weights, size));
         }
         let columns = if single.gated { V::LANES } else { width };
         for (p, sums) in sums.into_iter().enumerate() {

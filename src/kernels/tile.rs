@@ -193,15 +193,8 @@ unsafe fn abreast<V: Vector, const P: usize>(job: &Job<Floats>, first: usize) ->
         weights = weights.add(width);
         for input in lines.inputs {
             for tap in 0..input.taps {
-                let row = input.rows.as_ptr().add(tap * input.dilation * input.stride);
-                for k in 0..input.width {
-                    let x = V::splat(*row.add(k));
-                    for (p, sums) in sums.iter_mut().enumerate() {
-                        let [a, b] = pair(weights.add(p * size));
-                        *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
-                    }
-                    weights = weights.add(width);
-                }
+                let row = &input.rows[tap * input.dilation * input.stride..][..input.width];
+                (sums, weights) = along(sums, row, (weights, size));
             }
         }
         for (p, sums) in sums.into_iter().enumerate() {
@@ -209,6 +202,30 @@ unsafe fn abreast<V: Vector, const P: usize>(job: &Job<Floats>, first: usize) ->
         }
     }
     P
+}
+
+/// One row's products with the next lines of `P` panels, `size` apart, added to their sums; the lines behind those.
+///
+/// # Safety
+/// The processor must have the vector's feature; as many lines as the row is long must be there in each panel.
+#[inline(always)]
+pub(super) unsafe fn along<V: Vector, const P: usize>(
+    mut sums: [[V; 2]; P],
+    row: &[f32],
+    (mut weights, size): (*const f32, usize),
+) -> ([[V; 2]; P], *const f32) {
+    for &x in row {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = V::splat(x);
+            for (p, sums) in sums.iter_mut().enumerate() {
+                let [a, b] = pair(weights.add(p * size));
+                *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
+            }
+            weights = weights.add(2 * V::LANES);
+        }
+    }
+    (sums, weights)
 }
 
 /// Columns of the widest panel.

@@ -200,8 +200,7 @@ impl Vocoder {
         if options.or(&self.config.synthesis).refine == 0 {
             return 0;
         }
-        let mut trust = self.trust(options);
-        (0..mel.frames()).filter(|&frame| !trust.next(&mel.columns(frame..frame + 1))).count()
+        self.trust(options).of_mel(mel).filter(|trusted| !trusted).count()
     }
 
     /// What refinement thinks of a mel before its first frame.

@@ -70,9 +70,8 @@ impl Vocoder {
             _ => None,
         };
         // the frames that the passes over all correct
-        let mut trust = self.trust(options);
         let trusted: Vec<bool> = match (passes, &live) {
-            (1.., None) => (0..frames).map(|frame| trust.next(&mel.columns(frame..frame + 1))).collect(),
+            (1.., None) => self.trust(options).of_mel(mel).collect(),
             _ => vec![false; frames],
         };
         let halo = self.refiner.reach(passes);

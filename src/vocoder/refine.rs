@@ -72,34 +72,9 @@ pub(super) struct Buffers {
     sums: Vec<f64>,
 }
 
-/// What a frame's mel is to be.
-#[derive(Clone, Copy)]
-pub(super) struct Wanted<'a> {
-    pub mel: &'a [f32],
-    /// Whether it is to be refined.
-    pub trusted: bool,
-}
-
-impl<'a> Wanted<'a> {
-    /// From a row of a mel's values and 1 or, if it isn't to be refined, 0.
-    pub fn row(row: &'a [f32]) -> Self {
-        let (mel, trusted) = row.split_at(row.len() - 1);
-        Self { mel, trusted: trusted[0] != 0.0 }
-    }
-}
-
-/// One of so many passes.
-#[derive(Clone, Copy)]
-pub(super) struct Pass {
-    pub index: usize,
-    pub of: usize,
-}
-
-impl Pass {
-    /// Whether it sharpens: the first ones, at most half of all, so that the mel has the last word.
-    pub fn sharpens(self) -> bool {
-        self.index < (self.of / 2).min(4)
-    }
+/// Whether a pass sharpens: the first ones, at most half of all, so that the mel has the last word.
+pub(super) fn sharpens(pass: usize, passes: usize) -> bool {
+    pass < (passes / 2).min(4)
 }
 
 impl Refiner {
@@ -231,7 +206,7 @@ impl Refiner {
         let mut before = Vec::new();
         let mut result = vec![0.0; samples.len()];
         for pass in 0..passes {
-            self.pass(&samples, (target.values(), trusted), Pass { index: pass, of: passes }, &mut result);
+            self.pass(&samples, (target.values(), trusted), sharpens(pass, passes), &mut result);
             if pass + 1 == passes {
                 break;
             }
@@ -252,11 +227,11 @@ impl Refiner {
     }
 
     /// One pass from `samples` to `out`; the target is frame-major, with whether each frame is trusted.
-    fn pass(&self, samples: &[f32], target: (&[f32], &[bool]), pass: Pass, out: &mut [f32]) {
+    fn pass(&self, samples: &[f32], target: (&[f32], &[bool]), sharp: bool, out: &mut [f32]) {
         let task = FRAMES_PER_TASK * self.stft.hop_length();
         out.par_chunks_mut(task).enumerate().for_each_init(
             || self.buffers(),
-            |buffers, (i, out)| self.task(samples, (target, pass), i * task, out, buffers),
+            |buffers, (i, out)| self.task(samples, (target, sharp), i * task, out, buffers),
         );
     }
 
@@ -279,7 +254,7 @@ impl Refiner {
     fn task(
         &self,
         samples: &[f32],
-        ((target, trusted), pass): ((&[f32], &[bool]), Pass),
+        ((target, trusted), sharp): ((&[f32], &[bool]), bool),
         start: usize,
         out: &mut [f32],
         buffers: &mut Buffers,
@@ -292,8 +267,8 @@ impl Refiner {
         };
         out.fill(0.0);
         for frame in over(start..start + out.len()) {
-            let wanted = Wanted { mel: &target[frame * n_mels..][..n_mels], trusted: trusted[frame] };
-            let corrected = self.correct((samples, 0), samples.len(), frame, (wanted, pass), buffers);
+            let target = trusted[frame].then(|| &target[frame * n_mels..][..n_mels]);
+            let corrected = self.correct((samples, 0), samples.len(), frame, (target, sharp), buffers);
             self.overlap(start, frame, corrected, out, |out, s| *out += s);
         }
         for (start, out) in (start..).step_by(hop).zip(out.chunks_mut(hop)) {
@@ -306,22 +281,21 @@ impl Refiner {
     }
 
     /// One frame's samples times the window, corrected and times the window once more, `n_fft` of them; the
-    /// sound as for [`Stft::windowed`], its mel to be `wanted`, if that is trusted.
+    /// sound as for [`Stft::windowed`], its mel to be `target`, sharpened on the way or not; without a target as it is.
     pub(super) fn correct<'a>(
         &self,
         piece: (&[f32], usize),
         len: usize,
         frame: usize,
-        (wanted, pass): (Wanted, Pass),
+        (target, sharp): (Option<&[f32]>, bool),
         buffers: &'a mut Buffers,
     ) -> &'a [f32] {
         let Buffers { time, transform, scratch, spectrum, correction, gains, factors, sums } = buffers;
         self.stft.windowed(piece, len, frame, time);
-        if !wanted.trusted {
+        let Some(target) = target else {
             time.iter_mut().zip(self.stft.window()).for_each(|(t, w)| *t *= w);
             return time;
-        }
-        let sharp = pass.sharpens();
+        };
         for (z, t) in transform.iter_mut().zip(time.chunks_exact(2)) {
             *z = Complex32::new(t[0], t[1]);
         }
@@ -332,7 +306,7 @@ impl Refiner {
             sharpen(&mut spectrum.magnitudes[bins.clone()], factors, sums, *radius, SHARPNESS);
         }
         self.bands.apply(&spectrum.magnitudes, correction);
-        log_ratios(wanted.mel, correction, self.floor, MAX_CORRECTION);
+        log_ratios(target, correction, self.floor, MAX_CORRECTION);
         self.lines.exp(correction, gains);
         if sharp {
             gains[bins.clone()].iter_mut().zip(factors).for_each(|(gain, factor)| *gain *= *factor);
@@ -405,10 +379,10 @@ mod tests {
 
     #[test]
     fn at_most_half_the_passes_sharpen_and_never_the_last() {
-        let count = |of| (0..of).filter(|&index| Pass { index, of }.sharpens()).count();
+        let count = |passes| (0..passes).filter(|&pass| sharpens(pass, passes)).count();
         assert_eq!([0, 1, 2, 3, 5, 8, 30, 1000].map(count), [0, 0, 1, 1, 2, 4, 4, 4]);
         for passes in 1..40 {
-            assert!(!Pass { index: passes - 1, of: passes }.sharpens());
+            assert!(!sharpens(passes - 1, passes));
         }
     }
 
@@ -421,13 +395,11 @@ mod tests {
         let mel = log_mel(&refiner, &noise, 40);
         let target = &mel[frame * 80..][..80];
         let mut buffers = refiner.buffers();
-        let wanted = Wanted { mel: target, trusted: true };
         let mut spread = |sharp| {
-            let pass = Pass { index: if sharp { 0 } else { 1 }, of: 2 };
-            refiner.correct((&noise, 0), noise.len(), frame, (wanted, pass), &mut buffers);
+            refiner.correct((&noise, 0), noise.len(), frame, (Some(target), sharp), &mut buffers);
             // the bins as they are after the pass, before the window
             let mut bins: Vec<f32> = buffers.gains.clone();
-            refiner.correct((&noise, 0), noise.len(), frame, (wanted, Pass { index: 1, of: 2 }), &mut buffers);
+            refiner.correct((&noise, 0), noise.len(), frame, (Some(target), false), &mut buffers);
             bins.iter_mut().zip(&buffers.spectrum.magnitudes).for_each(|(gain, magnitude)| *gain *= magnitude);
             let mut bands = vec![0.0; 80];
             refiner.bands.apply(&bins, &mut bands);

@@ -17,8 +17,8 @@
 //! follow what comes after it, nor what isn't corrected yet what comes before. So what the passes change grows
 //! from nothing at one end and shrinks to nothing at the other.
 
-use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, Pass, Refiner, Wanted};
-use super::trust::Trust;
+use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, Refiner, sharpens};
+use super::trust::{Trust, trusted};
 use crate::kernels::rows::Rows;
 use std::f32::consts::FRAC_PI_2;
 
@@ -112,12 +112,12 @@ impl LiveRefinement {
         for pass in 0..self.passes {
             self.sum.clear();
             self.sum.resize(to - from, 0.0);
-            let turn = Pass { index: pass, of: self.passes };
+            let sharp = sharpens(pass, self.passes);
             for frame in frames.clone() {
                 let first = self.sound.start();
                 let piece = (self.sound.get(first..to), first);
-                let wanted = Wanted::row(self.target.get(frame..frame + 1));
-                let corrected = refiner.correct(piece, ENDLESS, frame, (wanted, turn), &mut self.buffers);
+                let target = trusted(self.target.get(frame..frame + 1));
+                let corrected = refiner.correct(piece, ENDLESS, frame, (target, sharp), &mut self.buffers);
                 refiner.overlap(from, frame, corrected, &mut self.sum, |sum, s| *sum += s);
             }
             self.sum.iter_mut().zip(&weights).for_each(|(sum, weight)| *sum /= weight.max(MIN_WEIGHT));

@@ -1,8 +1,8 @@
 //! Refinement of a sound as it is made: each pass follows the one before as closely as its frames
 //! allow, so that what comes out is what [`Refiner::refine`] makes of the whole sound, bit for bit.
 
-use super::refine::{self, Buffers, ENDLESS, MIN_WEIGHT, MOMENTUM, Refiner, Wanted};
-use super::trust::Trust;
+use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, MOMENTUM, Refiner, sharpens};
+use super::trust::{Trust, trusted};
 use crate::kernels::rows::Rows;
 
 /// All passes at work on one stream.
@@ -70,14 +70,14 @@ impl RefineStream {
     pub fn push(&mut self, refiner: &Refiner, samples: &[f32], last: bool, out: &mut Vec<f32>) {
         let (mut extrapolated, mut result) = (samples.to_vec(), samples.to_vec());
         for i in 0..self.passes.len() {
-            let turn = refine::Pass { index: i, of: self.passes.len() };
+            let sharp = sharpens(i, self.passes.len());
             let pass = &mut self.passes[i];
             pass.input.extend(&extrapolated);
             if i > 0 {
                 pass.before.extend(&result);
             }
             let first = pass.sum.start();
-            let end = pass.run(refiner, (&self.target, turn), last, &mut self.buffers);
+            let end = pass.run(refiner, (&self.target, sharp), last, &mut self.buffers);
             let sums = pass.sum.get(first..end).iter().zip(pass.weight.get(first..end));
             result = sums.map(|(sum, weight)| sum / weight.max(MIN_WEIGHT)).collect();
             extrapolated = if i == 0 {
@@ -99,13 +99,7 @@ impl RefineStream {
 
 impl Pass {
     /// Corrects the frames that are complete; gives the end of the samples that are finished.
-    fn run(
-        &mut self,
-        refiner: &Refiner,
-        (target, turn): (&Rows, refine::Pass),
-        last: bool,
-        buffers: &mut Buffers,
-    ) -> usize {
+    fn run(&mut self, refiner: &Refiner, (target, sharp): (&Rows, bool), last: bool, buffers: &mut Buffers) -> usize {
         let stft = &refiner.stft;
         let (hop, half) = (stft.hop_length(), stft.n_fft() / 2);
         let known = self.input.end();
@@ -115,8 +109,8 @@ impl Pass {
             let centre = self.frame * hop;
             let first = self.input.start();
             let piece = (self.input.get(first..known), first);
-            let wanted = Wanted::row(target.get(self.frame..self.frame + 1));
-            let corrected = refiner.correct(piece, len, self.frame, (wanted, turn), buffers);
+            let wanted = trusted(target.get(self.frame..self.frame + 1));
+            let corrected = refiner.correct(piece, len, self.frame, (wanted, sharp), buffers);
             let (from, to) = (centre.saturating_sub(half), (centre + half).min(len));
             self.reach(to);
             refiner.overlap(from, self.frame, corrected, self.sum.get_mut(from..to), |sum, s| *sum += s);

@@ -5,8 +5,8 @@
 //! flow knows of speech: so where a mel lacks detail it is left out of them.
 
 use crate::kernels::rows::Rows;
-use crate::mel::MelConfig;
 use crate::mel::detail::Detail;
+use crate::mel::{MelConfig, MelSpectrogram};
 
 /// Detail, as a part of that of the voice's own mels, below which a mel is trusted no more, and above which it is
 /// again.
@@ -51,6 +51,11 @@ impl Trust {
         self.trusted
     }
 
+    /// Whether each frame of a mel is to be refined.
+    pub fn of_mel(mut self, mel: &MelSpectrogram) -> impl Iterator<Item = bool> {
+        (0..mel.frames()).map(move |frame| self.next(&mel.columns(frame..frame + 1)))
+    }
+
     /// Puts frames, one after the other, to the rows of `target`, and behind each 1 or, if it isn't to be refined, 0.
     pub fn aim(&mut self, frames: &[f32], target: &mut Rows) {
         for frame in frames.chunks_exact(self.mel.n_mels) {
@@ -59,6 +64,12 @@ impl Trust {
             trusted[0] = f32::from(self.next(frame));
         }
     }
+}
+
+/// The mel of a row from [`Trust::aim`], if it is to be refined.
+pub(super) fn trusted(row: &[f32]) -> Option<&[f32]> {
+    let (mel, trusted) = row.split_at(row.len() - 1);
+    (trusted[0] != 0.0).then_some(mel)
 }
 
 #[cfg(test)]
