@@ -6,6 +6,7 @@ pub mod diagnosis;
 pub mod extract;
 pub mod file;
 pub mod filterbank;
+pub(crate) mod smooth;
 pub mod stats;
 pub mod stft;
 

@@ -8,6 +8,7 @@ use crate::{Error, Result};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 /// The recipes that the binary carries: name and JSON.
@@ -109,6 +110,9 @@ pub struct Training {
     /// Further copies of each training clip as other speakers and rooms would have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variety: Option<Variety>,
+    /// Further copies of each training clip with mels as acoustic models give them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smooth: Option<SmoothMels>,
     /// Whether the whitening front's net goes on learning with the flow, by the same likelihood.
     #[serde(default)]
     pub joint_whitening: bool,
@@ -134,6 +138,37 @@ pub struct Variety {
     pub colour: f64,
 }
 
+/// How smooth the mels of copies of training clips become, each drawn evenly from nothing to the bound; and of each
+/// copy's mel a part, drawn from nothing to all of it, is the smoothed one, the rest its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SmoothMels {
+    /// Copies of each clip, at most 64: they are kept in memory. They are of those that `shifts` cuts, in turn.
+    pub copies: usize,
+    /// Standard deviation of the Gaussian mean over bands, at most 16.
+    pub bands: f64,
+    /// Standard deviation of the Gaussian mean over frames, at most 16.
+    pub frames: f64,
+}
+
+impl SmoothMels {
+    /// Names the first field that is out of range.
+    fn problem(&self) -> Option<String> {
+        let bounds = [
+            ("copies", self.copies as f64, 0.0..=64.0),
+            ("bands", self.bands, 0.0..=16.0),
+            ("frames", self.frames, 0.0..=16.0),
+        ];
+        out_of_bounds("smooth", bounds)
+    }
+}
+
+/// Names the first of a group's values that is out of range.
+fn out_of_bounds<const N: usize>(group: &str, bounds: [(&str, f64, RangeInclusive<f64>); N]) -> Option<String> {
+    let (name, value, range) = bounds.into_iter().find(|(_, value, range)| !range.contains(value))?;
+    Some(format!("{group}.{name} is {value}, expected {} to {}", range.start(), range.end()))
+}
+
 impl Variety {
     /// Names the first field that is out of range.
     fn problem(&self) -> Option<String> {
@@ -143,8 +178,7 @@ impl Variety {
             ("level_db", self.level_db, 0.0..=60.0),
             ("colour", self.colour, 0.0..=0.9),
         ];
-        let (name, value, range) = bounds.into_iter().find(|(_, value, range)| !range.contains(value))?;
-        Some(format!("variety.{name} is {value}, expected {} to {}", range.start(), range.end()))
+        out_of_bounds("variety", bounds)
     }
 }
 
@@ -262,6 +296,7 @@ impl Recipe {
                 init_batch: 4,
                 shifts: 1,
                 variety: None,
+                smooth: None,
                 joint_whitening: false,
                 noise: 0.0,
             },
@@ -325,6 +360,8 @@ impl Recipe {
             format!("shifts is {}, expected at most hop_length {hop}", t.shifts)
         } else if let Some(problem) = t.variety.as_ref().and_then(Variety::problem) {
             problem
+        } else if let Some(problem) = t.smooth.as_ref().and_then(SmoothMels::problem) {
+            problem
         } else if t.joint_whitening && self.flow.whitening.is_none() {
             "joint_whitening wants a flow with whitening".to_string()
         } else if !(t.learning_rate > 0.0 && t.learning_rate.is_finite()) {
@@ -364,8 +401,8 @@ impl Training {
 
     /// Leaves out all copies of clips; whether there were any.
     pub fn leave_copies_out(&mut self) -> bool {
-        let copies = self.shifts > 1 || self.variety.is_some();
-        (self.shifts, self.variety) = (1, None);
+        let copies = self.shifts > 1 || self.variety.is_some() || self.smooth.is_some();
+        (self.shifts, self.variety, self.smooth) = (1, None, None);
         copies
     }
 
@@ -435,6 +472,20 @@ mod tests {
             let error = recipe.validate().unwrap_err().to_string();
             assert!(error.contains(&format!("variety.{name} is")), "{error}");
         }
+    }
+
+    #[test]
+    fn smoothness_has_its_bounds() {
+        let mut recipe = Recipe::open("tiny").unwrap();
+        for (copies, bands, frames, name) in
+            [(65, 1.0, 1.0, "copies"), (1, 17.0, 1.0, "bands"), (1, 1.0, -1.0, "frames"), (1, f64::NAN, 1.0, "bands")]
+        {
+            recipe.training.smooth = Some(SmoothMels { copies, bands, frames });
+            let error = recipe.validate().unwrap_err().to_string();
+            assert!(error.contains(&format!("smooth.{name} is")), "{error}");
+        }
+        recipe.training.smooth = Some(SmoothMels { copies: 1, bands: 16.0, frames: 0.0 });
+        recipe.validate().unwrap();
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Clips on disk → whitened residuals in memory → random segments.
 
-use super::config::{Recipe, Variety, unknown};
+use super::config::{Recipe, SmoothMels, Variety, unknown};
 use super::given::{MelFiles, Paired};
 use super::log::Progress;
 use crate::below::files_below;
 use crate::flow::{Flow, Segment};
 use crate::mel::detail::Detail;
+use crate::mel::smooth::Smoothing;
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::net::params::{named_rng, uniform};
 use crate::{Error, Result, audio, mel};
@@ -14,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Clips by which the level of the residual is measured.
 const LEVEL_CLIPS: usize = 4;
@@ -37,7 +38,7 @@ pub struct Clip {
     pub mel_distance: Option<f32>,
     /// Detail of the samples' own mel, whatever mel was given.
     pub detail: Detail,
-    samples: Vec<i16>,
+    samples: Arc<[i16]>,
     whitened: OnceLock<Whitened>,
 }
 
@@ -235,7 +236,7 @@ impl Clip {
             return Err(Error::invalid(format!("only {} samples", samples.len())));
         }
         // `as` saturates: full scale 1.0 becomes 32767
-        let samples: Vec<i16> = samples.iter().map(|x| (x * 32_768.0).round() as i16).collect();
+        let samples: Arc<[i16]> = samples.iter().map(|x| (x * 32_768.0).round() as i16).collect();
         let clean: Vec<f32> = samples.iter().map(|&x| f32::from(x) / 32_768.0).collect();
         let mel = mel::extract::extract(&clean, config)?;
         let detail = Detail::of(&mel, config);
@@ -277,6 +278,22 @@ impl Clip {
         let gain = (level * peak(&own) / loudest).min(0.99 / loudest);
         samples.iter_mut().for_each(|x| *x *= gain);
         Self::new(&self.name, &samples, config)
+    }
+
+    /// The clip with a mel smoothed as an acoustic model's: copy `copy` of it, the same one each time, whatever the
+    /// run's seed.
+    pub fn smoothed(&self, copy: usize, smooth: &SmoothMels) -> Self {
+        let mut rng = named_rng(copy as u64, &self.name);
+        let mut up_to = |bound: f64| bound as f32 * uniform(&mut rng);
+        let smoothing = Smoothing { bands: up_to(smooth.bands), frames: up_to(smooth.frames), part: up_to(1.0) };
+        Self {
+            name: self.name.clone(),
+            mel: smoothing.of(&self.mel),
+            mel_distance: None,
+            detail: self.detail,
+            samples: self.samples.clone(),
+            whitened: OnceLock::new(),
+        }
     }
 
     /// Whole frames of sound: the mel's frames without the one that is centred on or after the end.
@@ -552,5 +569,27 @@ mod tests {
         let clip = Clip::new("tone", &sound, &mel).unwrap();
         let varied = clip.varied(1, &Variety { copies: 1, speed: 1.0, level_db: 0.0, colour: 0.0 }, &mel).unwrap();
         assert_eq!(varied.samples, clip.samples);
+    }
+
+    #[test]
+    fn smoothed_clips_lack_detail_and_keep_their_sound() {
+        let mel = Recipe::open("tiny").unwrap().mel;
+        let mut rng = named_rng(1, "noise");
+        let sound: Vec<f32> = (0..mel.sample_rate).map(|_| 0.5 * uniform(&mut rng) - 0.25).collect();
+        let clip = Clip::new("noise", &sound, &mel).unwrap();
+        let detail = |mel_of: &MelSpectrogram| f64::from(Detail::of(mel_of, &mel).mean().unwrap());
+        let smooth = SmoothMels { copies: 24, bands: 2.0, frames: 3.0 };
+        let copies: Vec<Clip> = (0..smooth.copies).map(|copy| clip.smoothed(copy, &smooth)).collect();
+        let left: Vec<f64> = copies.iter().map(|copy| detail(&copy.mel) / detail(&clip.mel)).collect();
+        // from next to all of it to little
+        assert!(left.iter().all(|left| *left < 1.0), "{left:?}");
+        assert!(left.iter().any(|left| *left > 0.8) && left.iter().any(|left| *left < 0.3), "{left:?}");
+        for (turn, copy) in copies.iter().enumerate() {
+            assert_eq!(copy.mel, clip.smoothed(turn, &smooth).mel);
+            assert_eq!((&copy.samples, copy.detail), (&clip.samples, clip.detail));
+            assert_eq!(copy.dequantised(), clip.dequantised());
+        }
+        let none = clip.smoothed(0, &SmoothMels { copies: 1, bands: 0.0, frames: 0.0 });
+        assert_eq!(none.mel, clip.mel);
     }
 }

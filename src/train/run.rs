@@ -241,7 +241,10 @@ pub(crate) fn data(folder: &Path, mels: Option<&GivenMels>, recipe: &Recipe) -> 
         duration(seconds(&held))
     );
     let (shifted, varied) = (shifted(&clips, recipe)?, varied(&clips, recipe)?);
+    let recordings = clips.len();
     clips.extend(shifted);
+    let smoothed = smoothed(&clips, recordings, recipe);
+    clips.extend(smoothed);
     clips.extend(varied);
     Ok((clips, held))
 }
@@ -301,6 +304,13 @@ fn varied(clips: &[Clip], recipe: &Recipe) -> Result<Vec<Clip>> {
         .collect()
 }
 
+/// The recipe's further copies of so many clips, with smoother mels; of those cut later in turn.
+fn smoothed(clips: &[Clip], recordings: usize, recipe: &Recipe) -> Vec<Clip> {
+    let Some(smooth) = &recipe.training.smooth else { return Vec::new() };
+    let turns: Vec<_> = clips.iter().cycle().take(recordings * smooth.copies).enumerate().collect();
+    turns.into_par_iter().map(|(turn, clip)| clip.smoothed(turn / recordings, smooth)).collect()
+}
+
 /// Fits the whitening front to a part of the clips, evenly spread.
 pub(crate) fn fit_whitening(flow: &Flow, clips: &[Clip], seed: u64, stop: &AtomicBool) -> Result<()> {
     let stride = clips.len().div_ceil(WHITENING_CLIPS).max(1);
@@ -316,6 +326,7 @@ pub(crate) fn fit_whitening(flow: &Flow, clips: &[Clip], seed: u64, stop: &Atomi
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::SmoothMels;
     use super::*;
     use crate::mel::MelConfig;
     use crate::voice::VoiceConfig;
@@ -363,5 +374,24 @@ mod tests {
             assert_eq!(clip.mel, expected.mel);
             assert_ne!(shift % recipe.flow.group, 0);
         }
+    }
+
+    #[test]
+    fn smoothed_copies_are_of_each_shift_in_turn() {
+        let mut recipe = Recipe::open("tiny").unwrap();
+        let mel = recipe.mel.clone();
+        let sound = |level: f32| -> Vec<f32> { (0..4096).map(|i| level * (i as f32 * 0.3).sin()).collect() };
+        let clips = [("a", 0.1), ("b", 0.2), ("a", 0.3), ("b", 0.4), ("a", 0.5), ("b", 0.6)]
+            .map(|(name, level)| Clip::new(name, &sound(level), &mel).unwrap());
+        assert!(smoothed(&clips, 2, &recipe).is_empty());
+        recipe.training.smooth = Some(SmoothMels { copies: 4, bands: 1.0, frames: 1.0 });
+        let smoothed = smoothed(&clips, 2, &recipe);
+        let order = [0, 1, 2, 3, 4, 5, 0, 1];
+        assert_eq!(smoothed.len(), order.len());
+        for (copy, of) in smoothed.iter().zip(order) {
+            assert_eq!((&copy.name, copy.samples()), (&clips[of].name, clips[of].samples()));
+            assert_ne!(copy.mel, clips[of].mel);
+        }
+        assert_ne!(smoothed[0].mel, smoothed[6].mel, "the same cut twice, smoothed in another way");
     }
 }
