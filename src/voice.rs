@@ -66,7 +66,7 @@ pub struct TrainedOn {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub residual_level: Option<f32>,
     /// Mean [`Detail`](crate::mel::detail::Detail) of the sounds' mels, nats. Where a mel has much less of it, it is
-    /// refined less, or not at all. `None`: all are refined alike.
+    /// sharpened and not refined. `None`: all are taken alike.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<f32>,
 }

@@ -185,9 +185,12 @@ fn of_values(text: &mut String, mel: &MelSpectrogram, voice: &VoiceConfig) -> Re
         && mel.n_mels() == voice.mel.n_mels
     {
         let part = own / natural;
-        let smooth = if part < LEAST { ": smoother than speech, it isn't refined unless asked for" } else { "" };
-        let _ =
-            writeln!(text, "  detail    {own:.2} nats from band to band, {part:.2} of the voice's own mels{smooth}");
+        let smooth =
+            if part < LEAST { ": smoother than speech, it is sharpened and not refined unless asked for" } else { "" };
+        let _ = writeln!(
+            text,
+            "  detail    {own:.2} nats from band to band and frame to frame, {part:.2} of the voice's own mels{smooth}"
+        );
     }
     let likely = likely(mel, &s, serious);
     if !likely.is_empty() {

@@ -184,17 +184,21 @@ pub struct SpeakArgs {
     /// soon, "all" for the best sound [default: the voice's]
     #[arg(long, value_name = "FRAMES|all")]
     refine_lookahead: Option<Lookahead>,
-    /// Refine mels that are smoother than speech, as acoustic models' often are, as any other; without it what
-    /// lacks detail stays as the flow made it, which sounds better
+    /// Take mels that are smoother than speech, as acoustic models' often are, as any other; without it what
+    /// lacks detail is sharpened and not refined, which sounds better
     #[arg(long)]
     refine_smooth: bool,
+    /// How much to sharpen mels that are smoother than speech, 0 to 2; others stay as they are
+    #[arg(long, value_name = "STRENGTH", default_value_t = 1.0, conflicts_with = "refine_smooth")]
+    sharpen: f32,
 }
 
 impl SpeakArgs {
     /// What the vocoder is asked for.
     pub fn options(&self) -> Result<SynthOptions> {
-        let &Self { sigma, drive, seed, refine, refine_lookahead, refine_smooth } = self;
-        let options = SynthOptions { sigma, drive, seed, refine, refine_lookahead, refine_smooth };
+        let &Self { sigma, drive, seed, refine, refine_lookahead, refine_smooth, sharpen } = self;
+        let sharpen = Some(sharpen);
+        let options = SynthOptions { sigma, drive, seed, refine, refine_lookahead, refine_smooth, sharpen };
         options.validate()?;
         Ok(options)
     }

@@ -480,8 +480,8 @@ impl Session {
         if *smooth > 0 {
             let which = if *mels == 1 { "the mel is".into() } else { format!("{smooth} of {mels} mels are") };
             say(&format!(
-                "{which} smoother than speech, as acoustic models' often are: for the most part not refined, which \
-                 sounds better (--refine-smooth refines all)"
+                "{which} smoother than speech, as acoustic models' often are: for the most part sharpened and not \
+                 refined, which sounds better (--refine-smooth takes all as they are)"
             ));
         }
         if done > 0 && *audio > 0.0 {

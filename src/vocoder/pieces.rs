@@ -75,7 +75,7 @@ impl Vocoder {
             _ => vec![false; frames],
         };
         let halo = self.refiner.reach(passes);
-        let known = self.known(mel)?;
+        let known = self.known(mel, options)?;
         let (piece, filters) = match &self.engine {
             Engine::Stream(packed) => (piece, &packed.filters),
             // blocks keep their places

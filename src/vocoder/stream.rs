@@ -4,6 +4,7 @@ use super::noise::Noise;
 use super::refine::Refiner;
 use super::refine_live::LiveRefinement;
 use super::refine_stream::RefineStream;
+use super::sharpen::Sharpener;
 use super::{Packed, SynthOptions, Vocoder, guard};
 use crate::flow::filters::Synthesis;
 use crate::flow::stream::State;
@@ -29,6 +30,7 @@ pub struct Streamer<'a> {
     sigma: f32,
     /// Sigma as a driven recursion leaves it.
     driven: f32,
+    sharpener: Sharpener,
     flow: State,
     synthesis: Option<Synthesis>,
     refine: Refinement,
@@ -100,6 +102,7 @@ impl Vocoder {
             noise: Noise::new(options.seed),
             sigma,
             driven: sigma * drive,
+            sharpener: self.sharpener(options),
             flow: self.driven(State::new(&packed.flow, rayon::current_num_threads()), drive),
             synthesis: filters.map(Synthesis::new),
             refine,
@@ -181,6 +184,7 @@ impl Streamer<'_> {
         self.refine.aim(frames);
         let mut frames = Cow::Borrowed(frames);
         if let Some(trained_on) = &self.vocoder.config.trained_on {
+            self.sharpener.run(frames.to_mut());
             trained_on.bound(frames.to_mut());
         }
         let frames = &*frames;

@@ -215,7 +215,8 @@ fn mels_beyond_training_sound_as_its_ends() {
     }
 }
 
-/// Where a mel is smoother than those of training the sound stays as the flow made it, in streams as in the whole.
+/// Where a mel is smoother than those of training it is sharpened and its sound stays as the flow made it, in streams
+/// as in the whole.
 #[test]
 fn smooth_stretches_are_not_refined() {
     let plain = voice("plain", &designs()[0].1);
@@ -236,7 +237,7 @@ fn smooth_stretches_are_not_refined() {
     let mel = MelSpectrogram::new(columns, 1200).unwrap().transposed();
     let speak = |vocoder: &Vocoder, options: &SynthOptions| vocoder.vocode(&mel, options, None).unwrap().samples;
     let bare = speak(&plain, &options(0));
-    for options in [options(3), live(3, 2)] {
+    for options in [options(3), live(3, 2)].map(|options| SynthOptions { sharpen: Some(0.0), ..options }) {
         let sound = speak(&knowing, &options);
         let smooth = knowing.smooth_frames(&mel, &options);
         assert!((400..790).contains(&smooth), "{smooth}");
@@ -246,15 +247,20 @@ fn smooth_stretches_are_not_refined() {
         let apart = sound[from..till].iter().zip(&bare[from..till]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         let loudest = bare[from..till].iter().fold(0.0_f32, |most, x| most.max(x.abs()));
         assert!(apart < 1e-4 * loudest, "{apart} of {loudest}");
+        let sharpened = SynthOptions { sharpen: None, ..options.clone() };
+        let sharp = speak(&knowing, &sharpened);
+        assert!(sharp[..16 * 380] == sound[..16 * 380] && sharp[from..till] != sound[from..till]);
         for chunk in [1, 7] {
             assert!(bits(&streamed(&knowing, &mel, &options, chunk)) == bits(&sound), "{chunk} at a time");
+            assert!(bits(&streamed(&knowing, &mel, &sharpened, chunk)) == bits(&sharp), "{chunk} at a time");
         }
         let all = SynthOptions { refine_smooth: true, ..options };
         assert!(
             knowing.smooth_frames(&mel, &all) == 0 && bits(&speak(&knowing, &all)) == bits(&speak(&plain, &options))
         );
     }
-    assert_eq!(knowing.smooth_frames(&mel, &options(0)), 0);
+    let odd = SynthOptions { sharpen: Some(2.1), ..options(0) };
+    assert_eq!(knowing.vocode(&mel, &odd, None).unwrap_err().to_string(), "sharpen is 2.1, expected 0 to 2");
 }
 
 /// Where the flow loses its way, streams draw the same noise in its place as the whole does.
