@@ -6,7 +6,7 @@ use super::live_input::LiveInput;
 use super::play::PlayArgs;
 use super::screen::{Key, Screen, say_beside_line};
 use super::source::{is_stdio, sources};
-use super::synth_stream::{Frames, Spoken, muted_message, speak, speak_whole};
+use super::synth_stream::{Frames, Spoken, speak, speak_whole};
 use super::{say, target, use_threads, voice};
 use crate::atomic;
 use crate::audio::playback::{Card, Feed, Player, devices};
@@ -235,7 +235,7 @@ impl Maker<'_> {
                 resampler.push(samples, &mut resampled)?;
                 Ok(self.play(&resampled))
             };
-            let Spoken { samples: count, muted, cut } = match sound {
+            let spoken = match sound {
                 Sound::Frames(frames) => speak(vocoder, &options, frames, sink)?,
                 Sound::Made(made) => {
                     for piece in made.chunks(PIECE) {
@@ -243,17 +243,15 @@ impl Maker<'_> {
                             break;
                         }
                     }
-                    Spoken { samples: made.len() as u64, ..Spoken::default() }
+                    Spoken::made(made.len() as u64)
                 }
             };
-            samples += count;
-            if let Some(message) = muted_message(name, muted) {
-                say_beside_line(&message);
-            }
+            samples += spoken.samples;
+            spoken.remarks(name).for_each(|remark| say_beside_line(&remark));
             if self.stop.load(Ordering::Relaxed) {
                 return Ok((samples, Some(Error::Interrupted)));
             }
-            if let Some(error) = cut {
+            if let Some(error) = spoken.cut {
                 self.end(&mut resampler)?;
                 return Ok((samples, Some(error)));
             }

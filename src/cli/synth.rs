@@ -26,6 +26,10 @@ use std::time::{Duration, Instant};
 /// Work on less sound than this shows no progress bar, seconds.
 const LONG_WORK: f64 = 20.0;
 
+/// What is said of mels that for the most part are so.
+pub(super) const SMOOTH: &str = "smoother than speech, as acoustic models' often are: for the most part sharpened and \
+                                 not refined, which sounds better (--refine-smooth takes all as they are)";
+
 /// Turn mel spectrograms into speech
 ///
 /// Mels are .npy, .npz, .pt (a tensor saved by torch.save), .safetensors or .h5 files of shape
@@ -479,10 +483,7 @@ impl Session {
         let Total { audio, compute, mels, smooth } = &*lock(&self.total);
         if *smooth > 0 {
             let which = if *mels == 1 { "the mel is".into() } else { format!("{smooth} of {mels} mels are") };
-            say(&format!(
-                "{which} smoother than speech, as acoustic models' often are: for the most part sharpened and not \
-                 refined, which sounds better (--refine-smooth takes all as they are)"
-            ));
+            say(&format!("{which} {SMOOTH}"));
         }
         if done > 0 && *audio > 0.0 {
             let compute = compute.as_secs_f64();

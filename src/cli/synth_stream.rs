@@ -4,13 +4,13 @@ use super::conventions::{Arrivals, MelReader};
 use super::live_input::LiveInput;
 use super::say;
 use super::source::{Source, is_stdio};
-use super::synth::Job;
+use super::synth::{Job, SMOOTH};
 use crate::atomic;
 use crate::audio::wav::{self, WavFormat};
 #[cfg(feature = "play")]
 use crate::mel::MelSpectrogram;
 use crate::mel::file::live::FrameReader;
-use crate::vocoder::{SynthOptions, Vocoder};
+use crate::vocoder::{Streamer, SynthOptions, Vocoder};
 use anyhow::{Context, Result};
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -92,9 +92,34 @@ impl Frames {
 #[derive(Default)]
 pub(super) struct Spoken {
     pub samples: u64,
-    pub muted: usize,
+    frames: usize,
+    muted: usize,
+    smooth: usize,
     /// What cut the frames short; what came before is spoken all the same.
     pub cut: Option<crate::Error>,
+}
+
+impl Spoken {
+    /// What was spoken as a whole, of which nothing is to be said.
+    #[cfg(feature = "play")]
+    pub fn made(samples: u64) -> Self {
+        Self { samples, ..Self::default() }
+    }
+
+    /// Takes over what a stream counted.
+    fn count(&mut self, stream: &Streamer) {
+        (self.frames, self.muted, self.smooth) = (stream.frames(), stream.muted_frames(), stream.smooth_frames());
+    }
+
+    /// What there is to say of the frames of a mel of this name.
+    pub fn remarks(&self, name: &Path) -> impl Iterator<Item = String> {
+        let (frames, were) = if self.muted == 1 { ("frame", "was") } else { ("frames", "were") };
+        let muted = (self.muted > 0).then(|| {
+            format!("{}: {} {frames} with values that are not finite {were} muted", name.display(), self.muted)
+        });
+        let smooth = (2 * self.smooth > self.frames).then(|| format!("{}: the mel is {SMOOTH}", name.display()));
+        muted.into_iter().chain(smooth)
+    }
 }
 
 /// Streams all frames through the vocoder; `sink` gets samples as they are made, and says whether
@@ -128,12 +153,12 @@ pub(super) fn speak<E: From<crate::Error>>(
         take(&mut out);
         spoken.samples += out.len() as u64;
         if !out.is_empty() && !sink(&out)? {
-            spoken.muted = stream.muted_frames();
+            spoken.count(&stream);
             return Ok(spoken);
         }
         out.clear();
     }
-    spoken.muted = stream.muted_frames();
+    spoken.count(&stream);
     stream.finish(&mut out);
     take(&mut out);
     spoken.samples += out.len() as u64;
@@ -159,12 +184,6 @@ pub(super) fn speak_whole(vocoder: &Vocoder, options: &SynthOptions, frames: &mu
     samples.truncate(wanted.end);
     samples.drain(..wanted.start.min(samples.len()));
     Ok(samples)
-}
-
-/// What there is to say of muted frames, if there were any.
-pub(super) fn muted_message(name: &Path, muted: usize) -> Option<String> {
-    let (frames, were) = if muted == 1 { ("frame", "was") } else { ("frames", "were") };
-    (muted > 0).then(|| format!("{}: {muted} {frames} with values that are not finite {were} muted", name.display()))
 }
 
 /// How the samples leave.
@@ -214,9 +233,7 @@ pub(super) fn run(
     if saturated > 0 {
         say(&format!("{}: {saturated} samples saturated", written.display()));
     }
-    if let Some(message) = muted_message(name, spoken.muted) {
-        say(&message);
-    }
+    spoken.remarks(name).for_each(|remark| say(&remark));
     match spoken.cut {
         Some(error) => Err(error.into()),
         None => Ok(spoken.samples),

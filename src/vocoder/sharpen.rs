@@ -22,13 +22,19 @@ pub(super) struct Sharpener {
     floor: f32,
     average: Average,
     mean: Vec<f32>,
+    smooth: usize,
 }
 
 impl Sharpener {
     /// Before the first frame; a strength of 1 is what measured best.
     pub fn new(trust: Trust, strength: f32, mel: &MelConfig) -> Self {
         let (average, mean) = (Average::new(BANDS), vec![0.0; mel.n_mels]);
-        Self { trust, strength: STRENGTH * strength, floor: mel.silence(), average, mean }
+        Self { trust, strength: STRENGTH * strength, floor: mel.silence(), average, mean, smooth: 0 }
+    }
+
+    /// Frames that needed it so far.
+    pub fn smooth_frames(&self) -> usize {
+        self.smooth
     }
 
     /// Sharpens the next frames, one after the other, where they need that.
@@ -41,6 +47,7 @@ impl Sharpener {
         if self.trust.next(frame) {
             return;
         }
+        self.smooth += 1;
         let part = self.trust.part().max(LEAST);
         let strength = self.strength * (1.0 / part - 1.0);
         self.average.of(frame, &mut self.mean);

@@ -128,6 +128,12 @@ impl Streamer<'_> {
         self.muted
     }
 
+    /// Frames that were sharpened and not refined so far, since the mel is smoother than speech: see
+    /// [`SynthOptions::refine_smooth`].
+    pub fn smooth_frames(&self) -> usize {
+        self.sharpener.smooth_frames()
+    }
+
     /// Frames taken so far.
     pub fn frames(&self) -> usize {
         self.frames

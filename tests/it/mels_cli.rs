@@ -174,6 +174,7 @@ fn a_mel_smoother_than_speech_is_told() {
     };
     let (sound, err) = speak(&[]);
     assert!(err.contains(told), "{err}");
+    assert!(speak(&["--stream"]).1.contains(told));
     let (refined, err) = speak(&["--refine-smooth"]);
     assert!(!err.contains(told) && refined != sound, "{err}");
     let (bare, err) = speak(&["--refine", "0"]);

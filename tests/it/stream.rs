@@ -254,6 +254,9 @@ fn smooth_stretches_are_not_refined() {
             assert!(bits(&streamed(&knowing, &mel, &options, chunk)) == bits(&sound), "{chunk} at a time");
             assert!(bits(&streamed(&knowing, &mel, &sharpened, chunk)) == bits(&sharp), "{chunk} at a time");
         }
+        let mut stream = knowing.stream(&options).unwrap();
+        stream.push(&mel.columns(0..1200), &mut Vec::new()).unwrap();
+        assert_eq!(stream.smooth_frames(), smooth);
         let all = SynthOptions { refine_smooth: true, ..options };
         assert!(
             knowing.smooth_frames(&mel, &all) == 0 && bits(&speak(&knowing, &all)) == bits(&speak(&plain, &options))
