@@ -12,13 +12,13 @@ use crate::mel::{MelConfig, MelSpectrogram};
 /// Detail, as a part of that of the voice's own mels, below which a mel is trusted no more, and above which it is
 /// again.
 ///
-/// Where it is .75 refined and bare sound are as good as each other, where it is .56 bare sound is far better; speech is
-/// hardly ever below .76 (docs/experiments.md, "Mels that no sound has").
-pub(crate) const LEAST: f32 = 0.74;
-const ENOUGH: f32 = 0.78;
+/// Where it is .75 refined and bare sound are as good as each other, where it is .56 bare sound is far better; speech
+/// stays above .75 (docs/experiments.md, "Mels that no sound has").
+pub(crate) const LEAST: f32 = 0.69;
+const ENOUGH: f32 = 0.73;
 /// Frames over which the mean goes, and those that are assumed to have stood before the first.
 const FRAMES: f64 = 200.0;
-const ASSUMED: usize = 4;
+const ASSUMED: usize = 2;
 /// Part of a frame's bands that must stand out from the floor for the frame to count.
 const BANDS: f64 = 0.25;
 
