@@ -162,7 +162,7 @@ fn recipe(name: &str, options: &Options) -> Result<Recipe> {
     }
     let t = &mut recipe.training;
     t.joint_whitening = false;
-    t.shifts = 1;
+    t.leave_copies_out();
     t.batch = BATCH;
     t.segment_samples = (SEGMENT / recipe.mel.hop_length).max(1) * recipe.mel.hop_length;
     t.accumulate = 1;
