@@ -188,7 +188,8 @@ pub struct SpeakArgs {
     /// lacks detail is sharpened and not refined, which sounds better
     #[arg(long)]
     refine_smooth: bool,
-    /// How much to sharpen mels that are smoother than speech, 0 to 2; others stay as they are
+    /// How much to sharpen mels that are smoother than speech, 0 to 2, 1 being what measured best; others stay as they
+    /// are
     #[arg(long, value_name = "STRENGTH", default_value_t = 1.0, conflicts_with = "refine_smooth")]
     sharpen: f32,
 }
