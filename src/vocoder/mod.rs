@@ -205,18 +205,16 @@ impl Vocoder {
     /// Frames of a mel that are sharpened and not refined, since the mel is smoother than speech there: see
     /// [`SynthOptions::refine_smooth`].
     pub fn smooth_frames(&self, mel: &MelSpectrogram, options: &SynthOptions) -> usize {
-        self.trust(options).of_mel(mel).filter(|trusted| !trusted).count()
+        let mut sharpener = self.sharpener(options);
+        sharpener.run(&mut mel.columns(0..mel.frames()));
+        sharpener.smooth_frames()
     }
 
-    /// What is thought of a mel before its first frame.
-    fn trust(&self, options: &SynthOptions) -> Trust {
-        let natural = self.config.trained_on.as_ref().and_then(|known| known.detail);
-        Trust::new(&self.config.mel, natural.filter(|_| !options.refine_smooth))
-    }
-
-    /// What gives a mel detail, before its first frame.
+    /// What tells how far a mel can be trusted and gives it detail, before its first frame.
     fn sharpener(&self, options: &SynthOptions) -> Sharpener {
-        Sharpener::new(self.trust(options), options.sharpen.unwrap_or(1.0), &self.config.mel)
+        let natural = self.config.trained_on.as_ref().and_then(|known| known.detail);
+        let trust = Trust::new(&self.config.mel, natural.filter(|_| !options.refine_smooth));
+        Sharpener::new(trust, options.sharpen.unwrap_or(1.0), &self.config.mel)
     }
 
     /// A flow before its first frame, driven.
@@ -268,15 +266,20 @@ impl Vocoder {
         self.config.trained_on.as_ref()?.residual_level
     }
 
-    /// The mel with detail, within what the voice has heard in training; the refinement sees it as it is.
-    fn known<'a>(&self, mel: &'a MelSpectrogram, options: &SynthOptions) -> Result<Cow<'a, MelSpectrogram>> {
+    /// The mel with detail, within what the voice has heard in training, and which frames the refinement, which sees
+    /// it as it is, is to trust.
+    fn known<'a>(
+        &self,
+        mel: &'a MelSpectrogram,
+        options: &SynthOptions,
+    ) -> Result<(Cow<'a, MelSpectrogram>, Vec<bool>)> {
         let Some(trained_on) = &self.config.trained_on else {
-            return Ok(Cow::Borrowed(mel));
+            return Ok((Cow::Borrowed(mel), vec![true; mel.frames()]));
         };
         let mut columns = mel.columns(0..mel.frames());
-        self.sharpener(options).run(&mut columns);
+        let trusted = self.sharpener(options).run(&mut columns);
         trained_on.bound(&mut columns);
-        Ok(Cow::Owned(MelSpectrogram::new(columns, mel.frames())?.transposed()))
+        Ok((Cow::Owned(MelSpectrogram::new(columns, mel.frames())?.transposed()), trusted))
     }
 
     /// The flow's inverse of noise for the frames of a range. If the nets are small and the range is

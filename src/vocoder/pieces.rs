@@ -65,17 +65,12 @@ impl Vocoder {
         let (noise, hop, frames) = (Noise::new(options.seed), config.mel.hop_length, mel.frames());
         let mut live = match refine_lookahead {
             Lookahead::Frames(ahead) if passes > 0 => {
-                Some(LiveRefinement::new(&self.refiner, mel.n_mels(), passes, ahead, self.trust(options)))
+                Some(LiveRefinement::new(&self.refiner, mel.n_mels(), passes, ahead))
             }
             _ => None,
         };
-        // the frames that the passes over all correct
-        let trusted: Vec<bool> = match (passes, &live) {
-            (1.., None) => self.trust(options).of_mel(mel).collect(),
-            _ => vec![false; frames],
-        };
         let halo = self.refiner.reach(passes);
-        let known = self.known(mel, options)?;
+        let (known, trusted) = self.known(mel, options)?;
         let (piece, filters) = match &self.engine {
             Engine::Stream(packed) => (piece, &packed.filters),
             // blocks keep their places
@@ -120,7 +115,7 @@ impl Vocoder {
                 None => residual,
             };
             if let Some(live) = &mut live {
-                live.aim(&mel.columns(start..end));
+                live.aim(&mel.columns(start..end), &trusted[start..end]);
                 let mut out = Vec::with_capacity(sound.len());
                 live.push(&self.refiner, &sound, end == frames, &mut out);
                 refined += out.len() / hop;

@@ -1,6 +1,7 @@
 //! Mel-consistency refinement: bends a sound until its mel is the one that was asked for.
 
 use crate::kernels::real::{Lines, Spectrum, Twiddles, log_ratios, sharpen};
+use crate::kernels::rows::Rows;
 use crate::mel::filterbank::{MelBands, band_centres};
 use crate::mel::stft::Stft;
 use crate::mel::{MelConfig, MelSpectrogram};
@@ -75,6 +76,24 @@ pub(super) struct Buffers {
 /// Whether a pass sharpens: the first ones, at most half of all, so that the mel has the last word.
 pub(super) fn sharpens(pass: usize, passes: usize) -> bool {
     pass < (passes / 2).min(4)
+}
+
+/// Puts frames, one after the other, to the rows of `target`, and behind each 1 or, if it isn't to be refined, 0.
+pub(super) fn aim((frames, trusted): (&[f32], &[bool]), target: &mut Rows) {
+    if trusted.is_empty() {
+        return;
+    }
+    for (frame, trusted) in frames.chunks_exact(frames.len() / trusted.len()).zip(trusted) {
+        let (row, flag) = target.grow(1).split_at_mut(frame.len());
+        row.copy_from_slice(frame);
+        flag[0] = f32::from(*trusted);
+    }
+}
+
+/// The mel of a row from [`aim`], if it is to be refined.
+pub(super) fn trusted(row: &[f32]) -> Option<&[f32]> {
+    let (mel, trusted) = row.split_at(row.len() - 1);
+    (trusted[0] != 0.0).then_some(mel)
 }
 
 impl Refiner {
@@ -326,7 +345,6 @@ mod tests {
     use super::*;
     use crate::vocoder::noise::Noise;
     use crate::vocoder::refine_live::LiveRefinement;
-    use crate::vocoder::trust::Trust;
 
     /// The log-mel of `frames` frames of a sound, frame-major, worked out plainly.
     fn log_mel(refiner: &Refiner, samples: &[f32], frames: usize) -> Vec<f32> {
@@ -441,10 +459,9 @@ mod tests {
         // more passes and more look-ahead come nearer
         let mut last = distance(&refiner, &noise, &mel);
         for (passes, ahead) in [(1, 0), (1, 1), (4, 1), (8, 2), (16, 2)] {
-            let mut live =
-                LiveRefinement::new(&refiner, mel.n_mels(), passes, ahead, Trust::new(&MelConfig::nvidia(), None));
+            let mut live = LiveRefinement::new(&refiner, mel.n_mels(), passes, ahead);
             let mut refined = Vec::new();
-            live.aim(mel.transposed().values());
+            live.aim(mel.transposed().values(), &vec![true; mel.frames()]);
             live.push(&refiner, &noise, true, &mut refined);
             assert_eq!(refined.len(), noise.len());
             let now = distance(&refiner, &refined, &mel);
@@ -462,9 +479,9 @@ mod tests {
         let mut noise = vec![0.0; sound.len()];
         Noise::new(3).fill(0, &mut noise);
         noise.iter_mut().for_each(|v| *v *= 0.05);
-        let mut live = LiveRefinement::new(&refiner, mel.n_mels(), 8, 2, Trust::new(&MelConfig::nvidia(), None));
+        let mut live = LiveRefinement::new(&refiner, mel.n_mels(), 8, 2);
         let mut refined = Vec::new();
-        live.aim(mel.transposed().values());
+        live.aim(mel.transposed().values(), &vec![true; mel.frames()]);
         live.push(&refiner, &noise, true, &mut refined);
         let bend = |n: usize| (refined[n + 1] - 2.0 * refined[n] + refined[n - 1]).powi(2);
         let mean = |places: &[usize]| places.iter().map(|&n| bend(n)).sum::<f32>() / places.len() as f32;

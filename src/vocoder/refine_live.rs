@@ -17,8 +17,7 @@
 //! follow what comes after it, nor what isn't corrected yet what comes before. So what the passes change grows
 //! from nothing at one end and shrinks to nothing at the other.
 
-use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, Refiner, sharpens};
-use super::trust::{Trust, trusted};
+use super::refine::{self, Buffers, ENDLESS, MIN_WEIGHT, Refiner, sharpens, trusted};
 use crate::kernels::rows::Rows;
 use std::f32::consts::FRAC_PI_2;
 
@@ -36,7 +35,6 @@ pub struct LiveRefinement {
     lookahead: usize,
     /// Mel frames that are still needed, and behind the bands of each whether it is trusted.
     target: Rows,
-    trust: Trust,
     /// The sound: fixed before `hop`, begun after it, and beyond that as the flow made it.
     sound: Rows,
     /// The next hop to fix.
@@ -51,12 +49,11 @@ pub struct LiveRefinement {
 
 impl LiveRefinement {
     /// Before the first sample. `passes` for each hop, which wait for `lookahead` frames after their own.
-    pub fn new(refiner: &Refiner, n_mels: usize, passes: usize, lookahead: usize, trust: Trust) -> Self {
+    pub fn new(refiner: &Refiner, n_mels: usize, passes: usize, lookahead: usize) -> Self {
         Self {
             passes,
             lookahead,
             target: Rows::new(n_mels + 1),
-            trust,
             sound: Rows::new(1),
             hop: 0,
             buffers: refiner.buffers(),
@@ -67,9 +64,9 @@ impl LiveRefinement {
         }
     }
 
-    /// Takes the next mel frames, one after the other.
-    pub fn aim(&mut self, frames: &[f32]) {
-        self.trust.aim(frames, &mut self.target);
+    /// Takes the next mel frames, one after the other, and whether each is to be refined.
+    pub fn aim(&mut self, frames: &[f32], trusted: &[bool]) {
+        refine::aim((frames, trusted), &mut self.target);
     }
 
     /// Takes the next samples, of frames that were given before, and appends to `out` what is

@@ -1,15 +1,13 @@
 //! Refinement of a sound as it is made: each pass follows the one before as closely as its frames
 //! allow, so that what comes out is what [`Refiner::refine`] makes of the whole sound, bit for bit.
 
-use super::refine::{Buffers, ENDLESS, MIN_WEIGHT, MOMENTUM, Refiner, sharpens};
-use super::trust::{Trust, trusted};
+use super::refine::{self, Buffers, ENDLESS, MIN_WEIGHT, MOMENTUM, Refiner, sharpens, trusted};
 use crate::kernels::rows::Rows;
 
 /// All passes at work on one stream.
 pub struct RefineStream {
     /// Mel frames that a pass still wants, and behind the bands of each whether it is trusted.
     target: Rows,
-    trust: Trust,
     passes: Vec<Pass>,
     buffers: Buffers,
 }
@@ -47,21 +45,20 @@ fn finished(known: usize, hop: usize, half: usize) -> usize {
 
 impl RefineStream {
     /// Before the first sample.
-    pub fn new(refiner: &Refiner, n_mels: usize, passes: usize, trust: Trust) -> Self {
+    pub fn new(refiner: &Refiner, n_mels: usize, passes: usize) -> Self {
         let new =
             || Pass { frame: 0, input: Rows::new(1), before: Rows::new(1), sum: Rows::new(1), weight: Rows::new(1) };
         Self {
             target: Rows::new(n_mels + 1),
-            trust,
             passes: std::iter::repeat_with(new).take(passes).collect(),
             buffers: refiner.buffers(),
         }
     }
 
-    /// Takes the next mel frames, one after the other.
-    pub fn aim(&mut self, frames: &[f32]) {
+    /// Takes the next mel frames, one after the other, and whether each is to be refined.
+    pub fn aim(&mut self, frames: &[f32], trusted: &[bool]) {
         if !self.passes.is_empty() {
-            self.trust.aim(frames, &mut self.target);
+            refine::aim((frames, trusted), &mut self.target);
         }
     }
 

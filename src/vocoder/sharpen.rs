@@ -32,20 +32,20 @@ impl Sharpener {
         Self { trust, strength: STRENGTH * strength, floor: mel.silence(), average, mean, smooth: 0 }
     }
 
-    /// Frames that needed it so far.
+    /// Frames that weren't trusted so far.
     pub fn smooth_frames(&self) -> usize {
         self.smooth
     }
 
-    /// Sharpens the next frames, one after the other, where they need that.
-    pub fn run(&mut self, frames: &mut [f32]) {
+    /// Sharpens the next frames, one after the other, where they aren't trusted; says of each whether it is.
+    pub fn run(&mut self, frames: &mut [f32]) -> Vec<bool> {
         let bands = self.mean.len();
-        frames.chunks_exact_mut(bands).for_each(|frame| self.next(frame));
+        frames.chunks_exact_mut(bands).map(|frame| self.next(frame)).collect()
     }
 
-    fn next(&mut self, frame: &mut [f32]) {
+    fn next(&mut self, frame: &mut [f32]) -> bool {
         if self.trust.next(frame) {
-            return;
+            return true;
         }
         self.smooth += 1;
         let part = self.trust.part().max(LEAST);
@@ -54,6 +54,7 @@ impl Sharpener {
         for (value, mean) in frame.iter_mut().zip(&self.mean) {
             *value = (*value + strength * (*value - mean)).max(self.floor);
         }
+        false
     }
 }
 

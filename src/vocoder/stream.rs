@@ -10,7 +10,6 @@ use crate::flow::filters::Synthesis;
 use crate::flow::stream::State;
 use crate::voice::{Lookahead, SynthesisConfig};
 use crate::{Error, Result};
-use std::borrow::Cow;
 use std::collections::VecDeque;
 
 /// Part of a hop over which a muted frame's sound fades.
@@ -55,10 +54,10 @@ enum Refinement {
 }
 
 impl Refinement {
-    fn aim(&mut self, frames: &[f32]) {
+    fn aim(&mut self, frames: &[f32], trusted: &[bool]) {
         match self {
-            Self::Passes(refinement) => refinement.aim(frames),
-            Self::Live(refinement) => refinement.aim(frames),
+            Self::Passes(refinement) => refinement.aim(frames, trusted),
+            Self::Live(refinement) => refinement.aim(frames, trusted),
         }
     }
 
@@ -87,14 +86,10 @@ impl Vocoder {
         let lookahead = packed.flow.lookahead_frames().max(filters.map_or(0, |f| f.config.lookahead() + 1));
         let n_mels = self.config.mel.n_mels;
         let (refine, after) = match refine_lookahead {
-            Lookahead::Frames(ahead) if passes > 0 => (
-                Refinement::Live(LiveRefinement::new(&self.refiner, n_mels, passes, ahead, self.trust(options))),
-                ahead,
-            ),
-            _ => (
-                Refinement::Passes(RefineStream::new(&self.refiner, n_mels, passes, self.trust(options))),
-                self.refiner.lookahead(passes),
-            ),
+            Lookahead::Frames(ahead) if passes > 0 => {
+                (Refinement::Live(LiveRefinement::new(&self.refiner, n_mels, passes, ahead)), ahead)
+            }
+            _ => (Refinement::Passes(RefineStream::new(&self.refiner, n_mels, passes)), self.refiner.lookahead(passes)),
         };
         Ok(Streamer {
             vocoder: self,
@@ -187,13 +182,13 @@ impl Streamer<'_> {
         let (noise, sigma) = (self.noise, self.sigma);
         let draw = |step: usize, rows: &mut [f32]| noise.fill_scaled(step * flow.group, sigma, rows);
         self.frames += frames.len() / self.vocoder.config.mel.n_mels;
-        self.refine.aim(frames);
-        let mut frames = Cow::Borrowed(frames);
+        let mut known = frames.to_vec();
+        let trusted = self.sharpener.run(&mut known);
+        self.refine.aim(frames, &trusted);
         if let Some(trained_on) = &self.vocoder.config.trained_on {
-            self.sharpener.run(frames.to_mut());
-            trained_on.bound(frames.to_mut());
+            trained_on.bound(&mut known);
         }
-        let frames = &*frames;
+        let frames = &*known;
         self.flow.push(flow, frames, last, draw, &mut self.residual);
         let mut sound = Vec::new();
         let taken = match (&mut self.synthesis, filters) {

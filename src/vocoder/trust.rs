@@ -5,9 +5,8 @@
 //! flow knows of speech: so where a mel lacks detail it is left out of them, and sharpened before it is spoken
 //! ([`super::sharpen`]).
 
-use crate::kernels::rows::Rows;
+use crate::mel::MelConfig;
 use crate::mel::detail::Detail;
-use crate::mel::{MelConfig, MelSpectrogram};
 
 /// Detail, as a part of that of the voice's own mels, below which a mel is trusted no more, and above which it is
 /// again.
@@ -59,26 +58,6 @@ impl Trust {
     pub fn part(&self) -> f32 {
         self.natural.zip(self.heard.mean()).map_or(1.0, |(natural, heard)| heard / natural)
     }
-
-    /// Whether each frame of a mel is to be refined.
-    pub fn of_mel(mut self, mel: &MelSpectrogram) -> impl Iterator<Item = bool> {
-        (0..mel.frames()).map(move |frame| self.next(&mel.columns(frame..frame + 1)))
-    }
-
-    /// Puts frames, one after the other, to the rows of `target`, and behind each 1 or, if it isn't to be refined, 0.
-    pub fn aim(&mut self, frames: &[f32], target: &mut Rows) {
-        for frame in frames.chunks_exact(self.mel.n_mels) {
-            let (row, trusted) = target.grow(1).split_at_mut(frame.len());
-            row.copy_from_slice(frame);
-            trusted[0] = f32::from(self.next(frame));
-        }
-    }
-}
-
-/// The mel of a row from [`Trust::aim`], if it is to be refined.
-pub(super) fn trusted(row: &[f32]) -> Option<&[f32]> {
-    let (mel, trusted) = row.split_at(row.len() - 1);
-    (trusted[0] != 0.0).then_some(mel)
 }
 
 #[cfg(test)]
