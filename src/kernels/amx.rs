@@ -59,9 +59,12 @@ pub(super) fn granted() -> bool {
 #[repr(align(64))]
 struct Block(UnsafeCell<[f32; 2 * ROWS * WIDTH]>);
 
+/// The way of tiles with bf16.
+pub(super) struct InTiles;
+
 /// Lines whose sums stand in a block that tiles have made.
 pub(super) struct Tiled<'a> {
-    lines: Bfloats<'a>,
+    lines: Bfloats<'a, InTiles>,
     block: Block,
     /// The block's first row.
     from: Cell<usize>,
@@ -69,7 +72,7 @@ pub(super) struct Tiled<'a> {
 
 impl<'a> Tiled<'a> {
     /// Nothing yet of these lines.
-    pub fn new(lines: Bfloats<'a>) -> Self {
+    pub fn new(lines: Bfloats<'a, InTiles>) -> Self {
         Self { lines, block: Block(UnsafeCell::new([0.0; 2 * ROWS * WIDTH])), from: Cell::new(0) }
     }
 

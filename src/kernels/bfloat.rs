@@ -12,21 +12,46 @@
 //!  row 1    │        ⋮        │    the next tap, or the next input
 //! ```
 //!
-//! Where the processor has tiles ([`super::amx`]), 16 lines of a chunk and 16 columns are one of them. Elsewhere each
-//! pair is widened to two vectors of f32: right, in half the memory, and no faster than f32.
+//! Where the processor has tiles ([`super::amx`]), 16 lines of a chunk and 16 columns are one of them. With AVX512_BF16 a
+//! pair is multiplied and added up by one instruction, in twice f32's speed. Elsewhere each pair is widened to two
+//! vectors of f32: right, in half the memory, and no faster than f32.
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::product::{Layout, Panels, Start, from_a_line};
 use super::quantise::{Input, Numbers, bfloat};
-use super::tile::{Lines, tiles};
-use super::vector::{Portable, Short};
+use super::tile::{Lines, multiply_add, tiles};
+use super::vector::{BfloatsInTwo, MultiplyAdd, Portable, Short};
 use super::{View, choice::Kernel};
 #[cfg(target_arch = "x86_64")]
 use super::{
     tile::Job,
-    vector::{Avx2, Avx512},
+    vector::{Avx2, Avx512, BfloatsInOne},
 };
+use std::marker::PhantomData;
+
+/// How products are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "the others are x86's"))]
+pub(super) enum Way {
+    /// Widened to f32.
+    InTwo,
+    /// A pair by one instruction.
+    InOne,
+    /// In tiles.
+    InTiles,
+}
+
+impl Way {
+    /// The fastest.
+    fn of(kernel: Kernel) -> Self {
+        match kernel {
+            _ if kernel.has_tiles() => Self::InTiles,
+            _ if kernel.has_bfloats() => Self::InOne,
+            _ => Self::InTwo,
+        }
+    }
+}
 
 /// A matrix and a bias in panels of bf16.
 #[derive(Debug)]
@@ -39,9 +64,7 @@ pub(crate) struct BfloatPanels {
     begin: usize,
     /// Values of the rows that meet the matrix, one after the other.
     widths: Vec<usize>,
-    /// Whether products are done in tiles.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "tiles are x86's"))]
-    in_tiles: bool,
+    way: Way,
 }
 
 impl BfloatPanels {
@@ -65,8 +88,7 @@ impl BfloatPanels {
                 }
             }
         }
-        let in_tiles = layout.kernel.has_tiles();
-        Self { layout, bias, pairs, begin, widths: widths.to_vec(), in_tiles }
+        Self { layout, bias, pairs, begin, widths: widths.to_vec(), way: Way::of(layout.kernel) }
     }
 
     /// A view of a matrix of so many rows and columns, without a bias.
@@ -86,7 +108,7 @@ impl BfloatPanels {
             }
         }
         let bias = vec![0.0; layout.panels * width];
-        Self { layout, bias, pairs, begin, widths: vec![rows], in_tiles: kernel.has_tiles() }
+        Self { layout, bias, pairs, begin, widths: vec![rows], way: Way::of(kernel) }
     }
 
     /// As [`Panels::product`].
@@ -97,30 +119,34 @@ impl BfloatPanels {
         if count == 0 {
             return;
         }
-        let lines = self.lines(count, inputs);
-        // SAFETY: the assertions, here and of the job, keep every address within its slice, and panels
-        // exist only for kernels that run here.
+        Input::assert_fit(inputs, Numbers::Bfloats, count, &self.widths);
+        // SAFETY: the assertions, here and of the job, keep every address within its slice; panels exist only for kernels
+        // that run here, and ways only where there are instructions for them.
         unsafe {
             match self.layout.kernel {
                 #[cfg(target_arch = "x86_64")]
-                Kernel::Avx512 if self.in_tiles => {
-                    amx::product(&self.layout.job(count, amx::Tiled::new(lines), start, out));
-                }
+                Kernel::Avx512 => match self.way {
+                    Way::InTiles => {
+                        amx::product(&self.layout.job(count, amx::Tiled::new(self.lines(inputs)), start, out));
+                    }
+                    Way::InOne => avx512_bf16(&self.layout.job(count, self.lines(inputs), start, out)),
+                    Way::InTwo => avx512(&self.layout.job(count, self.lines(inputs), start, out)),
+                },
                 #[cfg(target_arch = "x86_64")]
-                Kernel::Avx512 => avx512(&self.layout.job(count, lines, start, out)),
-                #[cfg(target_arch = "x86_64")]
-                Kernel::Avx2 => avx2(&self.layout.job(count, lines, start, out)),
-                _ => tiles::<Portable, Bfloats>(&self.layout.job(count, lines, start, out), 0),
+                Kernel::Avx2 => avx2(&self.layout.job(count, self.lines(inputs), start, out)),
+                _ => tiles::<Portable, Bfloats<BfloatsInTwo>>(
+                    &self.layout.job(count, self.lines(inputs), start, out),
+                    0,
+                ),
             }
         }
     }
 
-    /// What `count` rows meet, checked.
-    fn lines<'a>(&self, count: usize, inputs: &'a [Input<'a>]) -> Bfloats<'a> {
-        Input::assert_fit(inputs, Numbers::Bfloats, count, &self.widths);
+    /// The panels' lines, and what meets them.
+    fn lines<'a, M>(&self, inputs: &'a [Input<'a>]) -> Bfloats<'a, M> {
         let pairs = &self.pairs[self.begin..];
         let size = pairs.len() / self.layout.panels;
-        Bfloats { bias: self.bias.as_ptr(), pairs: pairs.as_ptr(), size, inputs }
+        Bfloats { bias: self.bias.as_ptr(), pairs: pairs.as_ptr(), size, inputs, way: PhantomData }
     }
 }
 
@@ -133,15 +159,16 @@ fn put_row(pairs: &mut [i16], width: usize, row: usize, weights: impl Iterator<I
 }
 
 /// Panels of bf16, and the rows that meet them.
-pub(super) struct Bfloats<'a> {
+pub(super) struct Bfloats<'a, M> {
     bias: *const f32,
     pub pairs: *const i16,
     /// Values of a panel's pairs.
     pub size: usize,
     pub inputs: &'a [Input<'a>],
+    way: PhantomData<M>,
 }
 
-impl Bfloats<'_> {
+impl<M> Bfloats<'_, M> {
     /// A panel's bias, of so many columns.
     ///
     /// # Safety
@@ -153,7 +180,7 @@ impl Bfloats<'_> {
     }
 }
 
-impl<V: Short> Lines<V> for Bfloats<'_> {
+impl<V: Short, M: MultiplyAdd<V, Sums = V>> Lines<V> for Bfloats<'_, M> {
     #[inline(always)]
     unsafe fn bias(&self, panel: usize) -> *const f32 {
         // SAFETY: the caller's promise.
@@ -168,7 +195,7 @@ impl<V: Short> Lines<V> for Bfloats<'_> {
             for input in self.inputs {
                 for tap in 0..input.taps {
                     let rows = input.values.as_ptr().add((row + tap * input.dilation) * input.stride);
-                    sums = multiply_add(sums, rows, input.stride, input.width.div_ceil(2), weights);
+                    sums = multiply_add::<V, M, R>(sums, rows, input.stride, input.width.div_ceil(2), weights);
                     weights = weights.add(input.stride * 2 * V::LANES);
                 }
             }
@@ -177,47 +204,23 @@ impl<V: Short> Lines<V> for Bfloats<'_> {
     }
 }
 
-/// `sums[r] + Σ_k rows[r][k] · weights[k]`.
-///
-/// # Safety
-/// The processor must have the vector's feature; `R` rows of so many pairs, `stride` apart, and for
-/// each two vectors of pairs of weights must be there.
-#[inline(always)]
-unsafe fn multiply_add<V: Short, const R: usize>(
-    mut sums: [[V; 2]; R],
-    rows: *const i16,
-    stride: usize,
-    pairs: usize,
-    weights: *const i16,
-) -> [[V; 2]; R] {
-    for k in 0..pairs {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let weights = weights.add(k * 4 * V::LANES);
-            let a = V::widen(V::load_pairs(weights));
-            let b = V::widen(V::load_pairs(weights.add(2 * V::LANES)));
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let x = V::widen(V::splat_pair(rows.add(r * stride + 2 * k)));
-                *sums = [x[1].fma(a[1], x[0].fma(a[0], sums[0])), x[1].fma(b[1], x[0].fma(b[0], sums[1]))];
-            }
+/// All rows and panels of a product, for a processor's vectors and its way with bf16.
+#[cfg(target_arch = "x86_64")]
+macro_rules! compiled {
+    ($name:ident, $features:literal, $vector:ty, $way:ty) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $name(job: &Job<Bfloats<$way>>) {
+            // SAFETY: the caller's promise.
+            unsafe { tiles::<$vector, _>(job, 0) }
         }
-    }
-    sums
+    };
 }
-
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(job: &Job<Bfloats>) {
-    // SAFETY: the caller's promise.
-    unsafe { tiles::<Avx2, Bfloats>(job, 0) }
-}
-
+compiled!(avx2, "avx2,fma", Avx2, BfloatsInTwo);
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn avx512(job: &Job<Bfloats>) {
-    // SAFETY: the caller's promise.
-    unsafe { tiles::<Avx512, Bfloats>(job, 0) }
-}
+compiled!(avx512, "avx512f,avx512bw", Avx512, BfloatsInTwo);
+#[cfg(target_arch = "x86_64")]
+compiled!(avx512_bf16, "avx512f,avx512bw,avx512bf16", Avx512, BfloatsInOne);
 
 #[cfg(test)]
 mod tests {
@@ -241,7 +244,7 @@ mod tests {
         (values, scales)
     }
 
-    /// Panels of every kernel that can be tried, in tiles and not, and what they are.
+    /// Panels of every kernel that can be tried, in every way, and what they are.
     fn all(
         columns: usize,
         bias: &[f32],
@@ -254,11 +257,10 @@ mod tests {
         for kernel in Kernel::tested(0).filter(|kernel| ShortPanels::exist_for(*kernel)) {
             let pack = if gated { Panels::gated } else { Panels::new };
             let panels = pack(kernel, columns, bias, &matrix);
-            for in_tiles in [false, true] {
-                if !in_tiles || kernel.can_run_tiles() {
-                    let name = format!("{}, in tiles: {in_tiles}", kernel.name());
-                    all.push((name, BfloatPanels { in_tiles, ..BfloatPanels::new(&panels, widths) }));
-                }
+            let ways = [(Way::InTwo, true), (Way::InOne, kernel.can_run_bfloats()), (Way::InTiles, kernel.can_run_tiles())];
+            for (way, _) in ways.into_iter().filter(|(_, can)| *can) {
+                let name = format!("{}, {way:?}", kernel.name());
+                all.push((name, BfloatPanels { way, ..BfloatPanels::new(&panels, widths) }));
             }
         }
         all

@@ -99,6 +99,20 @@ impl Kernel {
         self.has_vnni() || !Self::Avx512.runs_here() && self.in_software()
     }
 
+    /// Whether one instruction multiplies pairs of bf16 and adds them up (AVX512_BF16).
+    pub fn has_bfloats(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Self::Avx512 && is_x86_feature_detected!("avx512bf16");
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// Whether tests can try that, in software where AVX-512's registers are, too.
+    #[cfg(test)]
+    pub(super) fn can_run_bfloats(self) -> bool {
+        self.has_bfloats() || self == Self::Avx512 && !self.runs_here() && self.in_software()
+    }
+
     /// Whether products of bf16 are done in tiles (Intel AMX): with the widest vectors, where the processor has
     /// them and the system lets them be used.
     pub fn has_tiles(self) -> bool {
@@ -138,7 +152,12 @@ impl Kernel {
 
     /// Whether products in such numbers are worth while with these kernels, or asked for by forcing them.
     pub(crate) fn takes(self, numbers: Numbers) -> bool {
-        numbers == Numbers::Integers || self.has_tiles() || std::env::var_os("MELGLOW_KERNEL").is_some()
+        let fast = match numbers {
+            Numbers::Integers => true,
+            Numbers::Bytes => self.has_vnni(),
+            Numbers::Bfloats => self.has_tiles() || self.has_bfloats(),
+        };
+        fast || std::env::var_os("MELGLOW_KERNEL").is_some()
     }
 
     fn named(name: &str) -> Result<Self> {
@@ -161,29 +180,34 @@ pub enum Precision {
     /// Integers of 16 bits and exact sums, where products are large: the layers of couplings' WaveNets behind their
     /// first. What is added up, and all the rest, stays in f32.
     Int16,
-    /// bf16, in the same layers; products are added up in f32. For processors with tiles for it (Intel AMX);
-    /// elsewhere for kernels that are forced alone, at half the speed of f32, to hear what it does.
+    /// Integers of 8 bits and exact sums, in the same layers. For processors with VNNI; elsewhere for kernels that are
+    /// forced alone, slowly, to hear what it does.
+    Int8,
+    /// bf16, in the same layers; products are added up in f32. For processors with tiles for it (Intel AMX) or
+    /// AVX512_BF16; elsewhere for kernels that are forced alone, at half the speed of f32, to hear what it does.
     Bf16,
 }
 
 impl Precision {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Int16, Self::Bf16];
+    pub const ALL: [Self; 4] = [Self::F32, Self::Int16, Self::Int8, Self::Bf16];
 
     /// The name that the command line knows it by.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Int16 => "int16",
+            Self::Int8 => "int8",
             Self::Bf16 => "bf16",
         }
     }
 
-    /// The numbers of sixteen bits, if it is of those.
+    /// The shorter numbers, if it is of those.
     pub(crate) fn short(self) -> Option<Numbers> {
         match self {
             Self::F32 => None,
             Self::Int16 => Some(Numbers::Integers),
+            Self::Int8 => Some(Numbers::Bytes),
             Self::Bf16 => Some(Numbers::Bfloats),
         }
     }

@@ -1,4 +1,5 @@
-//! [`super::product`] in sixteen bits: twice the multiply-adds in an instruction, half the memory.
+//! [`super::product`] in integers of sixteen bits or eight: twice or four times the multiply-adds in an instruction, half
+//! or a quarter of the memory.
 //!
 //! Weights are quantised by column when they are packed, rows by themselves when they are made
 //! ([`super::quantise`]); integers are multiplied and added exactly. A panel's lines are pairs:
@@ -8,6 +9,7 @@
 //!            ┌─────────────────┐
 //!  bias      │ b    b   …   b  │    f32
 //!            ├─────────────────┤
+//!    begin   │ i    i   …   i  │    i32: where the sums begin
 //!  segment 0 │ w w  w w … w w  │    a pair of weights of each column: times a pair of inputs of a row
 //!            │ w w  w w … w w  │    in all lanes, added up in i32
 //!            │        ⋮        │
@@ -16,77 +18,108 @@
 //!  segment 1 │        ⋮        │
 //! ```
 //!
-//! A segment is a row of the input, or [`SEGMENT`] of its values. Its weights' steps are chosen by
-//! column so that no sum leaves i32, whatever the inputs are. As every row has one scale of its own,
-//! the bits of an answer depend on its inputs alone.
+//! or, in eight bits, four weights in the place of a pair. Inputs of eight bits are [`ZERO`] too large, and so their
+//! sums begin with that much of the weights less; those of sixteen bits begin with nothing.
+//!
+//! A segment is a row of the input, or, in sixteen bits, [`SEGMENT`] of its values. Its weights' steps are then chosen by
+//! column so that no sum leaves i32, whatever the inputs are; in eight bits none can. As every row has one scale of its
+//! own, the bits of an answer depend on its inputs alone.
 
 use super::product::{Layout, Panels, Start, from_a_line};
-use super::quantise::{Input, MOST, Numbers};
-use super::tile::{Lines, pair, tiles};
-use super::vector::{InTwo, MultiplyAdd, Portable, Short};
+use super::quantise::{Input, MOST, MOST_OF_BYTES, Numbers, ZERO};
+use super::tile::{Job, Lines, multiply_add, pair, tiles};
+use super::vector::{BytesOneByOne, IntegersInTwo, Lanes, MultiplyAdd, Portable, Short};
 #[cfg(target_arch = "x86_64")]
 use super::{
     choice::Kernel,
-    tile::Job,
-    vector::{Avx2, Avx512, InOne},
+    vector::{Avx2, Avx512, BytesInOne, IntegersInOne},
 };
 use std::marker::PhantomData;
 
-/// Rows of a matrix whose products are added in i32: more would leave fewer bits for each weight, and
+/// Rows of a matrix whose products of sixteen bits are added in i32: more would leave fewer bits for each weight, and
 /// fewer take longer.
 pub(super) const SEGMENT: usize = 256;
 
-/// What the magnitudes of a segment's weights in a column add up to at most.
+/// What the magnitudes of a segment's weights in a column add up to at most, in sixteen bits.
 const BUDGET: u32 = i32::MAX as u32 / MOST as u32;
+
+/// Rows of a matrix whose products of eight bits never leave i32.
+const MOST_ROWS: usize = i32::MAX as usize / (u8::MAX as usize * MOST_OF_BYTES as usize);
 
 /// A matrix and a bias in panels of integers.
 #[derive(Debug)]
 pub(crate) struct IntegerPanels {
     layout: Layout,
+    numbers: Numbers,
     /// Of each panel the bias and the scales of its segments.
     scales: Vec<f32>,
-    /// Of each panel the pairs of weights, from a line of the cache on.
+    /// Of each panel where the sums of its segments begin.
+    begins: Vec<i32>,
+    /// Of each panel the lanes of weights, from a line of the cache on.
     pairs: Vec<i16>,
     begin: usize,
     /// Values of the rows that meet the matrix, one after the other.
     widths: Vec<usize>,
-    /// Whether a pair is multiplied and added up by one instruction.
+    /// Whether a lane is multiplied and added up by one instruction.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "the instruction is x86's"))]
     in_one: bool,
 }
 
 impl IntegerPanels {
-    /// Panels quantised; `widths`: of the rows that meet the matrix, one after the other, every tap's.
-    pub fn new(panels: &Panels, widths: &[usize]) -> Self {
+    /// Panels quantised to integers or bytes; `widths`: of the rows that meet the matrix, one after the other, every
+    /// tap's.
+    ///
+    /// # Panics
+    /// If bytes' rows are longer than 66 311 values.
+    pub fn new(numbers: Numbers, panels: &Panels, widths: &[usize]) -> Self {
         let layout = panels.layout();
         let width = layout.width();
-        let depth: usize = segments(widths).map(|rows| rows.next_multiple_of(2)).sum();
+        let segments = || segments(numbers, widths);
+        let depth: usize = segments().map(|rows| numbers.stride(rows)).sum();
         let (mut pairs, begin) = from_a_line::<i16>(layout.panels * depth * width);
-        let mut scales = Vec::with_capacity(layout.panels * (segments(widths).count() + 1) * width);
+        let mut scales = Vec::with_capacity(layout.panels * (segments().count() + 1) * width);
+        let mut begins = Vec::with_capacity(layout.panels * segments().count() * width);
         for lines in panels.lines() {
             let (bias, mut lines) = lines.split_at(width);
             scales.extend_from_slice(bias);
-            for rows in segments(widths) {
+            for rows in segments() {
                 let segment;
                 (segment, lines) = lines.split_at(rows * width);
-                let steps = steps(segment, width);
+                let steps = steps(numbers, segment, width);
                 let from = pairs.len();
-                pairs.resize(from + rows.next_multiple_of(2) * width, 0);
-                let mut sums = vec![0; width];
+                pairs.resize(from + numbers.stride(rows) * width, 0);
+                let mut put = |row, column, integer| match numbers {
+                    Numbers::Bytes => {
+                        bytemuck::cast_slice_mut(&mut pairs[from + row / 4 * 2 * width..])[4 * column + row % 4] =
+                            integer as i8;
+                    }
+                    _ => pairs[from + row / 2 * 2 * width..][2 * column + row % 2] = integer,
+                };
+                let (mut sums, mut sizes) = (vec![0; width], vec![0; width]);
                 for (row, weights) in segment.chunks_exact(width).enumerate() {
-                    let line = &mut pairs[from + row / 2 * 2 * width..][..2 * width];
                     for (column, (weight, step)) in weights.iter().zip(&steps).enumerate() {
                         // steps aren't positive where nothing counts, or something isn't a number
                         let integer = if *step > 0.0 { (weight / step).round() as i16 } else { 0 };
-                        sums[column] += u32::from(integer.unsigned_abs());
-                        line[2 * column + row % 2] = integer;
+                        sums[column] += i32::from(integer);
+                        sizes[column] += u32::from(integer.unsigned_abs());
+                        put(row, column, integer);
                     }
                 }
-                assert!(sums.into_iter().all(|sum| sum <= BUDGET), "a sum could leave i32");
+                match numbers {
+                    Numbers::Bytes => {
+                        assert!(rows <= MOST_ROWS, "a sum could leave i32");
+                        begins.extend(sums.iter().map(|sum| -i32::from(ZERO) * sum));
+                    }
+                    _ => {
+                        assert!(sizes.into_iter().all(|size| size <= BUDGET), "a sum could leave i32");
+                        begins.resize(begins.len() + width, 0);
+                    }
+                }
                 scales.extend(steps);
             }
         }
-        Self { layout, scales, pairs, begin, widths: widths.to_vec(), in_one: layout.kernel.has_vnni() }
+        let in_one = layout.kernel.has_vnni();
+        Self { layout, numbers, scales, begins, pairs, begin, widths: widths.to_vec(), in_one }
     }
 
     /// As [`Panels::product`].
@@ -97,46 +130,79 @@ impl IntegerPanels {
         if count == 0 {
             return;
         }
-        Input::assert_fit(inputs, Numbers::Integers, count, &self.widths);
-        let panels = self.layout.panels;
-        let size = (self.scales.len() / panels, (self.pairs.len() - self.begin) / panels);
-        let (scales, pairs) = (self.scales.as_ptr(), self.pairs[self.begin..].as_ptr());
-        #[cfg(target_arch = "x86_64")]
-        if self.in_one {
-            let lines = Whole::<InOne> { scales, pairs, size, inputs, way: PhantomData };
-            let job = self.layout.job(count, lines, start, out);
-            // SAFETY: as below, and the kernels have the instruction.
-            return unsafe {
-                match self.layout.kernel {
-                    Kernel::Avx512 => avx512_vnni(&job),
-                    _ => avx2_vnni(&job),
-                }
-            };
-        }
-        let lines = Whole::<InTwo> { scales, pairs, size, inputs, way: PhantomData };
-        let job = self.layout.job(count, lines, start, out);
-        // SAFETY: the assertions, here and of the job, keep every address within its slice, and panels
-        // exist only for kernels that run here.
+        Input::assert_fit(inputs, self.numbers, count, &self.widths);
+        let bytes = self.numbers == Numbers::Bytes;
+        // SAFETY: the assertions, here and of the job, keep every address within its slice; panels exist only for kernels
+        // that run here, and only those with the instruction do it in one.
         unsafe {
             match self.layout.kernel {
                 #[cfg(target_arch = "x86_64")]
-                Kernel::Avx2 => avx2(&job),
+                Kernel::Avx512 => match (bytes, self.in_one) {
+                    (false, true) => avx512_vnni(&self.job(count, inputs, start, out)),
+                    (true, true) => avx512_vnni_bytes(&self.job(count, inputs, start, out)),
+                    (false, false) => avx512(&self.job(count, inputs, start, out)),
+                    (true, false) => tiles::<Lanes<16>, _>(&self.one_by_one(count, inputs, start, out), 0),
+                },
                 #[cfg(target_arch = "x86_64")]
-                Kernel::Avx512 => avx512(&job),
-                _ => tiles::<Portable, _>(&job, 0),
+                Kernel::Avx2 => match (bytes, self.in_one) {
+                    (false, true) => avx2_vnni(&self.job(count, inputs, start, out)),
+                    (true, true) => avx2_vnni_bytes(&self.job(count, inputs, start, out)),
+                    (false, false) => avx2(&self.job(count, inputs, start, out)),
+                    (true, false) => tiles::<Lanes<8>, _>(&self.one_by_one(count, inputs, start, out), 0),
+                },
+                _ if bytes => tiles::<Portable, _>(&self.one_by_one(count, inputs, start, out), 0),
+                _ => tiles::<Portable, _>(&self.job::<IntegersInTwo>(count, inputs, start, out), 0),
             }
         }
     }
+
+    /// A product's job, its numbers multiplied in this way.
+    fn job<'a, M>(
+        &'a self,
+        count: usize,
+        inputs: &'a [Input<'a>],
+        start: Start<'a>,
+        out: (&mut [f32], usize),
+    ) -> Job<'a, Whole<'a, M>> {
+        let panels = self.layout.panels;
+        let lines = Whole {
+            scales: self.scales.as_ptr(),
+            begins: self.begins.as_ptr(),
+            pairs: self.pairs[self.begin..].as_ptr(),
+            size: (self.scales.len() / panels, self.begins.len() / panels, (self.pairs.len() - self.begin) / panels),
+            segment: segment(self.numbers),
+            inputs,
+            way: PhantomData,
+        };
+        self.layout.job(count, lines, start, out)
+    }
+
+    /// A job of bytes for processors without an instruction for them.
+    fn one_by_one<'a>(
+        &'a self,
+        count: usize,
+        inputs: &'a [Input<'a>],
+        start: Start<'a>,
+        out: (&mut [f32], usize),
+    ) -> Job<'a, Whole<'a, BytesOneByOne>> {
+        self.job(count, inputs, start, out)
+    }
+}
+
+/// Values of a row that a segment takes at most.
+fn segment(numbers: Numbers) -> usize {
+    if numbers == Numbers::Bytes { usize::MAX } else { SEGMENT }
 }
 
 /// Rows of each segment.
-fn segments(widths: &[usize]) -> impl Iterator<Item = usize> {
-    widths.iter().flat_map(|&width| (0..width).step_by(SEGMENT).map(move |from| SEGMENT.min(width - from)))
+fn segments(numbers: Numbers, widths: &[usize]) -> impl Iterator<Item = usize> {
+    let most = segment(numbers);
+    widths.iter().flat_map(move |&width| (0..width).step_by(most).map(move |from| most.min(width - from)))
 }
 
-/// What a step of each column's integers is worth: as little as i16 and the budget allow; NaN if a
-/// weight isn't finite.
-fn steps(segment: &[f32], width: usize) -> Vec<f32> {
+/// What a step of each column's integers is worth: as little as their bits and, in sixteen bits, the budget allow; NaN
+/// if a weight isn't finite.
+fn steps(numbers: Numbers, segment: &[f32], width: usize) -> Vec<f32> {
     let (mut sums, mut most) = (vec![0.0_f64; width], vec![0.0_f32; width]);
     for weights in segment.chunks_exact(width) {
         for ((sum, most), weight) in sums.iter_mut().zip(&mut most).zip(weights) {
@@ -147,7 +213,10 @@ fn steps(segment: &[f32], width: usize) -> Vec<f32> {
     // rounding adds half a step for each weight at most, and so less than one with the step's own
     let room = f64::from(BUDGET) - (segment.len() / width) as f64;
     let step = |(sum, most): (f64, f32)| {
-        let step = (f64::from(most) / f64::from(i16::MAX)).max(sum / room) as f32;
+        let step = match numbers {
+            Numbers::Bytes => most / f32::from(MOST_OF_BYTES),
+            _ => (f64::from(most) / f64::from(i16::MAX)).max(sum / room) as f32,
+        };
         if !sum.is_finite() {
             f32::NAN
         } else if step.is_normal() {
@@ -162,14 +231,17 @@ fn steps(segment: &[f32], width: usize) -> Vec<f32> {
 /// Of whole numbers.
 struct Whole<'a, M> {
     scales: *const f32,
+    begins: *const i32,
     pairs: *const i16,
-    /// Values of a panel of both.
-    size: (usize, usize),
+    /// Values of a panel of each.
+    size: (usize, usize, usize),
+    /// Values of sixteen bits of a row that a segment takes at most.
+    segment: usize,
     inputs: &'a [Input<'a>],
     way: PhantomData<M>,
 }
 
-impl<V: Short, M: MultiplyAdd<V>> Lines<V> for Whole<'_, M> {
+impl<V: Short, M: MultiplyAdd<V, Sums = V::Sums>> Lines<V> for Whole<'_, M> {
     #[inline(always)]
     unsafe fn bias(&self, panel: usize) -> *const f32 {
         // SAFETY: the caller's promise.
@@ -182,15 +254,17 @@ impl<V: Short, M: MultiplyAdd<V>> Lines<V> for Whole<'_, M> {
         // SAFETY: the caller's promise.
         unsafe {
             let mut scales = <Self as Lines<V>>::bias(self, panel).add(width);
-            let mut weights = self.pairs.add(panel * self.size.1);
+            let mut begins = self.begins.add(panel * self.size.1);
+            let mut weights = self.pairs.add(panel * self.size.2);
             for input in self.inputs {
                 for tap in 0..input.taps {
                     let first = row + tap * input.dilation;
                     let row_scales = input.scales.as_ptr().add(first);
-                    for from in (0..input.stride).step_by(SEGMENT) {
+                    for from in (0..input.stride).step_by(self.segment) {
                         let rows = input.values.as_ptr().add(first * input.stride + from);
-                        let pairs = SEGMENT.min(input.stride - from) / 2;
-                        let whole = multiply_add::<V, M, R>(rows, input.stride, pairs, weights);
+                        let pairs = self.segment.min(input.stride - from) / 2;
+                        let begin = [[V::load_sums(begins), V::load_sums(begins.add(V::LANES))]; R];
+                        let whole = multiply_add::<V, M, R>(begin, rows, input.stride, pairs, weights);
                         let steps: [V; 2] = pair(scales);
                         for (r, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
                             let scale = V::splat(*row_scales.add(r));
@@ -200,6 +274,7 @@ impl<V: Short, M: MultiplyAdd<V>> Lines<V> for Whole<'_, M> {
                         }
                         weights = weights.add(pairs * 2 * width);
                         scales = scales.add(width);
+                        begins = begins.add(width);
                     }
                 }
             }
@@ -208,60 +283,29 @@ impl<V: Short, M: MultiplyAdd<V>> Lines<V> for Whole<'_, M> {
     }
 }
 
-/// `Σ_k rows[r][k] · weights[k]`.
-///
-/// # Safety
-/// The processor must have the vector's feature and the way's; `R` rows of so many pairs, `stride` apart, and for
-/// each two vectors of pairs of weights must be there.
-#[inline(always)]
-unsafe fn multiply_add<V: Short, M: MultiplyAdd<V>, const R: usize>(
-    rows: *const i16,
-    stride: usize,
-    pairs: usize,
-    weights: *const i16,
-) -> [[V::Sums; 2]; R] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut sums = [[V::zeros(); 2]; R];
-        for k in 0..pairs {
-            let weights = weights.add(k * 4 * V::LANES);
-            let (a, b) = (V::load_pairs(weights), V::load_pairs(weights.add(2 * V::LANES)));
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let x = V::splat_pair(rows.add(r * stride + 2 * k));
-                *sums = [M::multiply_add(x, a, sums[0]), M::multiply_add(x, b, sums[1])];
-            }
+/// All rows and panels of a product, for a processor's vectors and its way with integers.
+#[cfg(target_arch = "x86_64")]
+macro_rules! compiled {
+    ($name:ident, $features:literal, $vector:ty, $way:ty) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $name(job: &Job<Whole<$way>>) {
+            // SAFETY: the caller's promise.
+            unsafe { tiles::<$vector, _>(job, 0) }
         }
-        sums
-    }
+    };
 }
-
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(job: &Job<Whole<InTwo>>) {
-    // SAFETY: the caller's promise.
-    unsafe { tiles::<Avx2, _>(job, 0) }
-}
-
+compiled!(avx2, "avx2,fma", Avx2, IntegersInTwo);
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avxvnni")]
-unsafe fn avx2_vnni(job: &Job<Whole<InOne>>) {
-    // SAFETY: the caller's promise.
-    unsafe { tiles::<Avx2, _>(job, 0) }
-}
-
+compiled!(avx2_vnni, "avx2,fma,avxvnni", Avx2, IntegersInOne);
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn avx512(job: &Job<Whole<InTwo>>) {
-    // SAFETY: the caller's promise.
-    unsafe { tiles::<Avx512, _>(job, 0) }
-}
-
+compiled!(avx2_vnni_bytes, "avx2,fma,avxvnni", Avx2, BytesInOne);
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn avx512_vnni(job: &Job<Whole<InOne>>) {
-    // SAFETY: the caller's promise.
-    unsafe { tiles::<Avx512, _>(job, 0) }
-}
+compiled!(avx512, "avx512f,avx512bw", Avx512, IntegersInTwo);
+#[cfg(target_arch = "x86_64")]
+compiled!(avx512_vnni, "avx512f,avx512bw,avx512vnni", Avx512, IntegersInOne);
+#[cfg(target_arch = "x86_64")]
+compiled!(avx512_vnni_bytes, "avx512f,avx512bw,avx512vnni", Avx512, BytesInOne);
 
 #[cfg(test)]
 mod tests {
@@ -275,16 +319,18 @@ mod tests {
         (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
     }
 
+    const BOTH: [Numbers; 2] = [Numbers::Integers, Numbers::Bytes];
+
     /// Rows quantised: values and scales.
-    fn integers(rows: &[f32], width: usize) -> (Vec<i16>, Vec<f32>) {
+    fn integers(numbers: Numbers, rows: &[f32], width: usize) -> (Vec<i16>, Vec<f32>) {
         let count = rows.len() / width;
-        let (mut values, mut scales) = (vec![0; count * Numbers::Integers.stride(width)], vec![0.0; count]);
-        quantise(Numbers::Integers, rows, width, &mut values, &mut scales);
+        let (mut values, mut scales) = (vec![0; count * numbers.stride(width)], vec![0.0; count]);
+        quantise(numbers, rows, width, &mut values, &mut scales);
         (values, scales)
     }
 
-    fn input<'a>((values, scales): &'a (Vec<i16>, Vec<f32>), width: usize) -> Input<'a> {
-        Input::rows(Numbers::Integers, values, scales, width)
+    fn input<'a>(numbers: Numbers, (values, scales): &'a (Vec<i16>, Vec<f32>), width: usize) -> Input<'a> {
+        Input::rows(numbers, values, scales, width)
     }
 
     /// Kernels that have a form in integers, and whether it multiplies and adds by one instruction.
@@ -297,8 +343,8 @@ mod tests {
         })
     }
 
-    fn pack(panels: &Panels, widths: &[usize], in_one: bool) -> IntegerPanels {
-        IntegerPanels { in_one, ..IntegerPanels::new(panels, widths) }
+    fn pack(numbers: Numbers, panels: &Panels, widths: &[usize], in_one: bool) -> IntegerPanels {
+        IntegerPanels { in_one, ..IntegerPanels::new(numbers, panels, widths) }
     }
 
     /// A convolution and a second input: (rows, taps, dilation, width, second, columns).
@@ -314,6 +360,7 @@ mod tests {
     ];
 
     /// The weights of a shape, its rows, and the widths of the rows that meet the weights.
+    #[derive(Clone)]
     struct Case {
         shape: [usize; 6],
         x: Vec<f32>,
@@ -344,18 +391,27 @@ mod tests {
             Panels::new(kernel, columns, &self.bias, &[Matrix::new(&self.weights, columns)])
         }
 
-        fn product(&self, (kernel, in_one): (Kernel, bool), start: Start, out: &mut [f32]) {
+        fn product(&self, numbers: Numbers, (kernel, in_one): (Kernel, bool), start: Start, out: &mut [f32]) {
             let [rows, taps, dilation, width, second, columns] = self.shape;
-            let (x, y) = (integers(&self.x, width), integers(&self.y, second));
-            let inputs = [Input { taps, dilation, ..input(&x, width) }, input(&y, second)];
-            pack(&self.panels(kernel), &self.widths, in_one).product(rows, &inputs, start, (out, columns));
+            let (x, y) = (integers(numbers, &self.x, width), integers(numbers, &self.y, second));
+            let inputs = [Input { taps, dilation, ..input(numbers, &x, width) }, input(numbers, &y, second)];
+            pack(numbers, &self.panels(kernel), &self.widths, in_one).product(rows, &inputs, start, (out, columns));
         }
     }
 
     /// The same product, number by number.
-    fn reference(case: &Case, start: Start) -> Vec<f32> {
+    fn reference(numbers: Numbers, case: &Case, start: Start) -> Vec<f32> {
         let [rows, taps, dilation, width, second, columns] = case.shape;
-        let (x, y) = (integers(&case.x, width), integers(&case.y, second));
+        let (x, y) = (integers(numbers, &case.x, width), integers(numbers, &case.y, second));
+        // what a row's values stand for, without its scale
+        let row = |(values, _): &(Vec<i16>, Vec<f32>), row: usize, width: usize| -> Vec<i32> {
+            let values = &values[row * numbers.stride(width)..][..numbers.stride(width)];
+            match numbers {
+                Numbers::Bytes => values.iter().flat_map(|v| v.to_le_bytes()).map(|b| i32::from(b) - 128).collect(),
+                _ => values.iter().map(|v| i32::from(*v)).collect(),
+            }
+        };
+        let most = if numbers == Numbers::Bytes { usize::MAX } else { SEGMENT };
         let mut out = Vec::new();
         for (t, column) in (0..rows).flat_map(|t| (0..columns).map(move |column| (t, column))) {
             let mut sum = case.bias[column];
@@ -364,15 +420,15 @@ mod tests {
             }
             let met = (0..taps).map(|tap| (&x, width, t + tap * dilation)).chain([(&y, second, t)]);
             let mut first = 0;
-            for (input, width, row) in met {
-                for from in (0..width).step_by(SEGMENT) {
-                    let count = SEGMENT.min(width - from);
+            for (input, width, at) in met {
+                let met = row(input, at, width);
+                for from in (0..width).step_by(most) {
+                    let count = most.min(width - from);
                     let weights = &case.weights[(first + from) * columns..(first + from + count) * columns];
-                    let step = steps(weights, columns)[column];
+                    let step = steps(numbers, weights, columns)[column];
                     let integers = weights.iter().skip(column).step_by(columns).map(|w| (w / step).round() as i32);
-                    let met = input.0[row * Numbers::Integers.stride(width) + from..].iter();
-                    let whole: i32 = integers.zip(met).map(|(w, x)| w * i32::from(*x)).sum();
-                    sum += whole as f32 * (step * input.1[row]);
+                    let whole: i32 = integers.zip(&met[from..]).map(|(w, x)| w * x).sum();
+                    sum += whole as f32 * (step * input.1[at]);
                 }
                 first += width;
             }
@@ -383,15 +439,15 @@ mod tests {
 
     #[test]
     fn every_kernel_has_the_bits_of_the_reference() {
-        for case in Case::all() {
+        for (case, numbers) in Case::all().flat_map(|case| BOTH.map(|numbers| (case.clone(), numbers))) {
             let [rows, .., columns] = case.shape;
             let before = values(rows * columns, 6);
             for start in [Start::Bias, Start::Rows(&before, columns)] {
-                let expected = reference(&case, start);
+                let expected = reference(numbers, &case, start);
                 for kernel in kernels() {
                     let mut out = vec![0.0; rows * columns];
-                    case.product(kernel, start, &mut out);
-                    assert!(out == expected, "{kernel:?}: {:?}", case.shape);
+                    case.product(numbers, kernel, start, &mut out);
+                    assert!(out == expected, "{numbers:?}, {kernel:?}: {:?}", case.shape);
                 }
             }
         }
@@ -401,7 +457,7 @@ mod tests {
     /// times the integer inputs.
     #[test]
     fn close_to_f32_by_the_steps() {
-        for case in Case::all() {
+        for (case, numbers) in Case::all().flat_map(|case| BOTH.map(|numbers| (case.clone(), numbers))) {
             let [rows, taps, dilation, width, second, columns] = case.shape;
             let kernel = Kernel::available().next_back().unwrap();
             let mut float = vec![0.0; rows * columns];
@@ -411,7 +467,9 @@ mod tests {
             ];
             case.panels(kernel).product(rows, &inputs, Start::Bias, (&mut float, columns));
             let mut out = vec![0.0; rows * columns];
-            case.product(kernels().next_back().unwrap(), Start::Bias, &mut out);
+            case.product(numbers, kernels().next_back().unwrap(), Start::Bias, &mut out);
+            let of_rows = if numbers == Numbers::Bytes { f64::from(MOST_OF_BYTES) } else { f64::from(MOST) };
+            let at_once = segment(numbers).min(1 << 20);
             for (i, (out, float)) in out.iter().zip(&float).enumerate() {
                 let (t, column) = (i / columns, i % columns);
                 let met = (0..taps).map(|tap| (&case.x, width, t + tap * dilation)).chain([(&case.y, second, t)]);
@@ -419,12 +477,12 @@ mod tests {
                 for (rows, width, row) in met {
                     let row = &rows[row * width..][..width];
                     let most = row.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-                    for from in (0..width).step_by(SEGMENT) {
-                        let row = &row[from..width.min(from + SEGMENT)];
+                    for from in (0..width).step_by(at_once) {
+                        let row = &row[from..width.min(from + at_once)];
                         let weights = &case.weights[(first + from) * columns..][..row.len() * columns];
-                        let step = f64::from(steps(weights, columns)[column]);
+                        let step = f64::from(steps(numbers, weights, columns)[column]);
                         for (x, w) in row.iter().zip(weights.iter().skip(column).step_by(columns)) {
-                            let half = 0.5 * f64::from(most) / f64::from(MOST);
+                            let half = 0.5 * f64::from(most) / of_rows;
                             bound += half * f64::from(w.abs()) + 0.5 * step * (f64::from(x.abs()) + half);
                             size += f64::from((x * w).abs());
                         }
@@ -441,16 +499,18 @@ mod tests {
     /// At the worst: whole segments of the largest weights and inputs, of one sign.
     #[test]
     fn no_sum_leaves_i32() {
-        for (depth, magnitude) in [(1, 1.0), (2, 1e30), (SEGMENT, 1.0), (SEGMENT - 1, 1e-30), (3 * SEGMENT, 7.0)] {
+        for (depth, magnitude) in
+            [(1, 1.0), (2, 1e30), (SEGMENT, 1.0), (SEGMENT - 1, 1e-30), (3 * SEGMENT, 7.0), (MOST_ROWS, 1.0)]
+        {
             let weights = vec![magnitude; depth];
             for sign in [1.0, -1.0] {
                 let x = vec![sign * 3.0; depth];
-                let rows = integers(&x, depth);
-                for (kernel, in_one) in kernels() {
+                for ((kernel, in_one), numbers) in kernels().flat_map(|kernel| BOTH.map(|numbers| (kernel, numbers))) {
+                    let rows = integers(numbers, &x, depth);
                     let panels = Panels::new(kernel, 1, &[0.0], &[Matrix::new(&weights, 1)]);
                     let mut out = [0.0];
-                    let panels = pack(&panels, &[depth], in_one);
-                    panels.product(1, &[input(&rows, depth)], Start::Bias, (&mut out, 1));
+                    let panels = pack(numbers, &panels, &[depth], in_one);
+                    panels.product(1, &[input(numbers, &rows, depth)], Start::Bias, (&mut out, 1));
                     let expected = sign * 3.0 * magnitude * depth as f32;
                     assert!((out[0] / expected - 1.0).abs() < 2e-3, "{}: {} of {expected}", kernel.name(), out[0]);
                 }
@@ -466,12 +526,12 @@ mod tests {
         weights[columns + 8] = f32::INFINITY;
         let mut x = values(4 * depth, 2);
         (x[depth], x[2 * depth + 3], x[3 * depth]) = (f32::NAN, f32::NEG_INFINITY, f32::MAX);
-        let rows = integers(&x, depth);
-        for (kernel, in_one) in kernels() {
+        for ((kernel, in_one), numbers) in kernels().flat_map(|kernel| BOTH.map(|numbers| (kernel, numbers))) {
+            let rows = integers(numbers, &x, depth);
             let panels = Panels::new(kernel, columns, &vec![0.0; columns], &[Matrix::new(&weights, columns)]);
             let mut out = vec![0.0; 4 * columns];
-            let panels = pack(&panels, &[depth], in_one);
-            panels.product(4, &[input(&rows, depth)], Start::Bias, (&mut out, columns));
+            let panels = pack(numbers, &panels, &[depth], in_one);
+            panels.product(4, &[input(numbers, &rows, depth)], Start::Bias, (&mut out, columns));
             for (i, out) in out.iter().enumerate() {
                 let (row, column) = (i / columns, i % columns);
                 let sound = (row == 0 || row == 3) && column != 7 && column != 8;

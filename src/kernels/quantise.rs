@@ -1,28 +1,35 @@
-//! Rows in sixteen bits: what the products of [`super::integer`] and [`super::bfloat`] read.
+//! Rows in sixteen bits or eight: what the products of [`super::integer`] and [`super::bfloat`] read.
 
 use super::product::reach;
 use super::rows::Rows;
 use multiversion::multiversion;
 use std::ops::Range;
 
-/// Numbers of sixteen bits.
+/// Numbers shorter than f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Numbers {
-    /// Integers, a scale to each row.
+    /// Integers of sixteen bits, a scale to each row.
     Integers,
+    /// Integers of eight bits, likewise: [`ZERO`] more than what they stand for, two to each value of sixteen bits.
+    Bytes,
     /// bf16: f32 without its last 16 bits, rounded to the nearest, ties to even. Scales are 1.
     Bfloats,
 }
 
 impl Numbers {
-    /// Values that a row takes up, zeros behind its own: pairs of integers are multiplied, and tiles take 32 bf16.
+    /// Values of sixteen bits that a row takes up, zeros behind its own: pairs of integers are multiplied, or four
+    /// bytes, and tiles take 32 bf16.
     pub fn stride(self, width: usize) -> usize {
-        width.next_multiple_of(match self {
-            Self::Integers => 2,
-            Self::Bfloats => CHUNK,
-        })
+        match self {
+            Self::Integers => width.next_multiple_of(2),
+            Self::Bytes => 2 * width.div_ceil(4),
+            Self::Bfloats => width.next_multiple_of(CHUNK),
+        }
     }
 }
+
+/// What stands for zero among bytes: the processor multiplies bytes without a sign by bytes with one.
+pub(super) const ZERO: u8 = 128;
 
 /// Values of bf16 in a row of a processor's tile.
 pub(super) const CHUNK: usize = 32;
@@ -31,13 +38,16 @@ pub(super) const CHUNK: usize = 32;
 /// [`super::integer::SEGMENT`] weights of about as many bits (14 of 31).
 pub(super) const MOST: i16 = 8191;
 
+/// The largest magnitude of an integer of eight bits.
+pub(super) const MOST_OF_BYTES: i8 = 127;
+
 /// Rows with a smaller largest magnitude count as zeros: a row is divided by it.
 const LEAST: f32 = 1e-30;
 
-/// Rows of sixteen bits where they lie: row `i` stands for its values times `scales[i]`.
+/// Short rows where they lie: row `i` stands for its values times `scales[i]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Input<'a> {
-    /// Integers, or the bits of bf16.
+    /// Integers, two bytes each, or the bits of bf16.
     pub values: &'a [i16],
     /// One for each row.
     pub scales: &'a [f32],
@@ -70,11 +80,12 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Brings rows of `width` values to sixteen bits, [`Numbers::stride`] apart in `values`.
+/// Brings rows of `width` values to such numbers, [`Numbers::stride`] apart in `values`.
 pub(crate) fn quantise(numbers: Numbers, rows: &[f32], width: usize, values: &mut [i16], scales: &mut [f32]) {
     debug_assert!(rows.len() == scales.len() * width && values.len() == scales.len() * numbers.stride(width));
     match numbers {
         Numbers::Integers => to_integers(rows, width, values, scales),
+        Numbers::Bytes => to_bytes(rows, width, values, scales),
         Numbers::Bfloats => {
             to_bfloats(rows, width, values);
             scales.fill(1.0);
@@ -104,15 +115,10 @@ pub(super) fn to_bfloats(rows: &[f32], width: usize, values: &mut [i16]) {
 /// Error: half a step, `largest / 16382`. Same bits on every processor.
 #[multiversion(targets("x86_64+avx2"))]
 fn to_integers(rows: &[f32], width: usize, values: &mut [i16], scales: &mut [f32]) {
-    /// 1.5 · 2²³: adding it rounds to an integer, which then stands in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     let stride = Numbers::Integers.stride(width);
     for ((row, values), scale) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride)).zip(scales) {
-        // magnitudes are ordered as their bits are, and all below infinity's and NaN's
-        let most = row.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).cast_signed().max(most));
-        let most = f32::from_bits(most.cast_unsigned());
-        let factor = if most >= LEAST && most.is_finite() { f32::from(MOST) / most } else { 0.0 };
-        *scale = if most.is_finite() { most / f32::from(MOST) } else { f32::NAN };
+        let (factor, step) = factor_and_step(row, f32::from(MOST));
+        *scale = step;
         let (values, rest) = values.split_at_mut(width);
         rest.fill(0);
         if factor == 0.0 {
@@ -125,7 +131,41 @@ fn to_integers(rows: &[f32], width: usize, values: &mut [i16], scales: &mut [f32
     }
 }
 
-/// The rows of a sequence, in sixteen bits, that are still needed.
+/// As [`to_integers`], of up to ±[`MOST_OF_BYTES`].
+#[multiversion(targets("x86_64+avx2"))]
+fn to_bytes(rows: &[f32], width: usize, values: &mut [i16], scales: &mut [f32]) {
+    let stride = Numbers::Bytes.stride(width);
+    for ((row, values), scale) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride)).zip(scales) {
+        let (factor, step) = factor_and_step(row, f32::from(MOST_OF_BYTES));
+        *scale = step;
+        let (bytes, rest) = bytemuck::cast_slice_mut::<_, u8>(values).split_at_mut(width);
+        rest.fill(ZERO);
+        if factor == 0.0 {
+            bytes.fill(ZERO);
+            continue;
+        }
+        for (byte, x) in bytes.iter_mut().zip(row) {
+            *byte = (x * factor + ROUND).to_bits() as u8 ^ ZERO;
+        }
+    }
+}
+
+/// 1.5 · 2²³: adding it rounds to an integer, which then stands in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// What brings a row to integers of up to ±`most`, 0 where there is nothing to bring, and what one of them stands for.
+#[inline(always)]
+fn factor_and_step(row: &[f32], most: f32) -> (f32, f32) {
+    // magnitudes are ordered as their bits are, and all below infinity's and NaN's
+    let largest = row.iter().fold(0, |largest, x| (x.to_bits() & 0x7fff_ffff).cast_signed().max(largest));
+    let largest = f32::from_bits(largest.cast_unsigned());
+    match largest.is_finite() {
+        true => (if largest >= LEAST { most / largest } else { 0.0 }, largest / most),
+        false => (0.0, f32::NAN),
+    }
+}
+
+/// The rows of a sequence, in such numbers, that are still needed.
 pub(crate) struct QuantisedRows {
     values: Rows<i16>,
     scales: Rows,

@@ -1,4 +1,4 @@
-//! Matrices in numbers of sixteen bits, whichever they are.
+//! Matrices in numbers shorter than f32, whichever they are.
 
 use super::bfloat::BfloatPanels;
 use super::choice::Kernel;
@@ -6,7 +6,7 @@ use super::integer::IntegerPanels;
 use super::product::{Panels, Start};
 use super::quantise::{Input, Numbers};
 
-/// A matrix and a bias in panels of sixteen bits.
+/// A matrix and a bias in panels of short numbers.
 #[derive(Debug)]
 pub(crate) struct ShortPanels {
     depth: usize,
@@ -23,7 +23,7 @@ enum Values {
 }
 
 impl ShortPanels {
-    /// Whether these kernels have a form in sixteen bits: on Arm f32 is as fast.
+    /// Whether these kernels have a form in short numbers: on Arm f32 is as fast.
     pub fn exist_for(kernel: Kernel) -> bool {
         kernel != Kernel::Neon
     }
@@ -31,11 +31,11 @@ impl ShortPanels {
     /// Panels rounded; `widths`: of the rows that meet the matrix, one after the other, every tap's.
     ///
     /// # Panics
-    /// If the widths don't add up to the matrix's rows, or the kernel has no form in sixteen bits.
+    /// If the widths don't add up to the matrix's rows, or the kernel has no form in short numbers.
     pub fn new(numbers: Numbers, panels: &Panels, widths: &[usize]) -> Self {
         assert!(Self::exist_for(panels.kernel()) && widths.iter().sum::<usize>() == panels.depth());
         let values = match numbers {
-            Numbers::Integers => Values::Integers(IntegerPanels::new(panels, widths)),
+            Numbers::Integers | Numbers::Bytes => Values::Integers(IntegerPanels::new(numbers, panels, widths)),
             Numbers::Bfloats => Values::Bfloats(BfloatPanels::new(panels, widths)),
         };
         Self { depth: panels.depth(), row_width: panels.row_width(), values }

@@ -5,7 +5,7 @@ use super::product::{Input, Layout, Start};
 use super::vector::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
-use super::vector::{Vector, gate};
+use super::vector::{MultiplyAdd, Short, Vector, gate};
 use std::ops::Range;
 
 /// A checked product of whatever numbers.
@@ -396,6 +396,33 @@ unsafe fn accumulate<V: Vector, const R: usize>(
             for (r, sums) in sums.iter_mut().enumerate() {
                 let x = V::splat(*rows.add(r * stride + k));
                 *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
+            }
+        }
+    }
+    sums
+}
+
+/// `sums[r] + Σ_k rows[r][k] · weights[k]` of so many lanes' numbers, as [`accumulate`].
+///
+/// # Safety
+/// The processor must have the vector's feature and the way's; `R` rows of so many pairs of 16 bits, `stride` apart, and
+/// for each two vectors of them of weights must be there.
+#[inline(always)]
+pub(super) unsafe fn multiply_add<V: Short, M: MultiplyAdd<V>, const R: usize>(
+    mut sums: [[M::Sums; 2]; R],
+    rows: *const i16,
+    stride: usize,
+    pairs: usize,
+    weights: *const i16,
+) -> [[M::Sums; 2]; R] {
+    for k in 0..pairs {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let weights = weights.add(k * 4 * V::LANES);
+            let (a, b) = (V::load_pairs(weights), V::load_pairs(weights.add(2 * V::LANES)));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let x = V::splat_pair(rows.add(r * stride + 2 * k));
+                *sums = [M::multiply_add(x, a, sums[0]), M::multiply_add(x, b, sums[1])];
             }
         }
     }

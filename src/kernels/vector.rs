@@ -43,20 +43,21 @@ pub(super) trait Vector: Copy {
     fn times_pow2(self, n: Self) -> Self;
 }
 
-/// A vector with pairs of 16-bit numbers of its size: integers, multiplied and added up in i32, or bf16.
+/// A vector with pairs of 16-bit numbers of its size: integers, multiplied and added up in i32, or bf16; or with four
+/// bytes in each lane.
 ///
-/// The sums are exact, and so the same for every type, as long as they stay within i32.
+/// Sums of integers are exact, and so the same for every type, as long as they stay within i32.
 pub(super) trait Short: Vector {
     /// `LANES` pairs of i16, or of bf16.
     type Pairs: Copy;
     /// `LANES` values of i32.
     type Sums: Copy;
 
-    /// Nothing yet.
+    /// Sums in a row.
     ///
     /// # Safety
-    /// The processor must have the type's feature.
-    unsafe fn zeros() -> Self::Sums;
+    /// The processor must have the type's feature, and `LANES` values must stand at `at`.
+    unsafe fn load_sums(at: *const i32) -> Self::Sums;
     /// One pair in every lane.
     ///
     /// # Safety
@@ -75,28 +76,71 @@ pub(super) trait Short: Vector {
     fn widen(pairs: Self::Pairs) -> [Self; 2];
 }
 
-/// How [`Short::multiply_add`] is done: the sums are the same.
+/// How the numbers that share lanes of 32 bits are multiplied and added up.
 pub(super) trait MultiplyAdd<V: Short> {
-    /// `sums + a₀ b₀ + a₁ b₁` in each lane.
+    /// A sum in each lane.
+    type Sums: Copy;
+
+    /// `sums + Σ a b` over the numbers of each lane.
     ///
     /// # Safety
     /// The processor must have the way's feature.
-    unsafe fn multiply_add(a: V::Pairs, b: V::Pairs, sums: V::Sums) -> V::Sums;
+    unsafe fn multiply_add(a: V::Pairs, b: V::Pairs, sums: Self::Sums) -> Self::Sums;
 }
 
-/// By what every processor with the vector has.
-pub(super) struct InTwo;
+/// Pairs of integers, by what every processor with the vector has.
+pub(super) struct IntegersInTwo;
 
-impl<V: Short> MultiplyAdd<V> for InTwo {
+impl<V: Short> MultiplyAdd<V> for IntegersInTwo {
+    type Sums = V::Sums;
+
     #[inline(always)]
     unsafe fn multiply_add(a: V::Pairs, b: V::Pairs, sums: V::Sums) -> V::Sums {
         V::multiply_add(a, b, sums)
     }
 }
 
-/// By one instruction: VNNI, in the form for the vector (AVX-VNNI, or AVX-512's).
+/// The same sums by one instruction: VNNI, in the form for the vector (AVX-VNNI, or AVX-512's).
 #[cfg(target_arch = "x86_64")]
-pub(super) struct InOne;
+pub(super) struct IntegersInOne;
+
+/// Four bytes of `a` without a sign and four of `b` with one, one after the other.
+pub(super) struct BytesOneByOne;
+
+impl<const N: usize> MultiplyAdd<Lanes<N>> for BytesOneByOne {
+    type Sums = [i32; N];
+
+    #[inline(always)]
+    unsafe fn multiply_add(a: [[i16; 2]; N], b: [[i16; 2]; N], sums: [i32; N]) -> [i32; N] {
+        let product = |i: usize, j: usize| {
+            let ([a, more], [b, most]) = (a[i][j].to_le_bytes(), b[i][j].to_le_bytes());
+            i32::from(a) * i32::from(b.cast_signed()) + i32::from(more) * i32::from(most.cast_signed())
+        };
+        std::array::from_fn(|i| sums[i] + (product(i, 0) + product(i, 1)))
+    }
+}
+
+/// The same sums by one instruction of VNNI.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct BytesInOne;
+
+/// Pairs of bf16, widened to f32.
+pub(super) struct BfloatsInTwo;
+
+impl<V: Short> MultiplyAdd<V> for BfloatsInTwo {
+    type Sums = V;
+
+    #[inline(always)]
+    unsafe fn multiply_add(a: V::Pairs, b: V::Pairs, sums: V) -> V {
+        let (a, b) = (V::widen(a), V::widen(b));
+        a[1].fma(b[1], a[0].fma(b[0], sums))
+    }
+}
+
+/// Pairs of bf16 by one instruction (AVX512_BF16), whose sums are rounded to the nearest as f32's are, and in which
+/// numbers that aren't normal count as zeros.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct BfloatsInOne;
 
 /// 1.5 · 2²³: adding it rounds to an integer, which then stands in the low bits.
 const ROUND: f32 = 12_582_912.0;
@@ -197,8 +241,9 @@ impl<const N: usize> Short for Lanes<N> {
     type Sums = [i32; N];
 
     #[inline(always)]
-    unsafe fn zeros() -> Self::Sums {
-        [0; N]
+    unsafe fn load_sums(at: *const i32) -> Self::Sums {
+        // SAFETY: the caller's promise.
+        unsafe { at.cast::<Self::Sums>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn splat_pair(at: *const i16) -> Self::Pairs {
@@ -232,7 +277,7 @@ macro_rules! x86 {
     ($name:ident, $inner:ident, $lanes:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $fma:ident,
      $add:ident, $sub:ident, $mul:ident, $div:ident, $max:ident, $min:ident,
      $to_bits:ident, $from_bits:ident, $add_int:ident, $shift:ident,
-     $ints:ident, $zeros:ident, $splat_int:ident, $load_ints:ident, $multiply:ident, $to_floats:ident, $and:ident) => {
+     $ints:ident, $splat_int:ident, $load_ints:ident, $multiply:ident, $to_floats:ident, $and:ident) => {
         #[derive(Clone, Copy)]
         pub(in crate::kernels) struct $name($inner);
 
@@ -289,8 +334,8 @@ macro_rules! x86 {
             type Sums = $ints;
 
             #[inline(always)]
-            unsafe fn zeros() -> $ints {
-                unsafe { $zeros() }
+            unsafe fn load_sums(at: *const i32) -> $ints {
+                unsafe { $load_ints(at.cast()) }
             }
             #[inline(always)]
             unsafe fn splat_pair(at: *const i16) -> $ints {
@@ -321,22 +366,50 @@ macro_rules! x86 {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{InOne, MultiplyAdd, Short, Vector};
+    use super::{BfloatsInOne, BytesInOne, IntegersInOne, MultiplyAdd, Short, Vector};
+    use std::arch::asm;
     use std::arch::x86_64::*;
 
-    impl MultiplyAdd<Avx2> for InOne {
-        #[inline(always)]
-        unsafe fn multiply_add(a: __m256i, b: __m256i, sums: __m256i) -> __m256i {
-            // SAFETY: the caller's promise.
-            unsafe { _mm256_dpwssd_avx_epi32(sums, a, b) }
-        }
-    }
+    /// By VNNI's instructions; that for pairs in assembly, as LLVM takes its intrinsic apart into
+    /// [`Short::multiply_add`]'s two.
+    macro_rules! in_one {
+        ($vector:ident, $ints:ident, $class:ident, $prefix:literal, $features:literal, $bytes:ident) => {
+            impl MultiplyAdd<$vector> for IntegersInOne {
+                type Sums = $ints;
 
-    impl MultiplyAdd<Avx512> for InOne {
+                #[inline]
+                #[target_feature(enable = $features)]
+                unsafe fn multiply_add(a: $ints, b: $ints, mut sums: $ints) -> $ints {
+                    // SAFETY: the processor has the instruction, as the caller promises; it touches nothing else.
+                    unsafe {
+                        asm!(concat!($prefix, "vpdpwssd {}, {}, {}"), inlateout($class) sums, in($class) a, in($class) b,
+                             options(pure, nomem, nostack, preserves_flags));
+                    }
+                    sums
+                }
+            }
+
+            impl MultiplyAdd<$vector> for BytesInOne {
+                type Sums = $ints;
+
+                #[inline(always)]
+                unsafe fn multiply_add(a: $ints, b: $ints, sums: $ints) -> $ints {
+                    // SAFETY: the caller's promise.
+                    unsafe { $bytes(sums, a, b) }
+                }
+            }
+        };
+    }
+    in_one!(Avx2, __m256i, ymm_reg, "{{vex}} ", "avx2,avxvnni", _mm256_dpbusd_avx_epi32);
+    in_one!(Avx512, __m512i, zmm_reg, "", "avx512f,avx512vnni", _mm512_dpbusd_epi32);
+
+    impl MultiplyAdd<Avx512> for BfloatsInOne {
+        type Sums = Avx512;
+
         #[inline(always)]
-        unsafe fn multiply_add(a: __m512i, b: __m512i, sums: __m512i) -> __m512i {
-            // SAFETY: the caller's promise.
-            unsafe { _mm512_dpwssd_epi32(sums, a, b) }
+        unsafe fn multiply_add(a: __m512i, b: __m512i, sums: Avx512) -> Avx512 {
+            // SAFETY: the caller's promise; any bits are pairs of bf16.
+            Avx512(unsafe { _mm512_dpbf16_ps(sums.0, std::mem::transmute(a), std::mem::transmute(b)) })
         }
     }
 
@@ -361,7 +434,6 @@ mod x86 {
         _mm256_add_epi32,
         _mm256_slli_epi32,
         __m256i,
-        _mm256_setzero_si256,
         _mm256_set1_epi32,
         _mm256_loadu_si256,
         _mm256_madd_epi16,
@@ -390,7 +462,6 @@ mod x86 {
         _mm512_add_epi32,
         _mm512_slli_epi32,
         __m512i,
-        _mm512_setzero_si512,
         _mm512_set1_epi32,
         _mm512_loadu_si512,
         _mm512_madd_epi16,
