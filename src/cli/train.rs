@@ -161,7 +161,9 @@ impl RunArgs {
 pub(super) fn passes(precision: Precision, recompute: bool, device: DeviceName) -> Result<Passes> {
     let products = match precision {
         Precision::F32 => Products::Floats(Kernel::chosen()?),
-        Precision::Int16 | Precision::Int8 => return Err(Error::invalid("training is in f32 or bf16, not in integers")),
+        Precision::Int16 | Precision::Int8 => {
+            return Err(Error::invalid("training is in f32 or bf16, not in integers"));
+        }
         Precision::Bf16 if device == DeviceName::Cuda => {
             return Err(Error::invalid("--precision bf16 is for the processor's own kernels; leave it out with a GPU"));
         }

@@ -117,7 +117,7 @@ impl Packed {
         self.rates().map(|(s, rate)| if let Stage::Coupling { net, .. } = s { steps(net) * rate } else { 0 }).sum()
     }
 
-    /// Goes over to sixteen bits where that pays, for whatever can; whether anything changed.
+    /// Goes over to short numbers where that pays, for whatever can; whether anything changed.
     pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {
         // a row by itself gains nothing
         let nets =

@@ -134,10 +134,9 @@ impl BfloatPanels {
                 },
                 #[cfg(target_arch = "x86_64")]
                 Kernel::Avx2 => avx2(&self.layout.job(count, self.lines(inputs), start, out)),
-                _ => tiles::<Portable, Bfloats<BfloatsInTwo>>(
-                    &self.layout.job(count, self.lines(inputs), start, out),
-                    0,
-                ),
+                _ => {
+                    tiles::<Portable, Bfloats<BfloatsInTwo>>(&self.layout.job(count, self.lines(inputs), start, out), 0)
+                }
             }
         }
     }
@@ -257,7 +256,8 @@ mod tests {
         for kernel in Kernel::tested(0).filter(|kernel| ShortPanels::exist_for(*kernel)) {
             let pack = if gated { Panels::gated } else { Panels::new };
             let panels = pack(kernel, columns, bias, &matrix);
-            let ways = [(Way::InTwo, true), (Way::InOne, kernel.can_run_bfloats()), (Way::InTiles, kernel.can_run_tiles())];
+            let ways =
+                [(Way::InTwo, true), (Way::InOne, kernel.can_run_bfloats()), (Way::InTiles, kernel.can_run_tiles())];
             for (way, _) in ways.into_iter().filter(|(_, can)| *can) {
                 let name = format!("{}, {way:?}", kernel.name());
                 all.push((name, BfloatPanels { way, ..BfloatPanels::new(&panels, widths) }));

@@ -42,7 +42,7 @@ impl Weights {
         matches!(self, Self::WaveNet(net) if net.gains_from_integers())
     }
 
-    /// Goes over to sixteen bits where that pays, which for separable layers nobody has shown; whether
+    /// Goes over to short numbers where that pays, which for separable layers nobody has shown; whether
     /// anything changed.
     pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {
         match self {

@@ -218,6 +218,25 @@ impl Panels {
         Self { layout, values, begin, depth }
     }
 
+    /// The matrices' first `rows` rows and the bias, whose answer has the panels' own order of columns, to be the
+    /// [`Start::Held`] of the other rows, which have no bias.
+    pub(super) fn split(&self, rows: usize) -> [Self; 2] {
+        let (Layout { panels, .. }, width) = (self.layout, self.layout.width());
+        let part = |layout, depth: usize, lines: &dyn Fn(&[f32], &mut Vec<f32>)| {
+            let (mut values, begin) = from_a_line(panels * (depth + 1) * width);
+            self.lines().for_each(|panel| lines(panel, &mut values));
+            Self { layout, values, begin, depth }
+        };
+        let first = Layout { columns: self.row_width(), gated: false, ..self.layout };
+        [
+            part(first, rows, &|panel, values| values.extend_from_slice(&panel[..(rows + 1) * width])),
+            part(self.layout, self.depth - rows, &|panel, values| {
+                values.resize(values.len() + width, 0.0);
+                values.extend_from_slice(&panel[(rows + 1) * width..]);
+            }),
+        ]
+    }
+
     /// Values in a row of the answer.
     pub fn columns(&self) -> usize {
         self.layout.columns

@@ -99,7 +99,7 @@ pub(super) fn bfloat(x: f32) -> i16 {
     half::bf16::from_f32(x).to_bits().cast_signed()
 }
 
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub(super) fn to_bfloats(rows: &[f32], width: usize, values: &mut [i16]) {
     let stride = Numbers::Bfloats.stride(width);
     for (row, values) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride)) {
@@ -113,7 +113,7 @@ pub(super) fn to_bfloats(rows: &[f32], width: usize, values: &mut [i16]) {
 /// magnitude; with a value that isn't finite, a row stands for NaN.
 ///
 /// Error: half a step, `largest / 16382`. Same bits on every processor.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn to_integers(rows: &[f32], width: usize, values: &mut [i16], scales: &mut [f32]) {
     let stride = Numbers::Integers.stride(width);
     for ((row, values), scale) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride)).zip(scales) {
@@ -132,7 +132,7 @@ fn to_integers(rows: &[f32], width: usize, values: &mut [i16], scales: &mut [f32
 }
 
 /// As [`to_integers`], of up to ±[`MOST_OF_BYTES`].
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn to_bytes(rows: &[f32], width: usize, values: &mut [i16], scales: &mut [f32]) {
     let stride = Numbers::Bytes.stride(width);
     for ((row, values), scale) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride)).zip(scales) {

@@ -50,7 +50,8 @@ extern "C" fn stopped(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mu
         let code = unsafe { std::slice::from_raw_parts(at as *const u8, 15) };
         let instruction = Decoder::with_ip(64, code, at.cast_unsigned(), DecoderOptions::NONE).decode();
         let wide = code[0] == EVEX && !Kernel::Avx512.runs_here();
-        let done = if wide || refused && instruction.code() == Code::VEX_Vpdpwssd_ymm_ymm_ymmm256 {
+        let in_one = [Code::VEX_Vpdpwssd_ymm_ymm_ymmm256, Code::VEX_Vpdpbusd_ymm_ymm_ymmm256];
+        let done = if wide || refused && in_one.contains(&instruction.code()) {
             if wide {
                 context.gregs[libc::REG_EFL as usize] |= TRAP;
             }

@@ -12,6 +12,7 @@ use super::quantise::{self, Numbers, QuantisedRows, quantise};
 use super::rows::Rows;
 use super::short::ShortPanels;
 use super::wavenet::Shape;
+use std::ops::Range;
 
 /// Multiply-adds of a layer below which another thread costs more than it saves.
 const MIN_SHARED: usize = 8 << 20;
@@ -21,9 +22,12 @@ pub struct Weights {
     /// The net's shape.
     pub shape: Shape,
     layers: Vec<Layer<Panels>>,
-    /// The layers behind the first in sixteen bits, in place of those in f32, and their numbers.
+    /// The layers behind the first in short numbers, in place of those in f32, and which numbers.
     short: Vec<Layer<ShortPanels>>,
     numbers: Numbers,
+    /// The first layer's conditioning in short numbers, gated, where features come by step: its convolution is then
+    /// what this starts from.
+    features: Option<ShortPanels>,
     /// All layers' conditioning from a row of features, where rows are interpolated.
     cond: Option<Panels>,
 }
@@ -58,7 +62,7 @@ impl Weights {
         let width = shape.cond_width();
         let rows = || Panels::for_gated(kernel, c, &vec![0.0; width], &[Matrix::new(cond, width)]);
         let cond = (shape.up > 1).then(rows);
-        Self { shape: shape.clone(), layers, short: Vec::new(), numbers: Numbers::Integers, cond }
+        Self { shape: shape.clone(), layers, short: Vec::new(), numbers: Numbers::Integers, features: None, cond }
     }
 
     /// Whether integers are faster by more than a tenth, and too near to f32 to be heard: measured where layers are as
@@ -68,8 +72,8 @@ impl Weights {
         self.shape.channels >= 64 && self.layers.len() > 1 && self.layers.iter().skip(1).all(large)
     }
 
-    /// Goes over to sixteen bits where that pays: in all layers but the first, which reads the net's own
-    /// few channels. Whether anything changed.
+    /// Goes over to short numbers where that pays: in all layers but the first, which reads the net's own
+    /// few channels, and in its conditioning. Whether anything changed.
     pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {
         let c = self.shape.channels;
         if !self.short.is_empty() || !ShortPanels::exist_for(self.layers[0].conv.kernel()) {
@@ -86,7 +90,18 @@ impl Weights {
                 answer: ShortPanels::new(numbers, &answer, &[c]),
             });
         }
+        if self.shape.up == 1 && !self.short.is_empty() {
+            let first = &mut self.layers[0].conv;
+            let [own, features] = first.split(taps * (self.shape.inputs + 1));
+            self.features = Some(ShortPanels::new(numbers, &features, &[features.depth()]));
+            *first = own;
+        }
         !self.short.is_empty()
+    }
+
+    /// Values of a row of the first layer's convolution, where that is done by itself.
+    fn first_width(&self) -> usize {
+        self.features.as_ref().map_or(0, ShortPanels::row_width)
     }
 
     /// Whether threads share the work of so many steps at hardly any cost.
@@ -111,13 +126,15 @@ pub struct State {
     /// Input of each layer behind the zeros before the first step: step `t` stands as many places on
     /// as the layer looks back. The first layer's is the net's input and a one.
     hidden: Vec<Hidden>,
-    /// Features that come by step, for layers in sixteen bits.
+    /// Features that come by step, for layers in short numbers.
     features: Option<QuantisedRows>,
     /// Steps that each layer has done.
     done: Vec<usize>,
     /// The layers' shares of the output so far.
     answer: Rows,
-    /// What a layer's gates leave, `[steps, channels]`, and the same in sixteen bits.
+    /// The first layer's convolution, where that is done by itself.
+    first: Vec<f32>,
+    /// What a layer's gates leave, `[steps, channels]`, and the same in short numbers.
     act: Vec<f32>,
     act_values: Vec<i16>,
     act_scales: Vec<f32>,
@@ -126,7 +143,7 @@ pub struct State {
 /// The input of a layer.
 struct Hidden {
     rows: Rows,
-    /// The same for a layer in sixteen bits.
+    /// The same for a layer in short numbers.
     quantised: Option<QuantisedRows>,
 }
 
@@ -158,15 +175,14 @@ impl State {
             hidden.grow(shape.sides(*dilation).0);
             hidden
         };
-        let features = weights.layers[0].conv.depth() - shape.kernel * (shape.inputs + 1);
-        let features =
-            (!weights.short.is_empty() && shape.up == 1).then(|| QuantisedRows::new(weights.numbers, features));
+        let features = weights.features.as_ref().map(|panels| QuantisedRows::new(weights.numbers, panels.depth()));
         Self {
             cond: Rows::new(weights.cond.as_ref().map_or(1, Panels::columns)),
             hidden: shape.dilations.iter().enumerate().map(hidden).collect(),
             features,
             done: vec![0; shape.layers()],
             answer: Rows::new(shape.outputs),
+            first: Vec::new(),
             act: Vec::new(),
             act_values: Vec::new(),
             act_scales: Vec::new(),
@@ -241,11 +257,13 @@ impl State {
         }
         if l == 0 {
             self.answer.grow(steps);
+            self.first.resize(weights.first_width() * steps, 0.0);
         }
         let (threads, block) = division(steps, weights.macs(l, steps), MIN_SHARED, threads);
         let (next, next_quantised) = next.first_mut().map_or_else(Default::default, |next| next.grow(steps));
         let mut rest = Block {
             from,
+            first: &mut self.first,
             act: &mut self.act,
             act_quantised: (&mut self.act_values, &mut self.act_scales),
             next,
@@ -272,13 +290,15 @@ type QuantisedMut<'a> = (&'a mut [i16], &'a mut [f32]);
 struct Block<'a> {
     /// The first step.
     from: usize,
+    /// The first layer's convolution, where that is done by itself.
+    first: &'a mut [f32],
     /// What the gates leave.
     act: &'a mut [f32],
-    /// The same of layers in sixteen bits.
+    /// The same of layers in short numbers.
     act_quantised: QuantisedMut<'a>,
     /// The next layer's input, if there is one.
     next: &'a mut [f32],
-    /// The same if that is in sixteen bits.
+    /// The same if that is in short numbers.
     next_quantised: QuantisedMut<'a>,
     answer: &'a mut [f32],
 }
@@ -297,6 +317,7 @@ impl<'a> Block<'a> {
             |(values, scales): &mut QuantisedMut<'a>| (front(values, steps * numbers.stride(c)), front(scales, steps));
         let block = Self {
             from: self.from,
+            first: front(&mut self.first, steps * weights.first_width()),
             act: front(&mut self.act, steps * c),
             act_quantised: quantised(&mut self.act_quantised),
             next: front(&mut self.next, steps * c),
@@ -315,7 +336,7 @@ struct Work<'a> {
     h: &'a Hidden,
     cond: &'a Rows,
     features: &'a Rows,
-    /// Features by step of a layer in sixteen bits.
+    /// Features by step in short numbers.
     quantised_features: Option<&'a QuantisedRows>,
 }
 
@@ -325,7 +346,7 @@ impl Work<'_> {
         let steps = block.act.len() / self.weights.shape.channels;
         match self.weights.layers.get(self.l) {
             Some(layer) => self.floats(layer, steps, block),
-            None => self.sixteen_bits(&self.weights.short[self.l - 1], steps, block),
+            None => self.short(&self.weights.short[self.l - 1], steps, block),
         }
     }
 
@@ -334,11 +355,20 @@ impl Work<'_> {
         let shape = &self.weights.shape;
         let (c, dilation) = (shape.channels, shape.dilations[self.l]);
         let (before, after) = shape.sides(dilation);
-        let Block { from, act, next, next_quantised, answer, .. } = block;
+        let Block { from, first, act, next, next_quantised, answer, .. } = block;
         let (x, width) = (self.h.rows.get(from..from + steps + before + after), self.h.rows.width());
         let conv = Input { taps: shape.kernel, dilation, ..Input::rows(x, width) };
         if let Some(start) = self.between(from, layer.conv.row_width()) {
             layer.conv.product(steps, &[conv], start, (act, c));
+        } else if let Some(panels) = &self.weights.features {
+            let width = self.weights.first_width();
+            layer.conv.product(steps, &[conv], Start::Bias, (first, width));
+            panels.product(
+                steps,
+                &[self.short_features(from..from + steps)],
+                Start::Held(first, width, 1, 0),
+                (act, c),
+            );
         } else {
             let features = Input::rows(self.features.get(from..from + steps), self.features.width());
             layer.conv.product(steps, &[conv, features], Start::Bias, (act, c));
@@ -366,20 +396,20 @@ impl Work<'_> {
         layer.answer.product(steps, inputs, start, (answer, shape.outputs));
     }
 
-    /// In sixteen bits, a layer behind the first; what is kept and added up stays in f32.
-    fn sixteen_bits(&self, layer: &Layer<ShortPanels>, steps: usize, block: Block) {
+    /// In short numbers, a layer behind the first; what is kept and added up stays in f32.
+    fn short(&self, layer: &Layer<ShortPanels>, steps: usize, block: Block) {
         let shape = &self.weights.shape;
         let (c, dilation) = (shape.channels, shape.dilations[self.l]);
         let (before, after) = shape.sides(dilation);
-        let Block { from, act, act_quantised, next, next_quantised, answer } = block;
-        let quantised = self.h.quantised.as_ref().expect("a layer in sixteen bits has its input so");
+        let Block { from, act, act_quantised, next, next_quantised, answer, .. } = block;
+        let quantised = self.h.quantised.as_ref().expect("a layer in short numbers has its input so");
         let conv =
             quantise::Input { taps: shape.kernel, dilation, ..quantised.get(from..from + steps + before + after) };
         if let Some(start) = self.between(from, layer.conv.row_width()) {
             layer.conv.product(steps, &[conv], start, (act, c));
         } else {
-            let features = self.quantised_features.expect("features by step are quantised");
-            layer.conv.product(steps, &[conv, features.get(from..from + steps)], Start::Bias, (act, c));
+            let features = self.short_features(from..from + steps);
+            layer.conv.product(steps, &[conv, features], Start::Bias, (act, c));
         }
         let (values, scales) = act_quantised;
         quantise(self.weights.numbers, act, c, values, scales);
@@ -390,6 +420,11 @@ impl Work<'_> {
             quantise(self.weights.numbers, next, c, next_quantised.0, next_quantised.1);
         }
         layer.answer.product(steps, &act, Start::Answer, (answer, shape.outputs));
+    }
+
+    /// Features by step, for layers in short numbers.
+    fn short_features(&self, steps: Range<usize>) -> quantise::Input<'_> {
+        self.quantised_features.expect("features by step are quantised").get(steps)
     }
 
     /// Where the convolution of steps from `from` on starts, if that is between rows.
@@ -473,8 +508,10 @@ mod tests {
             let loudest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
             assert!(loudest > 0.1);
             for kernel in Kernel::tested(steps * params.len()) {
-                // in integers a product is exact to about 13 bits of its largest values, in bf16 every number to 8
-                for (precision, most) in [(Precision::F32, 1e-5), (Precision::Int16, 1e-3), (Precision::Bf16, 2e-2)] {
+                // in integers a product is exact to about 13 bits of its largest values, or 7, in bf16 every number to 8
+                for (precision, most) in
+                    [(Precision::F32, 1e-5), (Precision::Int16, 1e-3), (Precision::Int8, 4e-2), (Precision::Bf16, 2e-2)]
+                {
                     let mut weights = Weights::new(kernel, &shape, &params, &cond);
                     if precision.short().is_some_and(|numbers| !weights.quantise(numbers)) {
                         continue;
@@ -498,7 +535,8 @@ mod tests {
 
     #[test]
     fn what_is_not_a_number_goes_no_further_than_the_net_looks() {
-        for (shape, numbers) in shapes().flat_map(|s| [(s.clone(), Numbers::Integers), (s, Numbers::Bfloats)]) {
+        let all = [Numbers::Integers, Numbers::Bytes, Numbers::Bfloats];
+        for (shape, numbers) in shapes().flat_map(|s| all.map(|numbers| (s.clone(), numbers))) {
             let (at, steps) = (shape.up + 40, 4 * shape.up + 99);
             let rows = shape.cond_rows(steps);
             let params = values(shape.param_count(), 1, 0.3);

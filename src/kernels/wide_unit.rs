@@ -80,12 +80,26 @@ fn product_of_pairs(a: u32, b: u32) -> u32 {
     (half(a, 0) * half(b, 0)).wrapping_add(half(a, 16) * half(b, 16)).cast_unsigned()
 }
 
+/// Of four bytes without a sign and four with one.
+fn product_of_fours(a: u32, b: u32) -> u32 {
+    let products = a.to_le_bytes().into_iter().zip(b.to_le_bytes());
+    products.map(|(a, b)| i32::from(a) * i32::from(b.cast_signed())).sum::<i32>().cast_unsigned()
+}
+
+/// `to` and the products of two pairs of bf16: the second first, each rounded to f32; what isn't normal is zero.
+fn add_bfloats(to: u32, a: u32, b: u32) -> u32 {
+    let normal = |x: f32| if x.is_subnormal() { 0.0_f32.copysign(x) } else { x };
+    let half = |x: u32, up: u32| normal(f32::from_bits(x >> up << 16));
+    let fused = |to: f32, up: u32| normal(half(a, up).mul_add(half(b, up), to));
+    fused(fused(normal(f32::from_bits(to)), 16), 0).to_bits()
+}
+
 impl Machine<'_, '_> {
     fn execute(&mut self) -> Result<(), String> {
         use Mnemonic::{
-            Vaddps, Vaddss, Vbroadcastss, Vcvtdq2ps, Vcvtusi2ss, Vdivps, Vdivss, Vfmadd132ps, Vfmadd213ps, Vfmadd231ps,
-            Vmaxps, Vminps, Vmovaps, Vmovdqa64, Vmovdqu64, Vmovss, Vmovups, Vmulps, Vpaddd, Vpandd, Vpandq,
-            Vpbroadcastd, Vpdpwssd, Vpmaddwd, Vpslld, Vpxord, Vpxorq, Vsubps,
+            Vaddps, Vaddss, Vbroadcastss, Vcvtdq2ps, Vcvtusi2ss, Vdivps, Vdivss, Vdpbf16ps, Vfmadd132ps, Vfmadd213ps,
+            Vfmadd231ps, Vmaxps, Vminps, Vmovaps, Vmovdqa64, Vmovdqu64, Vmovss, Vmovups, Vmulps, Vpaddd, Vpandd,
+            Vpandq, Vpbroadcastd, Vpdpbusd, Vpdpwssd, Vpmaddwd, Vpslld, Vpxord, Vpxorq, Vsubps,
         };
         match self.instruction.mnemonic() {
             Vmovaps | Vmovdqa64 => self.copy(64),
@@ -108,10 +122,9 @@ impl Machine<'_, '_> {
             Vpandd | Vpandq => self.lanes(|a, b| a & b),
             Vpxord | Vpxorq => self.lanes(|a, b| a ^ b),
             Vpmaddwd => self.lanes(product_of_pairs),
-            Vpdpwssd => {
-                let (to, a, b) = (self.source(0)?, self.source(1)?, self.source(2)?);
-                self.write(std::array::from_fn(|i| to[i].wrapping_add(product_of_pairs(a[i], b[i]))))
-            }
+            Vpdpwssd => self.added(|to, a, b| to.wrapping_add(product_of_pairs(a, b))),
+            Vpdpbusd => self.added(|to, a, b| to.wrapping_add(product_of_fours(a, b))),
+            Vdpbf16ps => self.added(add_bfloats),
             Vpslld if self.instruction.op2_kind() == OpKind::Immediate8 => {
                 let (from, by) = (self.source(1)?, u32::from(self.instruction.immediate8()));
                 self.write(from.map(|lane| lane.checked_shl(by).unwrap_or(0)))
@@ -243,12 +256,72 @@ impl Machine<'_, '_> {
 
     fn fused(&mut self, f: impl Fn(f32, f32, f32) -> f32) -> Result<(), String> {
         let float = |lane: u32| f32::from_bits(lane);
+        self.added(|to, a, b| f(float(to), float(a), float(b)).to_bits())
+    }
+
+    fn added(&mut self, f: impl Fn(u32, u32, u32) -> u32) -> Result<(), String> {
         let (to, a, b) = (self.source(0)?, self.source(1)?, self.source(2)?);
-        self.write(std::array::from_fn(|i| f(float(to[i]), float(a[i]), float(b[i])).to_bits()))
+        self.write(std::array::from_fn(|i| f(to[i], a[i], b[i])))
     }
 
     fn first_lane(&mut self, f: impl Fn(f32, f32) -> f32) -> Result<(), String> {
         let (a, b) = (self.register(1)?, self.scalar(2)?);
         self.with_first(a, f(f32::from_bits(a[0]), f32::from_bits(b)).to_bits())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::choice::Kernel;
+    use super::*;
+    use std::arch::x86_64::{__m512i, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_dpbf16_ps, _mm512_dpbusd_epi32};
+    use std::mem::transmute;
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn bfloats(to: Wide, a: Wide, b: Wide) -> Wide {
+        // SAFETY: any bits are any of these types.
+        let (to, a, b): (__m512i, _, _) = unsafe { (transmute(to), transmute::<Wide, _>(a), transmute::<Wide, _>(b)) };
+        let sums = _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(to), a, b));
+        // SAFETY: as above.
+        unsafe { transmute(sums) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn fours(to: Wide, a: Wide, b: Wide) -> Wide {
+        // SAFETY: any bits are any of these types.
+        unsafe { transmute(_mm512_dpbusd_epi32(transmute::<Wide, _>(to), transmute::<Wide, _>(a), transmute(b))) }
+    }
+
+    /// Where the processor has these instructions, it says the same.
+    #[test]
+    fn software_does_what_the_processor_does() {
+        let (vnni, bf16) = (Kernel::Avx512.has_vnni(), Kernel::Avx512.has_bfloats());
+        if !vnni || !bf16 {
+            eprintln!("SKIPPED: VNNI {vnni}, bf16 {bf16} on this processor");
+        }
+        let mut bits = 1_u32;
+        let mut next = || {
+            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            bits ^ bits >> 13
+        };
+        // of about 2⁻⁷ to 2⁷, and a few that aren't normal
+        let float =
+            |bits: u32| if bits.is_multiple_of(17) { bits & 0x807f_ffff } else { bits & 0x83ff_ffff | 0x3c00_0000 };
+        let two = |bits: u32| float(bits) >> 16 | float(bits.rotate_left(16)) & 0xffff_0000;
+        for _ in 0..2000 {
+            let [to, a, b]: [Wide; 3] = std::array::from_fn(|_| std::array::from_fn(|_| next()));
+            if vnni {
+                let wanted = std::array::from_fn(|i| to[i].wrapping_add(product_of_fours(a[i], b[i])));
+                // SAFETY: the processor has it.
+                assert_eq!(unsafe { fours(to, a, b) }, wanted);
+            }
+            if bf16 {
+                let (to, a, b) = (to.map(float), a.map(two), b.map(two));
+                let wanted: Wide = std::array::from_fn(|i| add_bfloats(to[i], a[i], b[i]));
+                // SAFETY: the processor has it.
+                let given = unsafe { bfloats(to, a, b) };
+                assert_eq!(given.map(f32::from_bits), wanted.map(f32::from_bits));
+            }
+        }
     }
 }
