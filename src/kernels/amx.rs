@@ -95,7 +95,7 @@ impl<'a> Tiled<'a> {
                 let stride = 2 * input.stride;
                 for tap in 0..input.taps {
                     let rows = input.values.as_ptr().add((from + tap * input.dilation) * input.stride);
-                    for chunk in (0..input.stride).step_by(CHUNK) {
+                    for chunk in (0..input.width).step_by(CHUNK) {
                         multiply_add(rows.add(chunk), stride, weights, count > ROWS);
                         weights = weights.add(CHUNK * WIDTH);
                     }

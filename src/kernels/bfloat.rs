@@ -22,12 +22,13 @@ use super::product::{Layout, Panels, Start, from_a_line};
 use super::quantise::{Input, Numbers, bfloat};
 use super::tile::{Lines, multiply_add, tiles};
 use super::vector::{BfloatsInTwo, MultiplyAdd, Portable, Short};
-use super::{View, choice::Kernel};
+use super::{Strides, View, choice::Kernel};
 #[cfg(target_arch = "x86_64")]
 use super::{
     tile::Job,
     vector::{Avx2, Avx512, BfloatsInOne},
 };
+use multiversion::multiversion;
 use std::marker::PhantomData;
 
 /// How products are done.
@@ -91,24 +92,33 @@ impl BfloatPanels {
         Self { layout, bias, pairs, begin, widths: widths.to_vec(), way: Way::of(layout.kernel) }
     }
 
-    /// A view of a matrix of so many rows and columns, without a bias.
+    /// Views of so many rows, one above the other, and a bias, or without one zeros.
     ///
     /// # Panics
-    /// If the view doesn't lie within its slice, or the kernel doesn't run here.
-    pub fn of_view(kernel: Kernel, (rows, columns): (usize, usize), (values, strides): View) -> Self {
+    /// If a view doesn't lie within its slice, or the kernel doesn't run here.
+    pub fn of_views(kernel: Kernel, columns: usize, bias: &[f32], views: &[(usize, View)]) -> Self {
+        assert!(views.iter().all(|(rows, view)| view.0.len() >= view.1.end(*rows, columns)));
         let layout = Layout::plain(kernel, columns);
-        let (width, depth) = (layout.width(), Numbers::Bfloats.stride(rows));
+        let (width, widths) = (layout.width(), views.iter().map(|(rows, _)| *rows).collect::<Vec<_>>());
+        let depth: usize = widths.iter().map(|&rows| Numbers::Bfloats.stride(rows)).sum();
         let (mut pairs, begin) = from_a_line::<i16>(layout.panels * depth * width);
         pairs.resize(begin + layout.panels * depth * width, 0);
-        for (panel, pairs) in pairs[begin..].chunks_exact_mut(depth * width).enumerate() {
+        for (panel, mut pairs) in pairs[begin..].chunks_exact_mut(depth * width).enumerate() {
             let columns = panel * width..columns.min((panel + 1) * width);
-            for row in 0..rows {
-                let at = |column| values[row * strides.row + column * strides.column];
-                put_row(pairs, width, row, columns.clone().map(at));
+            for &(rows, (values, strides)) in views {
+                let of_view;
+                (of_view, pairs) = pairs.split_at_mut(Numbers::Bfloats.stride(rows) * width);
+                let from = &values[columns.start * strides.column..];
+                if strides.column == 1 {
+                    put_rows(of_view, width, rows, columns.len(), (from, strides.row));
+                } else {
+                    put_columns(of_view, width, rows, columns.len(), (from, strides));
+                }
             }
         }
-        let bias = vec![0.0; layout.panels * width];
-        Self { layout, bias, pairs, begin, widths: vec![rows], way: Way::of(kernel) }
+        let mut own = vec![0.0; layout.panels * width];
+        own.iter_mut().zip(bias).for_each(|(own, bias)| *own = *bias);
+        Self { layout, bias: own, pairs, begin, widths, way: Way::of(kernel) }
     }
 
     /// As [`Panels::product`].
@@ -157,6 +167,40 @@ fn put_row(pairs: &mut [i16], width: usize, row: usize, weights: impl Iterator<I
     }
 }
 
+/// Rounds rows of `columns` values side by side, so far apart, into lines of pairs.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn put_rows(pairs: &mut [i16], width: usize, rows: usize, columns: usize, (values, apart): (&[f32], usize)) {
+    let lines = pairs.chunks_exact_mut(2 * width);
+    for (line, row) in lines.zip((0..rows).step_by(2)) {
+        let first = &values[row * apart..][..columns];
+        let line = line.as_chunks_mut::<2>().0;
+        if row + 1 < rows {
+            let second = &values[(row + 1) * apart..][..columns];
+            for (pair, (a, b)) in line.iter_mut().zip(first.iter().zip(second)) {
+                *pair = [bfloat(*a), bfloat(*b)];
+            }
+        } else {
+            line.iter_mut().zip(first).for_each(|(pair, a)| pair[0] = bfloat(*a));
+        }
+    }
+}
+
+/// The same of rows whose values are apart, column by column.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn put_columns(pairs: &mut [i16], width: usize, rows: usize, columns: usize, (values, strides): (&[f32], Strides)) {
+    for column in 0..columns {
+        let from = &values[column * strides.column..];
+        let lines = pairs.chunks_exact_mut(2 * width).zip((0..rows).step_by(2));
+        for (line, row) in lines {
+            let pair = &mut line[2 * column..][..2];
+            pair[0] = bfloat(from[row * strides.row]);
+            if row + 1 < rows {
+                pair[1] = bfloat(from[(row + 1) * strides.row]);
+            }
+        }
+    }
+}
+
 /// Panels of bf16, and the rows that meet them.
 pub(super) struct Bfloats<'a, M> {
     bias: *const f32,
@@ -195,7 +239,7 @@ impl<V: Short, M: MultiplyAdd<V, Sums = V>> Lines<V> for Bfloats<'_, M> {
                 for tap in 0..input.taps {
                     let rows = input.values.as_ptr().add((row + tap * input.dilation) * input.stride);
                     sums = multiply_add::<V, M, R>(sums, rows, input.stride, input.width.div_ceil(2), weights);
-                    weights = weights.add(input.stride * 2 * V::LANES);
+                    weights = weights.add(Numbers::Bfloats.stride(input.width) * 2 * V::LANES);
                 }
             }
         }

@@ -13,9 +13,9 @@
 
 use super::bfloat::BfloatPanels;
 use super::choice::Kernel;
-use super::product::{self, Panels, Start, reach};
-use super::quantise::{Input, Numbers, to_bfloats};
-use super::{Strides, View, fill_rows};
+use super::product::{self, Panels, Start};
+use super::quantise::{self, CHUNK, Numbers, to_bfloats};
+use super::{Strides, View};
 
 /// Values of the rows of a product that lie in the cache together.
 const AT_ONCE: usize = 1 << 15;
@@ -29,7 +29,7 @@ const STEPS: usize = 256;
 pub enum Products {
     /// In f32.
     Floats(Kernel),
-    /// Both factors rounded to bf16: in tiles where the kernels have them (Intel AMX).
+    /// Both factors rounded to bf16, by the kernels' instructions for it where they have them (AVX512_BF16, Intel AMX).
     Bfloats(Kernel),
 }
 
@@ -40,20 +40,70 @@ impl Default for Products {
     }
 }
 
-/// Rows, and for each of their taps the matrix that it meets, `[width, n]`.
+/// Rows that products meet: as they lie, and rounded if that is how products are done.
+pub(super) struct Rows<'a> {
+    values: &'a [f32],
+    width: usize,
+    /// [`Numbers::stride`] apart, and a chunk behind the last; and a one for each.
+    short: Option<(Vec<i16>, Vec<f32>)>,
+}
+
+impl Rows<'_> {
+    /// Some values of each row, those from `from` on.
+    fn of_f32(&self, from: usize, width: usize) -> product::Input<'_> {
+        product::Input { stride: self.width, ..product::Input::rows(&self.values[from..], width) }
+    }
+
+    /// The same, rounded.
+    fn of_bf16(&self, from: usize, width: usize) -> quantise::Input<'_> {
+        let (values, scales) = self.short.as_ref().expect("rows made for these products");
+        let stride = Numbers::Bfloats.stride(self.width);
+        quantise::Input { stride, ..quantise::Input::rows(Numbers::Bfloats, &values[from..], scales, width) }
+    }
+}
+
+/// Rows from `first` on, and for each of their taps the matrix that it meets, `[width, n]`.
 pub(super) struct Term<'a> {
-    pub rows: product::Input<'a>,
+    pub rows: &'a Rows<'a>,
+    pub first: usize,
+    /// Rows from one tap to the next.
+    pub dilation: usize,
     pub matrices: Vec<View<'a>>,
 }
 
 impl<'a> Term<'a> {
-    /// Rows one after the other that meet one matrix.
-    pub fn new(rows: &'a [f32], width: usize, matrix: View<'a>) -> Self {
-        Self { rows: product::Input::rows(rows, width), matrices: vec![matrix] }
+    /// Rows that meet one matrix.
+    pub fn new(rows: &'a Rows<'a>, matrix: View<'a>) -> Self {
+        Self { rows, first: 0, dilation: 0, matrices: vec![matrix] }
+    }
+
+    /// The input of a product of its rows from `from` on.
+    fn of_f32(&self, from: usize) -> product::Input<'a> {
+        let (width, taps, dilation) = (self.rows.width, self.matrices.len(), self.dilation);
+        product::Input { taps, dilation, ..self.rows.of_f32((self.first + from) * width, width) }
+    }
+
+    /// The same, rounded.
+    fn of_bf16(&self, from: usize) -> quantise::Input<'a> {
+        let (width, taps, dilation) = (self.rows.width, self.matrices.len(), self.dilation);
+        let from = (self.first + from) * Numbers::Bfloats.stride(width);
+        quantise::Input { taps, dilation, ..self.rows.of_bf16(from, width) }
     }
 }
 
 impl Products {
+    /// Rows of `width` values one after the other, as these products want them.
+    pub(super) fn rows(self, values: &[f32], width: usize) -> Rows<'_> {
+        let round = |count: usize| {
+            let size = count * Numbers::Bfloats.stride(width);
+            let mut short = vec![0; size + CHUNK];
+            to_bfloats(values, width, &mut short[..size]);
+            (short, vec![1.0; count])
+        };
+        let short = matches!(self, Self::Bfloats(_)).then(|| round(values.len() / width));
+        Rows { values, width, short }
+    }
+
     /// `out[count, n]` = the bias, or without one what stands there, plus all terms; one thread. The rows of `out` have
     /// their values side by side, `out.1` apart.
     ///
@@ -66,115 +116,89 @@ impl Products {
         terms: &[Term],
         (out, stride): (&mut [f32], usize),
     ) {
-        let kernel = match self {
-            Self::Floats(kernel) => kernel,
-            Self::Bfloats(kernel) => return sum_of_bfloats(kernel, (count, n), bias, terms, (out, stride)),
-        };
         let matrices: Vec<_> = terms.iter().flat_map(|t| t.matrices.iter().map(|&view| (t.rows.width, view))).collect();
-        let panels = Panels::of_views(kernel, n, bias.unwrap_or(&[]), &matrices);
         let start = if bias.is_some() { Start::Bias } else { Start::Answer };
-        let inputs: Vec<_> = terms.iter().map(|term| term.rows).collect();
-        in_pieces(&panels, count, &inputs, start, (out, stride));
+        let (bias, width) = (bias.unwrap_or(&[]), terms.iter().map(|term| term.rows.width).sum());
+        match self {
+            Self::Floats(kernel) => {
+                let panels = Panels::of_views(kernel, n, bias, &matrices);
+                in_pieces(width, count, |from, some| {
+                    let inputs: Vec<_> = terms.iter().map(|term| term.of_f32(from)).collect();
+                    panels.product(some, &inputs, start, (&mut out[from * stride..], stride));
+                });
+            }
+            Self::Bfloats(kernel) => {
+                let panels = BfloatPanels::of_views(kernel, n, bias, &matrices);
+                in_pieces(width, count, |from, some| {
+                    let inputs: Vec<_> = terms.iter().map(|term| term.of_bf16(from)).collect();
+                    panels.product(some, &inputs, start, (&mut out[from * stride..], stride));
+                });
+            }
+        }
     }
 
     /// Rows `[steps, n]`, to be summed up with others'.
     pub(super) fn sums(self, (steps, n): (usize, usize), rows: &[f32]) -> Sums {
-        let view = |first: usize| (&rows[first * n..], Strides::rows(n));
+        let parts = (0..steps).step_by(STEPS).map(|first| {
+            let rows = (&rows[first * n..], Strides::rows(n));
+            (STEPS.min(steps - first), rows)
+        });
         match self {
             Self::Floats(kernel) => {
-                let panels = |first| Panels::of_views(kernel, n, &[], &[(STEPS.min(steps - first), view(first))]);
-                Sums::Floats((0..steps).step_by(STEPS).map(panels).collect())
+                Sums::Floats(parts.map(|part| Panels::of_views(kernel, n, &[], &[part])).collect())
             }
-            Self::Bfloats(kernel) => Sums::Bfloats(steps, BfloatPanels::of_view(kernel, (steps, n), view(0))),
+            Self::Bfloats(kernel) => {
+                Sums::Bfloats(parts.map(|part| (part.0, BfloatPanels::of_views(kernel, n, &[], &[part]))).collect())
+            }
         }
     }
 }
 
-/// What [`Products::sums`] has packed.
+/// What [`Products::sums`] has packed, [`STEPS`] after the other.
 pub(super) enum Sums {
-    /// [`STEPS`] after the other.
     Floats(Vec<Panels>),
-    /// So many steps.
-    Bfloats(usize, BfloatPanels),
+    /// And how many.
+    Bfloats(Vec<(usize, BfloatPanels)>),
 }
 
 impl Sums {
-    /// `out[m, n] += Σₜ columns[m, t] · rows[t, n]`, one thread; `columns` and `out` with what lies between two of
-    /// their rows.
+    /// `out[m, n] += Σₜ columns[m, from + t] · rows[t, n]`, one thread; `columns` made for the same products, `out` with
+    /// what lies between two of its rows.
     ///
     /// # Panics
     /// If `columns` or `out` have too few values.
-    pub(super) fn add(&self, m: usize, columns: (&[f32], usize), (out, stride): (&mut [f32], usize)) {
+    pub(super) fn add(&self, m: usize, columns: &Rows, mut from: usize, (out, stride): (&mut [f32], usize)) {
         match self {
             Self::Floats(parts) => {
-                let mut rows = product::Input { stride: columns.1, ..product::Input::rows(columns.0, 0) };
                 for panels in parts {
-                    rows.width = panels.depth();
-                    in_pieces(panels, m, &[rows], Start::Answer, (&mut *out, stride));
-                    rows.rows = rows.rows.get(rows.width..).unwrap_or_default();
+                    let rows = columns.of_f32(from, panels.depth());
+                    in_pieces(panels.depth(), m, |first, some| {
+                        let rows = product::Input { rows: &rows.rows[first * rows.stride..], ..rows };
+                        panels.product(some, &[rows], Start::Answer, (&mut out[first * stride..], stride));
+                    });
+                    from += panels.depth();
                 }
             }
-            Self::Bfloats(steps, panels) => {
-                let (rows, scales) = (rows_of((m, *steps), columns), vec![1.0; m]);
-                let input = [Input::rows(Numbers::Bfloats, &rows, &scales, *steps)];
-                panels.product(m, &input, Start::Answer, (out, stride));
+            Self::Bfloats(parts) => {
+                for (steps, panels) in parts {
+                    let rows = columns.of_bf16(from, *steps);
+                    in_pieces(*steps, m, |first, some| {
+                        let rows = quantise::Input { values: &rows.values[first * rows.stride..], ..rows };
+                        panels.product(some, &[rows], Start::Answer, (&mut out[first * stride..], stride));
+                    });
+                    from += steps;
+                }
             }
         }
     }
 }
 
-/// A product of so many rows, as many of them at once as the cache holds.
-fn in_pieces<'a>(
-    panels: &Panels,
-    count: usize,
-    inputs: &[product::Input<'a>],
-    start: Start,
-    (out, stride): (&mut [f32], usize),
-) {
-    let width: usize = inputs.iter().map(|input| input.width).sum();
+/// A product of so many rows, as many of them at once as the cache holds: the first, and how many.
+fn in_pieces(width: usize, count: usize, mut product: impl FnMut(usize, usize)) {
     let at_once = (AT_ONCE / width.max(1)).next_multiple_of(ROWS);
     for first in (0..count).step_by(at_once) {
-        let further =
-            |input: &product::Input<'a>| product::Input { rows: &input.rows[first * input.stride..], ..*input };
-        let inputs: Vec<_> = inputs.iter().map(further).collect();
-        panels.product(at_once.min(count - first), &inputs, start, (&mut out[first * stride..], stride));
+        product(first, at_once.min(count - first));
     }
-}
-
-/// [`Products::sum`], tap after tap.
-fn sum_of_bfloats(
-    kernel: Kernel,
-    (count, n): (usize, usize),
-    bias: Option<&[f32]>,
-    terms: &[Term],
-    (out, stride): (&mut [f32], usize),
-) {
-    if let Some(bias) = bias {
-        fill_rows(out, stride, bias);
-    }
-    for Term { rows, matrices } in terms {
-        assert!(
-            count == 0 || rows.rows.len() >= reach(count + (rows.taps - 1) * rows.dilation, rows.stride, rows.width)
-        );
-        let scales = vec![1.0; count];
-        for (tap, &matrix) in matrices.iter().enumerate() {
-            let values = &rows.rows[tap * rows.dilation * rows.stride..];
-            let short = rows_of((count, rows.width), (values, rows.stride));
-            let input = [Input::rows(Numbers::Bfloats, &short, &scales, rows.width)];
-            let panels = BfloatPanels::of_view(kernel, (rows.width, n), matrix);
-            panels.product(count, &input, Start::Answer, (&mut *out, stride));
-        }
-    }
-}
-
-/// Rows in bf16, [`Numbers::stride`] apart; `f32` ones so many values apart.
-fn rows_of((m, k): (usize, usize), (values, apart): (&[f32], usize)) -> Vec<i16> {
-    let stride = Numbers::Bfloats.stride(k);
-    let mut rows = vec![0; m * stride];
-    for (i, row) in rows.chunks_exact_mut(stride).enumerate() {
-        to_bfloats(&values[i * apart..][..k], k, row);
-    }
-    rows
 }
 
 /// Columns of a matrix of rows of `width`, one after the other.
@@ -222,19 +246,20 @@ mod tests {
             (2 * ROWS + 1, 3, [AT_ONCE / ROWS, 2], 1, 0, false),
         ] {
             let reads = count + (taps - 1) * dilation;
-            let values = widths.map(|width| some((reads - 1) * (width + 1) + width, width));
+            let values = widths.map(|width| some((reads + 1) * width, width));
             let matrix = |rows: usize| if turned { Strides::rows(rows + 2).t() } else { Strides::rows(n + 3) };
             let of_taps = |width: usize| -> Vec<_> {
                 (0..taps).map(|tap| some(matrix(width).end(width, n), tap + width)).collect()
             };
             let weights = widths.map(of_taps);
-            let terms = [0, 1].map(|i| Term {
-                rows: product::Input { rows: &values[i], stride: widths[i] + 1, width: widths[i], taps, dilation },
-                matrices: weights[i].iter().map(|w| (w.as_slice(), matrix(widths[i]))).collect(),
-            });
             let before = some((count - 1) * (n + 1) + n, 3);
             let bias = some(n, 4);
             for (products, as_read) in ways(count * n * taps * (widths[0] + widths[1])) {
+                let rows = [0, 1].map(|i| products.rows(&values[i], widths[i]));
+                let terms = [0, 1].map(|i| {
+                    let matrices = weights[i].iter().map(|w| (w.as_slice(), matrix(widths[i]))).collect();
+                    Term { rows: &rows[i], first: 1, dilation, matrices }
+                });
                 for bias in [None, Some(bias.as_slice())] {
                     let mut out = before.clone();
                     products.sum((count, n), bias, &terms, (&mut out, n + 1));
@@ -245,9 +270,9 @@ mod tests {
                             continue;
                         }
                         let mut expected = f64::from(bias.map_or(*before, |bias| bias[column]));
-                        for Term { rows, matrices } in &terms {
+                        for Term { rows, matrices, .. } in &terms {
                             for (tap, (weights, strides)) in matrices.iter().enumerate() {
-                                let row = &rows.rows[(row + tap * dilation) * rows.stride..][..rows.width];
+                                let row = &rows.values[(1 + row + tap * dilation) * rows.width..][..rows.width];
                                 let column = |k: usize| weights[k * strides.row + column * strides.column];
                                 let products = row.iter().enumerate().map(|(k, x)| as_read(*x) * as_read(column(k)));
                                 expected += products.sum::<f64>();
@@ -265,20 +290,22 @@ mod tests {
     #[test]
     fn sums_over_steps_are_of_columns_and_rows() {
         for (m, steps, n) in [(1, 1, 1), (3, 5, 7), (17, STEPS + 31, 33), (2, 3 * STEPS, 16)] {
-            let (values, rows) = (some(steps * m, 1), some(steps * n, 2));
+            // columns that are longer than the sum, which begins with the fourth step
+            let (values, rows) = (some((steps + 5) * m, 1), some(steps * n, 2));
             let columns = transposed(&values, m);
-            assert!((0..steps * m).all(|i| values[i] == columns[i % m * steps + i / m]));
+            assert!((0..values.len()).all(|i| values[i] == columns[i % m * (steps + 5) + i / m]));
             let before = some((m - 1) * (n + 1) + n, 3);
             for (products, as_read) in ways(m * steps * n) {
                 let mut out = before.clone();
-                products.sums((steps, n), &rows).add(m, (&columns, steps), (&mut out, n + 1));
+                let columns = products.rows(&columns, steps + 5);
+                products.sums((steps, n), &rows).add(m, &columns, 3, (&mut out, n + 1));
                 for (i, (out, before)) in out.iter().zip(&before).enumerate() {
                     let (row, column) = (i / (n + 1), i % (n + 1));
                     if column == n {
                         assert!(out == before, "a value between the rows is changed");
                         continue;
                     }
-                    let terms = (0..steps).map(|t| as_read(values[t * m + row]) * as_read(rows[t * n + column]));
+                    let terms = (0..steps).map(|t| as_read(values[(t + 3) * m + row]) * as_read(rows[t * n + column]));
                     let expected = f64::from(*before) + terms.sum::<f64>();
                     let error = (f64::from(*out) - expected).abs();
                     assert!(error < 1e-6 * (steps as f64 + 2.0), "{products:?}, {m}×{steps}×{n}: {error}");

@@ -4,8 +4,7 @@
 //! skips, `skip += r`; then `end`. Conditioning for every step is projected layer by layer, so that no pass holds the
 //! whole of it. Prenger et al. 2018; NVIDIA/waveglow `glow.py`, class WN.
 
-use super::multiply::{Products, Term, transposed};
-use super::product::Input;
+use super::multiply::{Products, Rows, Term, transposed};
 use super::{Strides, View, add, fill_rows, gate, matmul_add};
 use std::ops::Range;
 
@@ -223,8 +222,9 @@ impl Pass<'_> {
         let mut pre = vec![0.0; steps * 2 * c];
         let mut act = vec![0.0; steps * c];
         let mut out = Vec::new();
+        let features = self.features();
         for layer in 0..shape.layers() {
-            self.before_gate(layer, &h, &mut pre);
+            self.before_gate(layer, features.as_ref(), &h, &mut pre);
             gate::forward(&mut pre, &mut act, c);
             self.residual(layer, &act, &mut out);
             if keep == Keep::Everything {
@@ -274,36 +274,46 @@ impl Pass<'_> {
         h
     }
 
-    /// A layer's convolution: its taps' matrices, the first of which meets padded rows of `width` from `first` on.
+    /// Features for every step, if that is what there is.
+    fn features(&self) -> Option<Rows<'_>> {
+        match self.cond {
+            Conditioning::Features(features, weights) => {
+                Some(self.products.rows(features, weights.len() / self.shape.cond_width()))
+            }
+            Conditioning::Projected(_) => None,
+        }
+    }
+
+    /// A layer's convolution: its taps' matrices, of which the first meets padded rows from `first` on.
     fn convolution<'a>(
         &self,
         layer: usize,
-        (padded, width, first): (&'a [f32], usize, usize),
+        (rows, first): (&'a Rows<'a>, usize),
         matrices: impl Iterator<Item = View<'a>>,
     ) -> Term<'a> {
-        let (dilation, taps) = (self.shape.dilations[layer], self.shape.kernel);
-        let rows = Input { taps, dilation, ..Input::rows(&padded[first * width..], width) };
-        Term { rows, matrices: matrices.collect() }
+        Term { rows, first, dilation: self.shape.dilations[layer], matrices: matrices.collect() }
     }
 
     /// Fills `pre` `[steps, 2·channels]` with what goes into a layer's gate.
-    fn before_gate(&self, layer: usize, h: &[f32], pre: &mut [f32]) {
+    fn before_gate(&self, layer: usize, features: Option<&Rows>, h: &[f32], pre: &mut [f32]) {
         let (shape, p, steps) = (self.shape, self.shape.layer(layer), self.steps());
         let (c, width, bias) = (shape.channels, shape.cond_width(), &self.params[p.conv_bias]);
         let (before, _) = shape.padding();
         let first = before - shape.sides(shape.dilations[layer]).0;
         let taps = self.params[p.conv].chunks_exact(2 * c * c).map(|tap| (tap, Strides::rows(2 * c)));
-        let conv = self.convolution(layer, (h, c, first), taps);
-        match self.cond {
-            Conditioning::Features(features, weights) => {
+        let h = self.products.rows(h, c);
+        let conv = self.convolution(layer, (&h, first), taps);
+        match (self.cond, features) {
+            (Conditioning::Features(_, weights), Some(features)) => {
                 let projection = (&weights[layer * 2 * c..], Strides::rows(width));
-                let terms = [Term::new(features, weights.len() / width, projection), conv];
+                let terms = [Term::new(features, projection), conv];
                 self.products.sum((steps, 2 * c), Some(bias), &terms, (pre, 2 * c));
             }
-            Conditioning::Projected(rows) => {
+            (Conditioning::Projected(rows), _) => {
                 interpolated_bias(shape.up, bias, (&rows[layer * 2 * c..], width, 0), 0, pre);
                 self.products.sum((steps, 2 * c), None, &[conv], (pre, 2 * c));
             }
+            _ => unreachable!("features come with their rows"),
         }
     }
 
@@ -312,7 +322,8 @@ impl Pass<'_> {
         let (c, steps) = (self.shape.channels, self.steps());
         let (p, width) = (self.shape.layer(layer), self.shape.out_width(layer));
         out.resize(steps * width, 0.0);
-        let term = Term::new(act, c, (&self.params[p.out], Strides::rows(width)));
+        let act = self.products.rows(act, c);
+        let term = Term::new(&act, (&self.params[p.out], Strides::rows(width)));
         self.products.sum((steps, width), Some(&self.params[p.out_bias]), &[term], (out, width));
     }
 
@@ -376,8 +387,10 @@ impl Pass<'_> {
         let (after, before) = shape.padding();
         let mut d_pre = vec![0.0; (before + steps + after) * 2 * c];
         let own = before * 2 * c..(before + steps) * 2 * c;
-        let columns = match cond {
-            Conditioning::Features(features, weights) => transposed(features, weights.len() / shape.cond_width()),
+        // before the gates of all layers, where features come by step: they meet all layers' matrices at once
+        let cond_width = shape.cond_width();
+        let mut d_all = match cond {
+            Conditioning::Features(..) => vec![0.0; steps * cond_width],
             Conditioning::Projected(_) => Vec::new(),
         };
         for layer in (0..shape.layers()).rev() {
@@ -398,33 +411,42 @@ impl Pass<'_> {
             let gated = &saved.gated[layer];
             product_of_halves(gated, &mut act, c);
             let sums = products.sums((steps, width), d_out);
-            sums.add(c, (&transposed(&act, c), steps), (&mut d_params[p.out.clone()], width));
+            sums.add(c, &products.rows(&transposed(&act, c), steps), 0, (&mut d_params[p.out.clone()], width));
             add_column_sums(&mut d_params[p.out_bias], d_out);
-            let term = Term::new(d_out, width, (&params[p.out], Strides::rows(width).t()));
+            let d_out = products.rows(d_out, width);
+            let term = Term::new(&d_out, (&params[p.out], Strides::rows(width).t()));
             products.sum((steps, c), Some(&no_bias), &[term], (&mut d_act, c));
             gate::backward(gated, &d_act, &mut d_pre[own.clone()], c);
             let d = &d_pre[own.clone()];
             add_column_sums(&mut d_params[p.conv_bias], d);
             let sums = products.sums((steps, 2 * c), d);
             match cond {
-                Conditioning::Features(_, weights) => {
-                    let (first, cond_width) = (layer * 2 * c, shape.cond_width());
-                    let features = weights.len() / cond_width;
-                    sums.add(features, (&columns, steps), (&mut d_weights[first..], cond_width));
-                    let term = Term::new(d, 2 * c, (&weights[first..], Strides::rows(cond_width).t()));
-                    products.sum((steps, features), None, &[term], (&mut d_rows, features));
+                Conditioning::Features(..) => {
+                    let all = d_all.chunks_exact_mut(cond_width).zip(d.chunks_exact(2 * c));
+                    all.for_each(|(all, d)| all[layer * 2 * c..][..2 * c].copy_from_slice(d));
                 }
                 Conditioning::Projected(_) => gather(shape, d, layer, &mut d_rows),
             }
             let (dilation, padded) = (shape.dilations[layer], steps + before + after);
             let (back, ahead) = shape.sides(dilation);
             let h = transposed(&hidden[layer], c);
+            let h = products.rows(&h, padded);
             for (tap, d_conv) in d_params[p.conv.clone()].chunks_exact_mut(2 * c * c).enumerate() {
-                sums.add(c, (&h[after - back + tap * dilation..], padded), (d_conv, 2 * c));
+                sums.add(c, &h, after - back + tap * dilation, (d_conv, 2 * c));
             }
             let taps = params[p.conv].chunks_exact(2 * c * c).rev().map(|tap| (tap, Strides::rows(2 * c).t()));
-            let conv = self.convolution(layer, (&d_pre, 2 * c, before - ahead), taps);
+            let d_pre = products.rows(&d_pre, 2 * c);
+            let conv = self.convolution(layer, (&d_pre, before - ahead), taps);
             products.sum((steps, c), None, &[conv], (&mut dh, c));
+        }
+        if let Conditioning::Features(features, weights) = cond {
+            let width = weights.len() / cond_width;
+            let columns = transposed(features, width);
+            let sums = products.sums((steps, cond_width), &d_all);
+            sums.add(width, &products.rows(&columns, steps), 0, (&mut d_weights, cond_width));
+            let d_all = products.rows(&d_all, cond_width);
+            let term = Term::new(&d_all, (weights, Strides::rows(cond_width).t()));
+            products.sum((steps, width), None, &[term], (&mut d_rows, width));
         }
         let (weight, bias) = shape.start();
         let mut dx = vec![0.0; x.len()];
