@@ -53,14 +53,14 @@ fn backward_body(gated: &[f32], d_act: &[f32], d_pre: &mut [f32], channels: usiz
 
 /// Replaces `pre` `[steps, 2·channels]` by `[tanh | σ]` of its halves and writes their product to
 /// `act` `[steps, channels]`.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub fn forward(pre: &mut [f32], act: &mut [f32], channels: usize) {
     forward_body(pre, act, channels);
 }
 
 /// From `gated` `[tanh | σ]` and the gradient of the product `[steps, channels]`: the gradient
 /// before the gate, `[steps, 2·channels]`.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub fn backward(gated: &[f32], d_act: &[f32], d_pre: &mut [f32], channels: usize) {
     backward_body(gated, d_act, d_pre, channels);
 }

@@ -39,6 +39,7 @@ mod tile;
 mod tile_unit;
 mod vector;
 pub mod wavenet;
+pub mod weight_norm;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod wide_unit;
 

@@ -7,6 +7,7 @@ pub mod rowwise;
 pub mod separable;
 pub mod transformer;
 pub mod wavenet;
+mod weight_norm;
 
 use crate::kernels::choice::Kernel;
 use crate::kernels::conditioner::Weights;

@@ -1,5 +1,6 @@
 //! A WaveNet conditioner: the graph that defines it, and the fused CPU body that runs it.
 
+use super::weight_norm::normed;
 use super::{CondNet, Conditioning, Passes};
 use crate::kernels::conditioner::Weights;
 use crate::kernels::multiply::Products;
@@ -7,7 +8,7 @@ use crate::kernels::recall::{Recall, WaveNetRecall};
 use crate::kernels::wavenet::{self as kernel, Keep, Pass, Shape};
 use crate::kernels::{self, choice::Kernel};
 use crate::kernels::{recursion, stream};
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Storage, Tensor};
 use candle_nn::{Init, VarBuilder};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -99,10 +100,7 @@ impl Linear {
     /// The weight with weight norm applied: `magnitude · v / ‖v‖`, norms per output.
     fn weight(&self) -> Result<Tensor> {
         let Some(magnitude) = &self.magnitude else { return Ok(self.weight.clone()) };
-        let outputs = self.weight.dim(D::Minus1)?;
-        let rows = self.weight.reshape(((), outputs))?;
-        let scale = (magnitude / rows.sqr()?.sum(0)?.sqrt()?)?;
-        rows.broadcast_mul(&scale)?.reshape(self.weight.dims())
+        normed(&self.weight, magnitude)
     }
 }
 
