@@ -62,6 +62,15 @@ impl Rows<'_> {
     }
 }
 
+/// Columns of rows, as products meet them.
+pub(super) enum Columns<'a> {
+    /// Where they lie, in rows of so many values.
+    Floats(&'a [f32], usize),
+    /// One after the other and rounded, [`Numbers::stride`] apart, and a chunk behind the last; how far apart; and a one
+    /// for each.
+    Bfloats(Vec<i16>, usize, Vec<f32>),
+}
+
 /// Rows from `first` on, and for each of their taps the matrix that it meets, `[width, n]`.
 pub(super) struct Term<'a> {
     pub rows: &'a Rows<'a>,
@@ -94,14 +103,20 @@ impl<'a> Term<'a> {
 impl Products {
     /// Rows of `width` values one after the other, as these products want them.
     pub(super) fn rows(self, values: &[f32], width: usize) -> Rows<'_> {
-        let round = |count: usize| {
-            let size = count * Numbers::Bfloats.stride(width);
-            let mut short = vec![0; size + CHUNK];
-            to_bfloats(values, width, &mut short[..size]);
-            (short, vec![1.0; count])
-        };
-        let short = matches!(self, Self::Bfloats(_)).then(|| round(values.len() / width));
+        let short = matches!(self, Self::Bfloats(_)).then(|| rounded(values, width));
         Rows { values, width, short }
+    }
+
+    /// The columns of rows of `width` values one after the other.
+    pub(super) fn columns(self, values: &[f32], width: usize) -> Columns<'_> {
+        match self {
+            Self::Floats(_) => Columns::Floats(values, width),
+            Self::Bfloats(_) => {
+                let count = values.len() / width;
+                let (short, scales) = rounded(&transposed(values, width), count);
+                Columns::Bfloats(short, Numbers::Bfloats.stride(count), scales)
+            }
+        }
     }
 
     /// `out[count, n]` = the bias, or without one what stands there, plus all terms; one thread. The rows of `out` have
@@ -154,6 +169,15 @@ impl Products {
     }
 }
 
+/// Rows of `width` values in bf16, and a one for each: [`Numbers::stride`] apart, and a chunk behind the last.
+fn rounded(values: &[f32], width: usize) -> (Vec<i16>, Vec<f32>) {
+    let count = values.len() / width;
+    let size = count * Numbers::Bfloats.stride(width);
+    let mut short = vec![0; size + CHUNK];
+    to_bfloats(values, width, &mut short[..size]);
+    (short, vec![1.0; count])
+}
+
 /// What [`Products::sums`] has packed, [`STEPS`] after the other.
 pub(super) enum Sums {
     Floats(Vec<Panels>),
@@ -166,29 +190,32 @@ impl Sums {
     /// what lies between two of its rows.
     ///
     /// # Panics
-    /// If `columns` or `out` have too few values.
-    pub(super) fn add(&self, m: usize, columns: &Rows, mut from: usize, (out, stride): (&mut [f32], usize)) {
-        match self {
-            Self::Floats(parts) => {
+    /// If `columns` are others' or too short, or `out` has too few values.
+    pub(super) fn add(&self, m: usize, columns: &Columns, mut from: usize, (out, stride): (&mut [f32], usize)) {
+        match (self, columns) {
+            (Self::Floats(parts), &Columns::Floats(values, width)) => {
                 for panels in parts {
-                    let rows = columns.of_f32(from, panels.depth());
-                    in_pieces(panels.depth(), m, |first, some| {
-                        let rows = product::Input { rows: &rows.rows[first * rows.stride..], ..rows };
+                    let depth = panels.depth();
+                    in_pieces(depth, m, |first, some| {
+                        let rows = product::Input::rows(&values[from * width + first..], depth);
+                        let rows = product::Input { stride: 1, step: width, ..rows };
                         panels.product(some, &[rows], Start::Answer, (&mut out[first * stride..], stride));
                     });
-                    from += panels.depth();
+                    from += depth;
                 }
             }
-            Self::Bfloats(parts) => {
+            (Self::Bfloats(parts), Columns::Bfloats(values, apart, scales)) => {
                 for (steps, panels) in parts {
-                    let rows = columns.of_bf16(from, *steps);
                     in_pieces(*steps, m, |first, some| {
-                        let rows = quantise::Input { values: &rows.values[first * rows.stride..], ..rows };
+                        let values = &values[first * apart + from..];
+                        let rows = quantise::Input::rows(Numbers::Bfloats, values, scales, *steps);
+                        let rows = quantise::Input { stride: *apart, ..rows };
                         panels.product(some, &[rows], Start::Answer, (&mut out[first * stride..], stride));
                     });
                     from += steps;
                 }
             }
+            _ => unreachable!("columns are made for the products that meet them"),
         }
     }
 }
@@ -202,7 +229,7 @@ fn in_pieces(width: usize, count: usize, mut product: impl FnMut(usize, usize)) 
 }
 
 /// Columns of a matrix of rows of `width`, one after the other.
-pub(super) fn transposed(rows: &[f32], width: usize) -> Vec<f32> {
+fn transposed(rows: &[f32], width: usize) -> Vec<f32> {
     /// Rows and columns of a square that is turned at once: a line of the cache holds as many values.
     const SQUARE: usize = 16;
     let count = rows.len() / width;
@@ -292,12 +319,12 @@ mod tests {
         for (m, steps, n) in [(1, 1, 1), (3, 5, 7), (17, STEPS + 31, 33), (2, 3 * STEPS, 16)] {
             // columns that are longer than the sum, which begins with the fourth step
             let (values, rows) = (some((steps + 5) * m, 1), some(steps * n, 2));
-            let columns = transposed(&values, m);
-            assert!((0..values.len()).all(|i| values[i] == columns[i % m * (steps + 5) + i / m]));
+            let turned = transposed(&values, m);
+            assert!((0..values.len()).all(|i| values[i] == turned[i % m * (steps + 5) + i / m]));
             let before = some((m - 1) * (n + 1) + n, 3);
             for (products, as_read) in ways(m * steps * n) {
                 let mut out = before.clone();
-                let columns = products.rows(&columns, steps + 5);
+                let columns = products.columns(&values, m);
                 products.sums((steps, n), &rows).add(m, &columns, 3, (&mut out, n + 1));
                 for (i, (out, before)) in out.iter().zip(&before).enumerate() {
                     let (row, column) = (i / (n + 1), i % (n + 1));

@@ -114,6 +114,8 @@ pub(crate) struct Input<'a> {
     pub rows: &'a [f32],
     /// Values from one row to the next.
     pub stride: usize,
+    /// Values from one value of a row to the next: 1, or where rows are columns of what lies there, its width.
+    pub step: usize,
     /// Values of a row that are read.
     pub width: usize,
     /// How often rows are read, `dilation` rows further each time.
@@ -124,7 +126,7 @@ pub(crate) struct Input<'a> {
 impl<'a> Input<'a> {
     /// Rows one after the other, read once.
     pub fn rows(rows: &'a [f32], width: usize) -> Self {
-        Self { rows, stride: width, width, taps: 1, dilation: 0 }
+        Self { rows, stride: width, step: 1, width, taps: 1, dilation: 0 }
     }
 }
 
@@ -277,7 +279,8 @@ impl Panels {
         }
         assert!(inputs.iter().map(|i| i.width * i.taps).sum::<usize>() == self.depth);
         for i in inputs {
-            assert!(i.rows.len() >= reach(count + (i.taps - 1) * i.dilation, i.stride, i.width));
+            let width = if i.width == 0 { 0 } else { (i.width - 1) * i.step + 1 };
+            assert!(i.rows.len() >= reach(count + (i.taps - 1) * i.dilation, i.stride, width));
         }
         let lines = Floats { panels: self.values[self.begin..].as_ptr(), depth: self.depth, inputs };
         let job = self.layout.job(count, lines, start, out);

@@ -63,7 +63,10 @@ impl<V: Vector> Lines<V> for Floats<'_> {
                     if tap > 0 {
                         rows = rows.add(input.dilation * input.stride);
                     }
-                    sums = accumulate(sums, rows, input.stride, input.width, weights);
+                    sums = match input.step {
+                        1 => accumulate(sums, (rows, input.stride, 1), input.width, weights),
+                        step => accumulate(sums, (rows, input.stride, step), input.width, weights),
+                    };
                     weights = weights.add(input.width * width);
                 }
             }
@@ -100,7 +103,7 @@ pub(super) unsafe fn run<V: Vector>(job: &Job<Floats>) {
     let columns = if job.layout.gated { V::LANES } else { 2 * V::LANES };
     let full = job.layout.columns / columns;
     let mut first = 0;
-    while job.count == 1 && first + 1 < full {
+    while job.count == 1 && first + 1 < full && job.lines.inputs.iter().all(|input| input.step == 1) {
         // SAFETY: the caller's promise; the panels are full.
         first += unsafe {
             match full - first {
@@ -378,13 +381,12 @@ pub(super) unsafe fn finish<V: Vector>(gated: bool, [a, b]: [V; 2], out: *mut f3
 /// `sums[r] + Σ_k rows[r][k] · weights[k]`; by value, so that the sums stay in registers.
 ///
 /// # Safety
-/// The processor must have the vector's feature; `R` rows of `depth` values, `stride` apart, and as
+/// The processor must have the vector's feature; `R` rows of `depth` values, `stride` and `step` apart, and as
 /// many pairs of vectors of weights must be there.
 #[inline(always)]
 unsafe fn accumulate<V: Vector, const R: usize>(
     mut sums: [[V; 2]; R],
-    rows: *const f32,
-    stride: usize,
+    (rows, stride, step): (*const f32, usize, usize),
     depth: usize,
     weights: *const f32,
 ) -> [[V; 2]; R] {
@@ -394,7 +396,7 @@ unsafe fn accumulate<V: Vector, const R: usize>(
             let weights = weights.add(k * 2 * V::LANES);
             let (a, b) = (V::load(weights), V::load(weights.add(V::LANES)));
             for (r, sums) in sums.iter_mut().enumerate() {
-                let x = V::splat(*rows.add(r * stride + k));
+                let x = V::splat(*rows.add(r * stride + k * step));
                 *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
             }
         }

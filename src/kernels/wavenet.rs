@@ -4,7 +4,7 @@
 //! skips, `skip += r`; then `end`. Conditioning for every step is projected layer by layer, so that no pass holds the
 //! whole of it. Prenger et al. 2018; NVIDIA/waveglow `glow.py`, class WN.
 
-use super::multiply::{Products, Rows, Term, transposed};
+use super::multiply::{Products, Rows, Term};
 use super::{Strides, View, add, fill_rows, gate, matmul_add};
 use std::ops::Range;
 
@@ -411,7 +411,7 @@ impl Pass<'_> {
             let gated = &saved.gated[layer];
             product_of_halves(gated, &mut act, c);
             let sums = products.sums((steps, width), d_out);
-            sums.add(c, &products.rows(&transposed(&act, c), steps), 0, (&mut d_params[p.out.clone()], width));
+            sums.add(c, &products.columns(&act, c), 0, (&mut d_params[p.out.clone()], width));
             add_column_sums(&mut d_params[p.out_bias], d_out);
             let d_out = products.rows(d_out, width);
             let term = Term::new(&d_out, (&params[p.out], Strides::rows(width).t()));
@@ -427,10 +427,9 @@ impl Pass<'_> {
                 }
                 Conditioning::Projected(_) => gather(shape, d, layer, &mut d_rows),
             }
-            let (dilation, padded) = (shape.dilations[layer], steps + before + after);
+            let dilation = shape.dilations[layer];
             let (back, ahead) = shape.sides(dilation);
-            let h = transposed(&hidden[layer], c);
-            let h = products.rows(&h, padded);
+            let h = products.columns(&hidden[layer], c);
             for (tap, d_conv) in d_params[p.conv.clone()].chunks_exact_mut(2 * c * c).enumerate() {
                 sums.add(c, &h, after - back + tap * dilation, (d_conv, 2 * c));
             }
@@ -441,9 +440,8 @@ impl Pass<'_> {
         }
         if let Conditioning::Features(features, weights) = cond {
             let width = weights.len() / cond_width;
-            let columns = transposed(features, width);
             let sums = products.sums((steps, cond_width), &d_all);
-            sums.add(width, &products.rows(&columns, steps), 0, (&mut d_weights, cond_width));
+            sums.add(width, &products.columns(features, width), 0, (&mut d_weights, cond_width));
             let d_all = products.rows(&d_all, cond_width);
             let term = Term::new(&d_all, (weights, Strides::rows(cond_width).t()));
             products.sum((steps, width), None, &[term], (&mut d_rows, width));
