@@ -36,20 +36,20 @@ use std::marker::PhantomData;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "the others are x86's"))]
 pub(super) enum Way {
     /// Widened to f32.
-    InTwo,
+    Widened,
     /// A pair by one instruction.
-    InOne,
+    Pairs,
     /// In tiles.
-    InTiles,
+    Tiles,
 }
 
 impl Way {
     /// The fastest.
     fn of(kernel: Kernel) -> Self {
         match kernel {
-            _ if kernel.has_tiles() => Self::InTiles,
-            _ if kernel.has_bfloats() => Self::InOne,
-            _ => Self::InTwo,
+            _ if kernel.has_tiles() => Self::Tiles,
+            _ if kernel.has_bfloats() => Self::Pairs,
+            _ => Self::Widened,
         }
     }
 }
@@ -65,6 +65,7 @@ pub(crate) struct BfloatPanels {
     begin: usize,
     /// Values of the rows that meet the matrix, one after the other.
     widths: Vec<usize>,
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "there is but one elsewhere"))]
     way: Way,
 }
 
@@ -84,9 +85,7 @@ impl BfloatPanels {
                 (tap, lines) = lines.split_at(rows * width);
                 let from = pairs.len();
                 pairs.resize(from + Numbers::Bfloats.stride(rows) * width, 0);
-                for (row, weights) in tap.chunks_exact(width).enumerate() {
-                    put_row(&mut pairs[from..], width, row, weights.iter().copied());
-                }
+                put_rows(&mut pairs[from..], width, rows, width, (tap, width));
             }
         }
         Self { layout, bias, pairs, begin, widths: widths.to_vec(), way: Way::of(layout.kernel) }
@@ -136,11 +135,11 @@ impl BfloatPanels {
             match self.layout.kernel {
                 #[cfg(target_arch = "x86_64")]
                 Kernel::Avx512 => match self.way {
-                    Way::InTiles => {
+                    Way::Tiles => {
                         amx::product(&self.layout.job(count, amx::Tiled::new(self.lines(inputs)), start, out));
                     }
-                    Way::InOne => avx512_bf16(&self.layout.job(count, self.lines(inputs), start, out)),
-                    Way::InTwo => avx512(&self.layout.job(count, self.lines(inputs), start, out)),
+                    Way::Pairs => avx512_bf16(&self.layout.job(count, self.lines(inputs), start, out)),
+                    Way::Widened => avx512(&self.layout.job(count, self.lines(inputs), start, out)),
                 },
                 #[cfg(target_arch = "x86_64")]
                 Kernel::Avx2 => avx2(&self.layout.job(count, self.lines(inputs), start, out)),
@@ -156,14 +155,6 @@ impl BfloatPanels {
         let pairs = &self.pairs[self.begin..];
         let size = pairs.len() / self.layout.panels;
         Bfloats { bias: self.bias.as_ptr(), pairs: pairs.as_ptr(), size, inputs, way: PhantomData }
-    }
-}
-
-/// Rounds a row of weights into its half of a line of pairs.
-fn put_row(pairs: &mut [i16], width: usize, row: usize, weights: impl Iterator<Item = f32>) {
-    let line = &mut pairs[row / 2 * 2 * width..][..2 * width];
-    for (pair, weight) in line.chunks_exact_mut(2).zip(weights) {
-        pair[row % 2] = bfloat(weight);
     }
 }
 
@@ -301,7 +292,7 @@ mod tests {
             let pack = if gated { Panels::gated } else { Panels::new };
             let panels = pack(kernel, columns, bias, &matrix);
             let ways =
-                [(Way::InTwo, true), (Way::InOne, kernel.can_run_bfloats()), (Way::InTiles, kernel.can_run_tiles())];
+                [(Way::Widened, true), (Way::Pairs, kernel.can_run_bfloats()), (Way::Tiles, kernel.can_run_tiles())];
             for (way, _) in ways.into_iter().filter(|(_, can)| *can) {
                 let name = format!("{}, {way:?}", kernel.name());
                 all.push((name, BfloatPanels { way, ..BfloatPanels::new(&panels, widths) }));

@@ -42,6 +42,11 @@ impl Weights {
         matches!(self, Self::WaveNet(net) if net.gains_from_integers())
     }
 
+    /// Whether products are in short numbers.
+    pub(crate) fn is_short(&self) -> bool {
+        matches!(self, Self::WaveNet(net) if net.is_short())
+    }
+
     /// Goes over to short numbers where that pays, which for separable layers nobody has shown; whether
     /// anything changed.
     pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {
@@ -63,7 +68,7 @@ impl Weights {
 /// What a conditioner remembers of one sequence.
 pub enum State {
     /// A WaveNet.
-    WaveNet(stream::State),
+    WaveNet(Box<stream::State>),
     /// SqueezeWave's net.
     Separable(separable::State),
 }
@@ -72,7 +77,7 @@ impl State {
     /// Before the first step.
     pub fn new(weights: &Weights) -> Self {
         match weights {
-            Weights::WaveNet(net) => Self::WaveNet(stream::State::new(net)),
+            Weights::WaveNet(net) => Self::WaveNet(Box::new(stream::State::new(net))),
             Weights::Separable(net) => Self::Separable(separable::State::new(net)),
         }
     }

@@ -48,20 +48,6 @@ pub(super) struct Rows<'a> {
     short: Option<(Vec<i16>, Vec<f32>)>,
 }
 
-impl Rows<'_> {
-    /// Some values of each row, those from `from` on.
-    fn of_f32(&self, from: usize, width: usize) -> product::Input<'_> {
-        product::Input { stride: self.width, ..product::Input::rows(&self.values[from..], width) }
-    }
-
-    /// The same, rounded.
-    fn of_bf16(&self, from: usize, width: usize) -> quantise::Input<'_> {
-        let (values, scales) = self.short.as_ref().expect("rows made for these products");
-        let stride = Numbers::Bfloats.stride(self.width);
-        quantise::Input { stride, ..quantise::Input::rows(Numbers::Bfloats, &values[from..], scales, width) }
-    }
-}
-
 /// Columns of rows, as products meet them.
 pub(super) enum Columns<'a> {
     /// Where they lie, in rows of so many values.
@@ -89,14 +75,16 @@ impl<'a> Term<'a> {
     /// The input of a product of its rows from `from` on.
     fn of_f32(&self, from: usize) -> product::Input<'a> {
         let (width, taps, dilation) = (self.rows.width, self.matrices.len(), self.dilation);
-        product::Input { taps, dilation, ..self.rows.of_f32((self.first + from) * width, width) }
+        let rows = product::Input::rows(&self.rows.values[(self.first + from) * width..], width);
+        product::Input { taps, dilation, ..rows }
     }
 
     /// The same, rounded.
     fn of_bf16(&self, from: usize) -> quantise::Input<'a> {
         let (width, taps, dilation) = (self.rows.width, self.matrices.len(), self.dilation);
-        let from = (self.first + from) * Numbers::Bfloats.stride(width);
-        quantise::Input { taps, dilation, ..self.rows.of_bf16(from, width) }
+        let (values, scales) = self.rows.short.as_ref().expect("rows made for these products");
+        let values = &values[(self.first + from) * Numbers::Bfloats.stride(width)..];
+        quantise::Input { taps, dilation, ..quantise::Input::rows(Numbers::Bfloats, values, scales, width) }
     }
 }
 
@@ -159,9 +147,7 @@ impl Products {
             (STEPS.min(steps - first), rows)
         });
         match self {
-            Self::Floats(kernel) => {
-                Sums::Floats(parts.map(|part| Panels::of_views(kernel, n, &[], &[part])).collect())
-            }
+            Self::Floats(kernel) => Sums::Floats(parts.map(|part| Panels::of_views(kernel, n, &[], &[part])).collect()),
             Self::Bfloats(kernel) => {
                 Sums::Bfloats(parts.map(|part| (part.0, BfloatPanels::of_views(kernel, n, &[], &[part]))).collect())
             }

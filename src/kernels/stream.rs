@@ -72,6 +72,11 @@ impl Weights {
         self.shape.channels >= 64 && self.layers.len() > 1 && self.layers.iter().skip(1).all(large)
     }
 
+    /// Whether products are in short numbers.
+    pub(crate) fn is_short(&self) -> bool {
+        !self.short.is_empty()
+    }
+
     /// Goes over to short numbers where that pays: in all layers but the first, which reads the net's own
     /// few channels, and in its conditioning. Whether anything changed.
     pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {

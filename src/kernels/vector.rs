@@ -409,7 +409,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn multiply_add(a: __m512i, b: __m512i, sums: Avx512) -> Avx512 {
             // SAFETY: the caller's promise; any bits are pairs of bf16.
-            Avx512(unsafe { _mm512_dpbf16_ps(sums.0, std::mem::transmute(a), std::mem::transmute(b)) })
+            unsafe {
+                let [a, b] = [a, b].map(|pairs| std::mem::transmute::<__m512i, __m512bh>(pairs));
+                Avx512(_mm512_dpbf16_ps(sums.0, a, b))
+            }
         }
     }
 

@@ -143,6 +143,12 @@ impl<'a> Conditioning<'a> {
     }
 }
 
+/// [`Conditioning`], features as products want them.
+enum Conditioned<'a> {
+    Features(Rows<'a>, &'a [f32]),
+    Projected(&'a [f32]),
+}
+
 /// A conditioner at work on one sequence.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
@@ -222,9 +228,9 @@ impl Pass<'_> {
         let mut pre = vec![0.0; steps * 2 * c];
         let mut act = vec![0.0; steps * c];
         let mut out = Vec::new();
-        let features = self.features();
+        let cond = self.conditioned();
         for layer in 0..shape.layers() {
-            self.before_gate(layer, features.as_ref(), &h, &mut pre);
+            self.before_gate(layer, &cond, &h, &mut pre);
             gate::forward(&mut pre, &mut act, c);
             self.residual(layer, &act, &mut out);
             if keep == Keep::Everything {
@@ -274,13 +280,14 @@ impl Pass<'_> {
         h
     }
 
-    /// Features for every step, if that is what there is.
-    fn features(&self) -> Option<Rows<'_>> {
+    /// The conditioning as products want it.
+    fn conditioned(&self) -> Conditioned<'_> {
         match self.cond {
             Conditioning::Features(features, weights) => {
-                Some(self.products.rows(features, weights.len() / self.shape.cond_width()))
+                let width = weights.len() / self.shape.cond_width();
+                Conditioned::Features(self.products.rows(features, width), weights)
             }
-            Conditioning::Projected(_) => None,
+            Conditioning::Projected(rows) => Conditioned::Projected(rows),
         }
     }
 
@@ -295,7 +302,7 @@ impl Pass<'_> {
     }
 
     /// Fills `pre` `[steps, 2·channels]` with what goes into a layer's gate.
-    fn before_gate(&self, layer: usize, features: Option<&Rows>, h: &[f32], pre: &mut [f32]) {
+    fn before_gate(&self, layer: usize, cond: &Conditioned, h: &[f32], pre: &mut [f32]) {
         let (shape, p, steps) = (self.shape, self.shape.layer(layer), self.steps());
         let (c, width, bias) = (shape.channels, shape.cond_width(), &self.params[p.conv_bias]);
         let (before, _) = shape.padding();
@@ -303,17 +310,16 @@ impl Pass<'_> {
         let taps = self.params[p.conv].chunks_exact(2 * c * c).map(|tap| (tap, Strides::rows(2 * c)));
         let h = self.products.rows(h, c);
         let conv = self.convolution(layer, (&h, first), taps);
-        match (self.cond, features) {
-            (Conditioning::Features(_, weights), Some(features)) => {
+        match cond {
+            Conditioned::Features(features, weights) => {
                 let projection = (&weights[layer * 2 * c..], Strides::rows(width));
                 let terms = [Term::new(features, projection), conv];
                 self.products.sum((steps, 2 * c), Some(bias), &terms, (pre, 2 * c));
             }
-            (Conditioning::Projected(rows), _) => {
+            Conditioned::Projected(rows) => {
                 interpolated_bias(shape.up, bias, (&rows[layer * 2 * c..], width, 0), 0, pre);
                 self.products.sum((steps, 2 * c), None, &[conv], (pre, 2 * c));
             }
-            _ => unreachable!("features come with their rows"),
         }
     }
 
