@@ -313,15 +313,19 @@ impl Vocoder {
                     let draw = |step: usize, rows: &mut [f32]| {
                         noise.fill_scaled(from * hop + step * packed.flow.group, sigma, rows);
                     };
-                    let mut state = State::new(&packed.flow, threads);
+                    let mut state = State::for_pieces(&packed.flow, (to - from).div_ceil(frames), threads);
                     // samples to drop in front, and where the next go
                     let (mut skip, mut at) = ((start - from) * hop, 0);
-                    let mut piece = Vec::new();
-                    for first in (from..to).step_by(frames) {
+                    let (mut piece, mut first) = (Vec::new(), from);
+                    while first < to || state.under_way() {
                         let end = (first + frames).min(to);
-                        let rows = &columns[(first - seen.start) * n_mels..(end - seen.start) * n_mels];
                         piece.clear();
-                        state.push(&packed.flow, rows, end == to, draw, &mut piece);
+                        if first < to {
+                            let rows = &columns[(first - seen.start) * n_mels..(end - seen.start) * n_mels];
+                            state.push(&packed.flow, rows, end == to, draw, &mut piece);
+                        } else {
+                            state.go_on(&packed.flow, &mut piece);
+                        }
                         let dropped = skip.min(piece.len());
                         skip -= dropped;
                         let count = (piece.len() - dropped).min(out.len() - at);
@@ -329,6 +333,7 @@ impl Vocoder {
                         at += count;
                         // that nobody listens is no reason to stop
                         let _ = sender.send(end - first);
+                        first = end;
                     }
                 });
             }
