@@ -6,7 +6,7 @@ Run from the repository's root, or name the program with --melglow. Every archit
 weights and its published shape (`models.py`; batch 1, one fixed length). Timed is the network from mel
 and latents to sound, after a warm-up, in processes that stay loaded and wait while another works;
 ours is the bare flow of `melglow bench`, which also draws the noise and, for `parallel`, runs the synthesis
-filter (the peers' `parallel` ends at the residual). A round measures each program once, one after the other:
+filter (the peers' `parallel` ends at the residual), in each of --precisions. A round measures each program once, one after the other:
 a ratio is the peer's time over ours within a round, above 1 where melglow is faster. OpenVINO runs in
 bf16 only where it says that the processor can.
 
@@ -96,10 +96,10 @@ class Peer:
         return memory
 
 
-def melglow(program, name, seconds, threads):
+def melglow(program, name, precision, seconds, threads):
     """Report of one run of `melglow bench`."""
     command = [program, "bench", "--arch", name, "--threads", str(threads), "--seconds", str(seconds),
-               "--refine", "0", "--rounds", "1", "--json", "-"]
+               "--precision", precision, "--refine", "0", "--rounds", "1", "--json", "-"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr.strip())
@@ -135,13 +135,14 @@ def measure(args, engines, name, threads):
         off = abs(sound - sounds[0]).max() / level
         if not off < (0.2 if engine.endswith("bf16") else 1e-3):
             sys.exit(f"{name}: the sound of {ENGINES[engine]} is {off:.2g} of the peak off that of the first peer")
-    times, memory = {program: [] for program in ["melglow", *engines]}, {}
+    times, memory = {program: [] for program in [*args.precisions, *engines]}, {}
     for _ in range(args.rounds):
-        machine, run = melglow(args.melglow, name, args.seconds, threads)
-        if run["threads"] != threads:
-            sys.exit(f"melglow runs {run['threads']} threads here, not {threads}")
-        times["melglow"].append(run[{"wall": "bare", "cpu": "bare_cpu"}[args.clock]]["median"])
-        memory["melglow"] = (run["peak_memory_bytes"] or 0) / 1e6
+        for precision in args.precisions:
+            machine, run = melglow(args.melglow, name, precision, args.seconds, threads)
+            if run["threads"] != threads:
+                sys.exit(f"melglow runs {run['threads']} threads here, not {threads}")
+            times[precision].append(run[{"wall": "bare", "cpu": "bare_cpu"}[args.clock]]["median"])
+            memory[precision] = (run["peak_memory_bytes"] or 0) / 1e6
         for engine, peer in peers.items():
             times[engine].append(peer.seconds()[args.clock] / run["audio_seconds"])
         print(f"{name}, threads {threads}: " + ", ".join(f"{p} {t[-1]:.4f}" for p, t in times.items()), file=sys.stderr)
@@ -149,10 +150,10 @@ def measure(args, engines, name, threads):
     return machine, times, memory
 
 
-def row(name, threads, times, memory):
-    ours = times["melglow"]
-    cells = [name, str(threads), f"{statistics.median(ours):.3g} ({memory['melglow']:.0f} MB)"]
-    for engine in list(times)[1:]:
+def row(name, precision, engines, threads, times, memory):
+    ours = times[precision]
+    cells = [name, precision, str(threads), f"{statistics.median(ours):.3g} ({memory[precision]:.0f} MB)"]
+    for engine in engines:
         ratios = [theirs / own for theirs, own in zip(times[engine], ours)]
         cells.append(f"{statistics.median(times[engine]):.3g} ({memory[engine]:.0f} MB): "
                      f"**{statistics.median(ratios):.2f}×** ({min(ratios):.2f}–{max(ratios):.2f})")
@@ -173,6 +174,8 @@ def main():
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
                         help="cpu: processor time of all threads, for one thread on a machine with other work")
     parser.add_argument("--engines", default=",".join(ENGINES), help="of " + ", ".join(ENGINES))
+    parser.add_argument("--precisions", type=lambda text: text.split(","), default=["f32"], metavar="P,…",
+                        help="of melglow: f32, int16, int8, bf16 (default f32)")
     parser.add_argument("--melglow", default="target/release/melglow", help="the program")
     args = parser.parse_args()
     engines = args.engines.split(",")
@@ -194,13 +197,13 @@ def main():
     for name in args.archs.split(","):
         for threads in args.threads:
             machine, times, memory = measure(args, engines, name, threads)
-            lines.append(row(name, threads, times, memory))
+            lines += [row(name, precision, engines, threads, times, memory) for precision in args.precisions]
     versions = [f"{package} {importlib.metadata.version(package)}" for package in dict.fromkeys(packages)]
     print(f"{machine['processor']}, {machine['cores']} cores, {' '.join(machine['flags'])}; "
           f"melglow {machine['melglow']}, {', '.join(versions)}; {args.seconds:g} s of sound, {args.rounds} rounds, "
           f"{args.clock} clock\n")
-    print("| model | threads | melglow RTF (memory) | " + " | ".join(ENGINES[e] for e in engines) + " |")
-    print("|---|---|---" + "|---" * len(engines) + "|")
+    print("| model | in | threads | melglow RTF (memory) | " + " | ".join(ENGINES[e] for e in engines) + " |")
+    print("|---|---|---|---" + "|---" * len(engines) + "|")
     print("\n".join(lines))
 
 

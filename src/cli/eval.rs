@@ -2,7 +2,7 @@
 
 use super::source::is_stdio;
 use super::train::{DeviceName, GivenMelArgs};
-use super::{PrecisionArgs, say, use_threads, voice};
+use super::{PrecisionArgs, keep_memory, say, use_threads, voice};
 use crate::audio::wav::{self, WavFormat};
 use crate::eval::griffin_lim::GriffinLim;
 use crate::eval::report::{Example, Report, Setting};
@@ -103,6 +103,7 @@ pub struct EvalArgs {
 /// If the voice or the data can't be used, or an output can't be written.
 pub fn run(args: &EvalArgs) -> Result<()> {
     use_threads(args.threads)?;
+    keep_memory();
     let options = SynthOptions {
         sigma: args.sigma,
         drive: args.drive,

@@ -23,6 +23,7 @@ pub mod train;
 pub mod zoo;
 
 use crate::kernels::choice::Kernel;
+use crate::kernels::quantise::Numbers;
 use crate::train::checkpoint;
 use crate::vocoder::{Precision, SynthOptions, Vocoder};
 use crate::voice::{CONFIG_FILE, Lookahead, Voice};
@@ -131,8 +132,9 @@ pub(crate) fn voice(choice: Option<&str>) -> Result<Voice> {
 pub struct PrecisionArgs {
     /// Numbers that the flow is worked out in: 32-bit floats, or 16-bit integers where that pays: faster
     /// for wide nets, about 60 dB or more from f32 ("melglow bench --precision int16" tells what it does here); or
-    /// bf16, 30 dB or more from f32, on processors with AMX alone [default: int16 for WaveGlow's nets of 64 channels
-    /// and more with AVX2 or AVX-512, else f32; of bench: f32]
+    /// 8-bit integers, 30 dB or more from f32, on processors with VNNI alone; or bf16, likewise, with AMX or
+    /// AVX512_BF16 [default: int16 for WaveGlow's nets of 64 channels and more with AVX2 or AVX-512, else f32; of
+    /// bench: f32]
     #[arg(long, value_name = "NUMBERS", value_parser = precisions(Precision::ALL))]
     precision: Option<Precision>,
 }
@@ -150,15 +152,21 @@ impl PrecisionArgs {
 }
 
 /// Why there is no bf16 on a processor or system.
-const WITHOUT_TILES: &str = "here, without AMX or leave to use it";
+const WITHOUT_BFLOATS: &str = "here, without AVX512_BF16, AMX or leave to use that";
+/// Why there is no int8 on a processor.
+const WITHOUT_BYTES: &str = "here, without VNNI";
 
 /// A vocoder in this precision; says so where the voice runs in another.
 fn vocoder(voice: &Voice, precision: Precision) -> Result<Vocoder> {
     let vocoder = Vocoder::with_precision(voice, precision)?;
     let (asked, given) = (precision.name(), vocoder.precision().name());
     if asked != given {
-        let without = precision == Precision::Bf16 && !Kernel::chosen()?.has_tiles();
-        let why = if without { WITHOUT_TILES } else { "here for a flow of this design" };
+        let kernel = Kernel::chosen()?;
+        let why = match precision {
+            Precision::Bf16 if !kernel.takes(Numbers::Bfloats) => WITHOUT_BFLOATS,
+            Precision::Int8 if !kernel.takes(Numbers::Bytes) => WITHOUT_BYTES,
+            _ => "here for a flow of this design",
+        };
         say(&format!("{}: no {asked} {why}: it runs in {given}", voice.config().name));
     }
     Ok(vocoder)
@@ -239,8 +247,8 @@ pub(crate) fn use_threads(threads: Option<usize>) -> crate::Result<()> {
     Ok(())
 }
 
-/// Has memory that was freed kept for what comes next: a training step wants as much as the one before it, and new
-/// pages from the system cost up to a sixth of its time.
+/// Has memory that was freed kept for what comes next: a training step or an utterance wants as much as the one before
+/// it, and new pages from the system cost up to a sixth of its time.
 pub(crate) fn keep_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

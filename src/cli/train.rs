@@ -91,7 +91,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub recompute: bool,
     /// Numbers that the products of WaveNets' layers are worked out in: 32-bit floats; or bf16, with sums and weights
-    /// in f32, on processors with AMX alone
+    /// in f32, on processors with AVX512_BF16 or AMX alone
     #[arg(long, value_name = "NUMBERS", default_value = "f32", value_parser = super::precisions([Precision::F32, Precision::Bf16]))]
     pub precision: Precision,
     /// Where to compute
@@ -170,7 +170,7 @@ pub(super) fn passes(precision: Precision, recompute: bool, device: DeviceName) 
         Precision::Bf16 => match Kernel::chosen()? {
             kernel if kernel.takes(Numbers::Bfloats) => Products::Bfloats(kernel),
             kernel => {
-                super::say(&format!("no bf16 {}: training runs in f32", super::WITHOUT_TILES));
+                super::say(&format!("no bf16 {}: training runs in f32", super::WITHOUT_BFLOATS));
                 Products::Floats(kernel)
             }
         },

@@ -580,14 +580,14 @@ fn bench_measures_synthesis_with_each_number_of_threads() {
 }
 
 #[test]
-fn bench_tells_what_sixteen_bits_do() {
+fn bench_tells_what_short_numbers_do() {
     let place = Place::new();
     place.mel("a.npy", 60);
     let args = ["bench", "--voice", "voice", "--mel", "a.npy", "--rounds", "1", "--threads", "1", "--json", "b.json"];
-    for (precision, most) in [("int16", 1e-3), ("bf16", 1e-2)] {
+    for (precision, most) in [("int16", 1e-3), ("int8", 2e-2), ("bf16", 1e-2)] {
         let mut command: Command = assert_cmd::cargo::cargo_bin_cmd!("melglow");
         command.current_dir(place.path("")).args(args).args(["--precision", precision]);
-        // forced kernels do as they are told, with tiles or without
+        // forced kernels do as they are told, with instructions for it or without
         let (code, out, err) = outcome(command.env("MELGLOW_KERNEL", "scalar"));
         assert_eq!((code, err.as_str()), (0, ""));
         let report: serde_json::Value = serde_json::from_slice(&std::fs::read(place.path("b.json")).unwrap()).unwrap();
@@ -600,31 +600,38 @@ fn bench_tells_what_sixteen_bits_do() {
     }
 }
 
-/// Where there are no tiles bf16 is left alone, which is said once; the rest is as if nothing had been asked.
+/// Where there are no instructions for them int8 and bf16 are left alone, which is said once; the rest is as if nothing
+/// had been asked.
 #[test]
-fn bf16_is_for_processors_with_tiles() {
-    let place = Place::new();
-    for mel in ["a.npy", "b.npy"] {
-        place.mel(mel, 9);
+fn some_numbers_are_for_processors_that_have_them() {
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |some: [&str; 2]| some.iter().any(|flag| flags.contains(flag));
+    for (precision, there, without) in [
+        ("bf16", has(["avx512_bf16", "amx_bf16"]), "AVX512_BF16, AMX or leave to use that"),
+        ("int8", has(["avx512_vnni", "avx_vnni"]), "VNNI"),
+    ] {
+        let place = Place::new();
+        for mel in ["a.npy", "b.npy"] {
+            place.mel(mel, 9);
+        }
+        let args = ["synth", "a.npy", "b.npy", "-o", "out/", "--voice", "voice", "--precision", precision];
+        let (code, _, err) = run(&place, &args, b"");
+        let said = format!("melglow: tiny: no {precision} here, without {without}: it runs in f32\n");
+        assert!(code == 0 && err.matches(precision).count() == usize::from(!there), "{err}");
+        assert!(there || err.starts_with(&said), "{err}");
+        assert!(place.path("out/a.wav").exists() && place.path("out/b.wav").exists());
     }
-    let args = ["synth", "a.npy", "b.npy", "-o", "out/", "--voice", "voice", "--precision", "bf16"];
-    let (code, _, err) = run(&place, &args, b"");
-    let said = "melglow: tiny: no bf16 here, without AMX or leave to use it: it runs in f32\n";
-    let tiles = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("amx_bf16"));
-    assert!(code == 0 && err.matches("bf16").count() == usize::from(!tiles), "{err}");
-    assert!(tiles || err.starts_with(said), "{err}");
-    assert!(place.path("out/a.wav").exists() && place.path("out/b.wav").exists());
 }
 
 #[test]
 fn precision_is_refused_or_said_where_it_is_unknown() {
     let place = Place::new();
     place.mel("a.npy", 9);
-    for unknown in ["f16", "int8"] {
+    for unknown in ["f16", "int4"] {
         let args = ["synth", "a.npy", "-o", "a.wav", "--voice", "voice", "--precision", unknown];
         let (code, _, err) = run(&place, &args, b"");
         let message = format!(
-            "error: invalid value '{unknown}' for '--precision <NUMBERS>'\n  [possible values: f32, int16, bf16]"
+            "error: invalid value '{unknown}' for '--precision <NUMBERS>'\n  [possible values: f32, int16, int8, bf16]"
         );
         assert!(code == 2 && err.starts_with(&message), "{err}");
         assert!(!place.path("a.wav").exists());

@@ -48,7 +48,6 @@ pub struct Training {
 /// # Errors
 /// If the design can't be built.
 pub fn measure(recipe: &Recipe, passes: Passes, rounds: usize, threads: usize) -> Result<(String, Training)> {
-    super::super::keep_memory();
     forget_peak_memory();
     let t = &recipe.training;
     let params = Params::seeded(0, &Device::Cpu);
