@@ -274,22 +274,25 @@ impl Machine<'_, '_> {
 mod tests {
     use super::super::choice::Kernel;
     use super::*;
-    use std::arch::x86_64::{__m512i, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_dpbf16_ps, _mm512_dpbusd_epi32};
+    use std::arch::x86_64::{__m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_dpbusd_epi32};
     use std::mem::transmute;
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     fn bfloats(to: Wide, a: Wide, b: Wide) -> Wide {
         // SAFETY: any bits are any of these types.
-        let (to, a, b): (__m512i, _, _) = unsafe { (transmute(to), transmute::<Wide, _>(a), transmute::<Wide, _>(b)) };
-        let sums = _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(to), a, b));
-        // SAFETY: as above.
-        unsafe { transmute(sums) }
+        unsafe {
+            let [a, b] = [a, b].map(|lanes| transmute::<Wide, __m512bh>(lanes));
+            transmute::<__m512, Wide>(_mm512_dpbf16_ps(transmute::<Wide, __m512>(to), a, b))
+        }
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]
     fn fours(to: Wide, a: Wide, b: Wide) -> Wide {
-        // SAFETY: any bits are any of these types.
-        unsafe { transmute(_mm512_dpbusd_epi32(transmute::<Wide, _>(to), transmute::<Wide, _>(a), transmute(b))) }
+        // SAFETY: as above.
+        unsafe {
+            let [to, a, b] = [to, a, b].map(|lanes| transmute::<Wide, __m512i>(lanes));
+            transmute::<__m512i, Wide>(_mm512_dpbusd_epi32(to, a, b))
+        }
     }
 
     /// Where the processor has these instructions, it says the same.
