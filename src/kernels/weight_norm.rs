@@ -1,6 +1,6 @@
 //! Weight norm, `w = g · v / ‖v‖` per column, forward and backward: few passes over matrices that are read from memory.
 //!
-//! Salimans and Kingma 2016. Columns are summed over [`ROWS`] rows at a time and those sums in their order, so that
+//! Salimans and Kingma 2016. Columns are summed over 128 rows at a time and those sums in their order, so that
 //! results don't depend on threads.
 
 use multiversion::multiversion;
