@@ -44,15 +44,17 @@ impl Weights {
 
     /// Whether products are in short numbers.
     pub(crate) fn is_short(&self) -> bool {
-        matches!(self, Self::WaveNet(net) if net.is_short())
+        match self {
+            Self::WaveNet(net) => net.is_short(),
+            Self::Separable(net) => net.is_short(),
+        }
     }
 
-    /// Goes over to short numbers where that pays, which for separable layers nobody has shown; whether
-    /// anything changed.
+    /// Goes over to short numbers where that pays; whether anything changed.
     pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {
         match self {
             Self::WaveNet(net) => net.quantise(numbers),
-            Self::Separable(_) => false,
+            Self::Separable(net) => net.quantise(numbers),
         }
     }
 

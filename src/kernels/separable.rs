@@ -19,7 +19,9 @@
 use super::blocks::{WELL_SHARED, division, share};
 use super::choice::Kernel;
 use super::product::{Input, Matrix, Panels, Start};
+use super::quantise::{self, Numbers, quantise};
 use super::rows::Rows;
+use super::short::ShortPanels;
 #[cfg(target_arch = "aarch64")]
 use super::vector::Neon;
 #[cfg(target_arch = "x86_64")]
@@ -120,9 +122,38 @@ struct Layer {
     depth: Vec<f32>,
     /// What each tap has of the norm's shift, `[kernel, channels]`; nothing without a shift.
     shifts: Vec<f32>,
-    /// Gated.
-    point: Panels,
-    out: Panels,
+    products: Products,
+}
+
+/// A layer's two matrices, the first gated.
+enum Products {
+    Floats {
+        point: Panels,
+        out: Panels,
+    },
+    /// Of what is rounded to these numbers first.
+    Short {
+        numbers: Numbers,
+        point: ShortPanels,
+        out: ShortPanels,
+    },
+}
+
+impl Products {
+    /// Columns of all panels of the first.
+    fn row_width(&self) -> usize {
+        match self {
+            Self::Floats { point, .. } => point.row_width(),
+            Self::Short { point, .. } => point.row_width(),
+        }
+    }
+
+    /// In such numbers, from f32.
+    fn rounded(&self, numbers: Numbers, channels: usize) -> Option<Self> {
+        let Self::Floats { point, out } = self else { return None };
+        let [point, out] = [point, out].map(|panels| ShortPanels::new(numbers, panels, &[channels]));
+        Some(Self::Short { numbers, point, out })
+    }
 }
 
 impl Layer {
@@ -147,7 +178,7 @@ impl Layer {
         }
         let bias: Vec<f32> = bias.into_iter().map(|b| b as f32).collect();
         let point = Panels::gated(kernel, c, &bias, &[Matrix::new(&params.point.weight, 2 * c)]);
-        Self { depth, shifts, point, out: params.out.panels(kernel) }
+        Self { depth, shifts, products: Products::Floats { point, out: params.out.panels(kernel) } }
     }
 }
 
@@ -163,6 +194,33 @@ impl Weights {
             end: params.end.panels(kernel),
             cond: Panels::for_gated(kernel, c, &vec![0.0; width], &[Matrix::new(&params.cond.weight, width)]),
             shape: shape.clone(),
+        }
+    }
+
+    /// Whether products are in short numbers.
+    pub(crate) fn is_short(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer.products, Products::Short { .. }))
+    }
+
+    /// Goes over to short numbers in all layers; whether anything changed.
+    pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {
+        if !ShortPanels::exist_for(self.kernel) {
+            return false;
+        }
+        let mut changed = false;
+        for layer in &mut self.layers {
+            if let Some(products) = layer.products.rounded(numbers, self.shape.channels) {
+                (layer.products, changed) = (products, true);
+            }
+        }
+        changed
+    }
+
+    /// Values of sixteen bits that a step takes up where products are in short numbers.
+    fn short_stride(&self) -> usize {
+        match self.layers.first().map(|layer| &layer.products) {
+            Some(Products::Short { numbers, .. }) => numbers.stride(self.shape.channels),
+            _ => 1,
         }
     }
 
@@ -187,6 +245,9 @@ pub struct State {
     /// Steps that each layer has done.
     done: Vec<usize>,
     act: Vec<f32>,
+    /// What meets a layer's matrices in short numbers.
+    values: Vec<i16>,
+    scales: Vec<f32>,
     /// What the last layer leaves.
     rest: Vec<f32>,
     answer: Vec<f32>,
@@ -203,6 +264,8 @@ impl State {
             hidden: vec![rows; shape.layers],
             done: vec![0; shape.layers],
             act: Vec::new(),
+            values: Vec::new(),
+            scales: Vec::new(),
             rest: Vec::new(),
             answer: Vec::new(),
         }
@@ -257,7 +320,10 @@ impl State {
         if steps == 0 {
             return;
         }
+        let short = weights.short_stride();
         self.act.resize(steps * c, 0.0);
+        self.values.resize(steps * short, 0);
+        self.scales.resize(steps, 0.0);
         let next = match next.first_mut() {
             Some(next) => next.grow(steps),
             None => {
@@ -268,10 +334,11 @@ impl State {
         };
         let (threads, block) = weights.division(steps, threads);
         let answers = self.answer.chunks_mut(block * shape.outputs).map(Some).chain(std::iter::repeat_with(|| None));
-        let blocks =
-            (from..to).step_by(block).zip(self.act.chunks_mut(block * c)).zip(next.chunks_mut(block * c)).zip(answers);
+        let short = self.values.chunks_mut(block * short).zip(self.scales.chunks_mut(block));
+        let acts = self.act.chunks_mut(block * c).zip(short);
+        let blocks = (from..to).step_by(block).zip(acts).zip(next.chunks_mut(block * c)).zip(answers);
         let work = Work { weights, layer: &weights.layers[l], l, h, cond: &self.cond, end: last.then_some(to) };
-        share(threads, blocks, |(((from, act), next), answer)| work.run(from, act, next, answer));
+        share(threads, blocks, |(((from, (act, short)), next), answer)| work.run(from, (act, short), next, answer));
         h.forget(to);
         self.done[l] = to;
     }
@@ -296,8 +363,14 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// One block: steps from `from` for as long as `act` is.
-    fn run(&self, from: usize, act: &mut [f32], next: &mut [f32], answer: Option<&mut [f32]>) {
+    /// One block: steps from `from` for as long as `act` is, with room for them in short numbers.
+    fn run(
+        &self,
+        from: usize,
+        (act, (values, scales)): (&mut [f32], (&mut [i16], &mut [f32])),
+        next: &mut [f32],
+        answer: Option<&mut [f32]>,
+    ) {
         let (shape, layer) = (&self.weights.shape, self.layer);
         let (c, half) = (shape.channels, shape.half());
         let steps = act.len() / c;
@@ -306,10 +379,21 @@ impl Work<'_> {
         self.take_shifts(from, next);
 
         let first = self.cond.start();
-        let rows = &self.cond.get(first..self.cond.end())[self.l * layer.point.row_width()..];
+        let rows = &self.cond.get(first..self.cond.end())[self.l * layer.products.row_width()..];
         let held = Start::Held(rows, self.cond.width(), shape.up, from - first * shape.up);
-        layer.point.product(steps, &[Input::rows(next, c)], held, (act, c));
-        layer.out.product(steps, &[Input::rows(act, c)], Start::Rows(&x[half * c..], c), (next, c));
+        let own = Start::Rows(&x[half * c..], c);
+        match &layer.products {
+            Products::Floats { point, out } => {
+                point.product(steps, &[Input::rows(next, c)], held, (act, c));
+                out.product(steps, &[Input::rows(act, c)], own, (next, c));
+            }
+            Products::Short { numbers, point, out } => {
+                quantise(*numbers, next, c, values, scales);
+                point.product(steps, &[quantise::Input::rows(*numbers, values, scales, c)], held, (act, c));
+                quantise(*numbers, act, c, values, scales);
+                out.product(steps, &[quantise::Input::rows(*numbers, values, scales, c)], own, (next, c));
+            }
+        }
         if let Some(answer) = answer {
             self.weights.end.product(steps, &[Input::rows(next, c)], Start::Bias, (answer, shape.outputs));
         }
@@ -456,6 +540,7 @@ unsafe fn some<V: Vector>(at: *const f32, count: usize) -> V {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::choice::Precision;
 
     fn values(count: usize, seed: usize, most: f32) -> Vec<f32> {
         (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 * most - most).collect()
@@ -568,17 +653,23 @@ mod tests {
             let loudest = expected.iter().fold(0.0_f64, |most, v| most.max(v.abs()));
             assert!(loudest > 0.1);
             for set in Kernel::tested(steps * layers * channels * (kernel + 3 * channels)) {
-                let weights = Weights::new(set, &shape, &params);
-                let whole = whole(&weights, &x, &features, 1);
-                let worst = whole.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
-                assert!(
-                    whole.len() == expected.len() && worst < 1e-5 * loudest,
-                    "{}: {shape:?}: {worst} of {loudest}",
-                    set.name()
-                );
-                for piece in [1, 2, 7, frames] {
-                    let pieces = streamed(&weights, &x, &features, piece, 1);
-                    assert!(pieces == whole, "{}: {shape:?}, {piece} at a time", set.name());
+                // in integers a product is exact to about 13 bits of its largest values, or 7, in bf16 every number to 8
+                for (precision, most) in
+                    [(Precision::F32, 1e-5), (Precision::Int16, 1e-3), (Precision::Int8, 4e-2), (Precision::Bf16, 2e-2)]
+                {
+                    let mut weights = Weights::new(set, &shape, &params);
+                    if precision.short().is_some_and(|numbers| !weights.quantise(numbers)) {
+                        continue;
+                    }
+                    assert_eq!(weights.is_short(), precision != Precision::F32);
+                    let name = format!("{}, {}: {shape:?}", set.name(), precision.name());
+                    let whole = whole(&weights, &x, &features, 1);
+                    let worst = whole.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+                    assert!(whole.len() == expected.len() && worst < most * loudest, "{name}: {worst} of {loudest}");
+                    for piece in [1, 2, 7, frames] {
+                        let pieces = streamed(&weights, &x, &features, piece, 1);
+                        assert!(pieces == whole, "{name}, {piece} at a time");
+                    }
                 }
             }
         }
@@ -588,9 +679,12 @@ mod tests {
     fn threads_share_a_large_piece() {
         let shape = Shape { inputs: 4, channels: 64, outputs: 8, kernel: 3, layers: 2, up: 2 };
         let frames = MIN_SHARED / (3 * 64 * 64) / 2 + 50;
-        let weights = Weights::new(Kernel::chosen().unwrap(), &shape, &params(&shape, true));
         let (x, features) = (values(frames * 2 * 5, 3, 1.0), values(frames * 3, 4, 1.0));
-        assert!(weights.division(2 * frames, 3).0 == 3);
-        assert!(whole(&weights, &x, &features, 3) == whole(&weights, &x, &features, 1));
+        for precision in Precision::ALL {
+            let mut weights = Weights::new(Kernel::chosen().unwrap(), &shape, &params(&shape, true));
+            precision.short().map(|numbers| weights.quantise(numbers));
+            assert!(weights.division(2 * frames, 3).0 == 3);
+            assert!(whole(&weights, &x, &features, 3) == whole(&weights, &x, &features, 1));
+        }
     }
 }

@@ -367,8 +367,7 @@ fn several_pieces_at_a_time_sound_as_one_after_the_other() {
     }
 }
 
-/// The difference is 60 dB and more below the sound in these small nets, or with eight bits 20 and more; separable ones
-/// stay in f32.
+/// The difference is 60 dB and more below the sound in these small nets, or with eight bits 20 and more.
 #[test]
 fn integers_are_close_to_floats() {
     for (precision, expected) in [(Precision::Int16, 60.0..200.0), (Precision::Int8, 20.0..80.0)] {
@@ -376,10 +375,6 @@ fn integers_are_close_to_floats() {
         for (name, flow, _) in designs() {
             let voice = voice(name, &flow);
             let vocoder = Vocoder::with_precision(&voice, precision).unwrap();
-            if name.starts_with("squeezewave") {
-                assert_eq!(vocoder.precision(), Precision::F32, "{name}");
-                continue;
-            }
             if vocoder.precision() != precision {
                 assert_eq!(integers, 0, "{name}");
                 eprintln!("SKIPPED: {name}: no {} on this processor", precision.name());
