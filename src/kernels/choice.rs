@@ -178,7 +178,8 @@ pub enum Precision {
     #[default]
     F32,
     /// Integers of 16 bits and exact sums, where products are large: the layers of couplings' WaveNets behind their
-    /// first. What is added up, and all the rest, stays in f32.
+    /// first, the first's conditioning by step, and SqueezeWave's layers. What is added up, and all the rest, stays in
+    /// f32.
     Int16,
     /// Integers of 8 bits and exact sums, in the same layers. For processors with VNNI; elsewhere for kernels that are
     /// forced alone, slowly, to hear what it does.

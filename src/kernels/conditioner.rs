@@ -72,7 +72,7 @@ pub enum State {
     /// A WaveNet.
     WaveNet(Box<stream::State>),
     /// SqueezeWave's net.
-    Separable(separable::State),
+    Separable(Box<separable::State>),
 }
 
 impl State {
@@ -80,7 +80,7 @@ impl State {
     pub fn new(weights: &Weights) -> Self {
         match weights {
             Weights::WaveNet(net) => Self::WaveNet(Box::new(stream::State::new(net))),
-            Weights::Separable(net) => Self::Separable(separable::State::new(net)),
+            Weights::Separable(net) => Self::Separable(Box::new(separable::State::new(net))),
         }
     }
 
