@@ -117,7 +117,10 @@ impl Weights {
     /// Multiply-adds of so many steps' convolution in a layer, by far the most of it.
     fn macs(&self, layer: usize, steps: usize) -> usize {
         let (depth, width) = match self.layers.get(layer) {
-            Some(layer) => (layer.conv.depth(), layer.conv.row_width()),
+            Some(layer) => {
+                let apart = self.features.as_ref().map_or(0, ShortPanels::depth);
+                (layer.conv.depth() + apart, layer.conv.row_width())
+            }
             None => (self.short[layer - 1].conv.depth(), self.short[layer - 1].conv.row_width()),
         };
         steps * depth * width
