@@ -5,9 +5,9 @@
 Run from the repository's root, or name the program with --melglow. Every architecture has random
 weights and its published shape (`models.py`; batch 1, one fixed length). Timed is the network from mel
 and latents to sound, after a warm-up, in processes that stay loaded and wait while another works;
-ours is the bare flow of `melglow bench`, which also draws the noise and, for `parallel`, runs the synthesis
-filter (the peers' `parallel` ends at the residual), in each of --precisions. A round measures each program once, one after the other:
-a ratio is the peer's time over ours within a round, above 1 where melglow is faster. OpenVINO runs in
+ours is the bare flow of `melglow bench`, in each of --precisions, which also draws the noise and, for
+`parallel`, runs the synthesis filter (the peers' `parallel` ends at the residual). A round measures each
+program once, one after the other: a ratio is the peer's time over ours within a round, above 1 where melglow is faster. OpenVINO runs in
 bf16 only where it says that the processor can.
 
 The table has medians, and of ratios the smallest and largest. RTF is time over that of the sound;
@@ -141,6 +141,8 @@ def measure(args, engines, name, threads):
             machine, run = melglow(args.melglow, name, precision, args.seconds, threads)
             if run["threads"] != threads:
                 sys.exit(f"melglow runs {run['threads']} threads here, not {threads}")
+            if run["precision"] != precision:
+                sys.exit(f"melglow runs {name} in {run['precision']} here, not in {precision}")
             times[precision].append(run[{"wall": "bare", "cpu": "bare_cpu"}[args.clock]]["median"])
             memory[precision] = (run["peak_memory_bytes"] or 0) / 1e6
         for engine, peer in peers.items():

@@ -592,7 +592,6 @@ mod tests {
         assert!(apart < 1e-3, "{apart}");
     }
 
-    /// A recursion that drives itself away is held where its net hears no further.
     #[test]
     fn sections_pay_where_threads_have_work() {
         for (sections, pieces, threads, pays) in [
@@ -610,6 +609,7 @@ mod tests {
         }
     }
 
+    /// A recursion that drives itself away is held where its net hears no further.
     #[test]
     fn a_recursion_that_hears_little_is_held() {
         let (inputs, dilations) = (1, vec![1]);

@@ -25,7 +25,7 @@ use super::vector::{BfloatsInTwo, MultiplyAdd, Portable, Short};
 use super::{Strides, View, choice::Kernel};
 #[cfg(target_arch = "x86_64")]
 use super::{
-    tile::Job,
+    tile::compiled,
     vector::{Avx2, Avx512, BfloatsInOne},
 };
 use multiversion::multiversion;
@@ -118,6 +118,11 @@ impl BfloatPanels {
         let mut own = vec![0.0; layout.panels * width];
         own.iter_mut().zip(bias).for_each(|(own, bias)| *own = *bias);
         Self { layout, bias: own, pairs, begin, widths, way: Way::of(kernel) }
+    }
+
+    /// Rows of the matrix.
+    pub fn depth(&self) -> usize {
+        self.widths.iter().sum()
     }
 
     /// As [`Panels::product`].
@@ -238,23 +243,12 @@ impl<V: Short, M: MultiplyAdd<V, Sums = V>> Lines<V> for Bfloats<'_, M> {
     }
 }
 
-/// All rows and panels of a product, for a processor's vectors and its way with bf16.
 #[cfg(target_arch = "x86_64")]
-macro_rules! compiled {
-    ($name:ident, $features:literal, $vector:ty, $way:ty) => {
-        #[target_feature(enable = $features)]
-        unsafe fn $name(job: &Job<Bfloats<$way>>) {
-            // SAFETY: the caller's promise.
-            unsafe { tiles::<$vector, _>(job, 0) }
-        }
-    };
-}
+compiled!(avx2, "avx2,fma", Avx2, Bfloats<BfloatsInTwo>);
 #[cfg(target_arch = "x86_64")]
-compiled!(avx2, "avx2,fma", Avx2, BfloatsInTwo);
+compiled!(avx512, "avx512f,avx512bw", Avx512, Bfloats<BfloatsInTwo>);
 #[cfg(target_arch = "x86_64")]
-compiled!(avx512, "avx512f,avx512bw", Avx512, BfloatsInTwo);
-#[cfg(target_arch = "x86_64")]
-compiled!(avx512_bf16, "avx512f,avx512bw,avx512bf16", Avx512, BfloatsInOne);
+compiled!(avx512_bf16, "avx512f,avx512bw,avx512bf16", Avx512, Bfloats<BfloatsInOne>);
 
 #[cfg(test)]
 mod tests {

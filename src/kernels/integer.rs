@@ -32,6 +32,7 @@ use super::vector::{BytesOneByOne, IntegersInTwo, Lanes, MultiplyAdd, Portable, 
 #[cfg(target_arch = "x86_64")]
 use super::{
     choice::Kernel,
+    tile::compiled,
     vector::{Avx2, Avx512, BytesInOne, IntegersInOne},
 };
 use std::marker::PhantomData;
@@ -141,16 +142,16 @@ impl IntegerPanels {
                     (false, true) => avx512_vnni(&self.job(count, inputs, start, out)),
                     (true, true) => avx512_vnni_bytes(&self.job(count, inputs, start, out)),
                     (false, false) => avx512(&self.job(count, inputs, start, out)),
-                    (true, false) => tiles::<Lanes<16>, _>(&self.one_by_one(count, inputs, start, out), 0),
+                    (true, false) => tiles::<Lanes<16>, _>(&self.job::<BytesOneByOne>(count, inputs, start, out), 0),
                 },
                 #[cfg(target_arch = "x86_64")]
                 Kernel::Avx2 => match (bytes, self.in_one) {
                     (false, true) => avx2_vnni(&self.job(count, inputs, start, out)),
                     (true, true) => avx2_vnni_bytes(&self.job(count, inputs, start, out)),
                     (false, false) => avx2(&self.job(count, inputs, start, out)),
-                    (true, false) => tiles::<Lanes<8>, _>(&self.one_by_one(count, inputs, start, out), 0),
+                    (true, false) => tiles::<Lanes<8>, _>(&self.job::<BytesOneByOne>(count, inputs, start, out), 0),
                 },
-                _ if bytes => tiles::<Portable, _>(&self.one_by_one(count, inputs, start, out), 0),
+                _ if bytes => tiles::<Portable, _>(&self.job::<BytesOneByOne>(count, inputs, start, out), 0),
                 _ => tiles::<Portable, _>(&self.job::<IntegersInTwo>(count, inputs, start, out), 0),
             }
         }
@@ -175,17 +176,6 @@ impl IntegerPanels {
             way: PhantomData,
         };
         self.layout.job(count, lines, start, out)
-    }
-
-    /// A job of bytes for processors without an instruction for them.
-    fn one_by_one<'a>(
-        &'a self,
-        count: usize,
-        inputs: &'a [Input<'a>],
-        start: Start<'a>,
-        out: (&mut [f32], usize),
-    ) -> Job<'a, Whole<'a, BytesOneByOne>> {
-        self.job(count, inputs, start, out)
     }
 }
 
@@ -283,29 +273,18 @@ impl<V: Short, M: MultiplyAdd<V, Sums = V::Sums>> Lines<V> for Whole<'_, M> {
     }
 }
 
-/// All rows and panels of a product, for a processor's vectors and its way with integers.
 #[cfg(target_arch = "x86_64")]
-macro_rules! compiled {
-    ($name:ident, $features:literal, $vector:ty, $way:ty) => {
-        #[target_feature(enable = $features)]
-        unsafe fn $name(job: &Job<Whole<$way>>) {
-            // SAFETY: the caller's promise.
-            unsafe { tiles::<$vector, _>(job, 0) }
-        }
-    };
-}
+compiled!(avx2, "avx2,fma", Avx2, Whole<IntegersInTwo>);
 #[cfg(target_arch = "x86_64")]
-compiled!(avx2, "avx2,fma", Avx2, IntegersInTwo);
+compiled!(avx2_vnni, "avx2,fma,avxvnni", Avx2, Whole<IntegersInOne>);
 #[cfg(target_arch = "x86_64")]
-compiled!(avx2_vnni, "avx2,fma,avxvnni", Avx2, IntegersInOne);
+compiled!(avx2_vnni_bytes, "avx2,fma,avxvnni", Avx2, Whole<BytesInOne>);
 #[cfg(target_arch = "x86_64")]
-compiled!(avx2_vnni_bytes, "avx2,fma,avxvnni", Avx2, BytesInOne);
+compiled!(avx512, "avx512f,avx512bw", Avx512, Whole<IntegersInTwo>);
 #[cfg(target_arch = "x86_64")]
-compiled!(avx512, "avx512f,avx512bw", Avx512, IntegersInTwo);
+compiled!(avx512_vnni, "avx512f,avx512bw,avx512vnni", Avx512, Whole<IntegersInOne>);
 #[cfg(target_arch = "x86_64")]
-compiled!(avx512_vnni, "avx512f,avx512bw,avx512vnni", Avx512, IntegersInOne);
-#[cfg(target_arch = "x86_64")]
-compiled!(avx512_vnni_bytes, "avx512f,avx512bw,avx512vnni", Avx512, BytesInOne);
+compiled!(avx512_vnni_bytes, "avx512f,avx512bw,avx512vnni", Avx512, Whole<BytesInOne>);
 
 #[cfg(test)]
 mod tests {

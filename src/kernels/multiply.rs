@@ -6,7 +6,8 @@
 //! ```text
 //!  layer:      before gate  =  bias + features · P + h(t) · W₀ + h(t + d) · W₁ + …     one sum in registers
 //!  gradients:  of h         =  d(t) · Wₙᵀ + d(t + d) · Wₙ₋₁ᵀ + …                        the same, turned round
-//!              of W₀, W₁, P =  Σₜ h(t)ᵀ · d(t), …                                       d packed once for all of them
+//!              of W₀, W₁    =  Σₜ h(t)ᵀ · d(t), …                                       d packed once for all of them
+//!              of P         =  Σₜ features(t)ᵀ · d(t)                                   of all layers at once
 //! ```
 //!
 //! Rows before the first step and after the last are zeros that stand there.
@@ -44,17 +45,41 @@ impl Default for Products {
 pub(super) struct Rows<'a> {
     values: &'a [f32],
     width: usize,
-    /// [`Numbers::stride`] apart, and a chunk behind the last; and a one for each.
-    short: Option<(Vec<i16>, Vec<f32>)>,
+    short: Option<Rounded>,
+}
+
+/// Rows in bf16.
+pub(super) struct Rounded {
+    /// `stride` apart, and a chunk behind the last.
+    values: Vec<i16>,
+    stride: usize,
+    /// A one for each.
+    scales: Vec<f32>,
+}
+
+impl Rounded {
+    /// Rows of `width` values one after the other.
+    fn new(rows: &[f32], width: usize) -> Self {
+        let (count, stride) = (rows.len() / width, Numbers::Bfloats.stride(width));
+        let mut values = vec![0; count * stride + CHUNK];
+        to_bfloats(rows, width, &mut values[..count * stride]);
+        Self { values, stride, scales: vec![1.0; count] }
+    }
+
+    /// Rows from `first` on, of each `width` values from `column` on.
+    fn input(&self, first: usize, column: usize, width: usize) -> quantise::Input<'_> {
+        let values = &self.values[first * self.stride + column..];
+        let stride = self.stride;
+        quantise::Input { stride, ..quantise::Input::rows(Numbers::Bfloats, values, &self.scales, width) }
+    }
 }
 
 /// Columns of rows, as products meet them.
 pub(super) enum Columns<'a> {
     /// Where they lie, in rows of so many values.
     Floats(&'a [f32], usize),
-    /// One after the other and rounded, [`Numbers::stride`] apart, and a chunk behind the last; how far apart; and a one
-    /// for each.
-    Bfloats(Vec<i16>, usize, Vec<f32>),
+    /// One after the other.
+    Bfloats(Rounded),
 }
 
 /// Rows from `first` on, and for each of their taps the matrix that it meets, `[width, n]`.
@@ -82,16 +107,15 @@ impl<'a> Term<'a> {
     /// The same, rounded.
     fn of_bf16(&self, from: usize) -> quantise::Input<'a> {
         let (width, taps, dilation) = (self.rows.width, self.matrices.len(), self.dilation);
-        let (values, scales) = self.rows.short.as_ref().expect("rows made for these products");
-        let values = &values[(self.first + from) * Numbers::Bfloats.stride(width)..];
-        quantise::Input { taps, dilation, ..quantise::Input::rows(Numbers::Bfloats, values, scales, width) }
+        let rounded = self.rows.short.as_ref().expect("rows made for these products");
+        quantise::Input { taps, dilation, ..rounded.input(self.first + from, 0, width) }
     }
 }
 
 impl Products {
     /// Rows of `width` values one after the other, as these products want them.
     pub(super) fn rows(self, values: &[f32], width: usize) -> Rows<'_> {
-        let short = matches!(self, Self::Bfloats(_)).then(|| rounded(values, width));
+        let short = matches!(self, Self::Bfloats(_)).then(|| Rounded::new(values, width));
         Rows { values, width, short }
     }
 
@@ -99,11 +123,7 @@ impl Products {
     pub(super) fn columns(self, values: &[f32], width: usize) -> Columns<'_> {
         match self {
             Self::Floats(_) => Columns::Floats(values, width),
-            Self::Bfloats(_) => {
-                let count = values.len() / width;
-                let (short, scales) = rounded(&transposed(values, width), count);
-                Columns::Bfloats(short, Numbers::Bfloats.stride(count), scales)
-            }
+            Self::Bfloats(_) => Columns::Bfloats(Rounded::new(&transposed(values, width), values.len() / width)),
         }
     }
 
@@ -149,26 +169,16 @@ impl Products {
         match self {
             Self::Floats(kernel) => Sums::Floats(parts.map(|part| Panels::of_views(kernel, n, &[], &[part])).collect()),
             Self::Bfloats(kernel) => {
-                Sums::Bfloats(parts.map(|part| (part.0, BfloatPanels::of_views(kernel, n, &[], &[part]))).collect())
+                Sums::Bfloats(parts.map(|part| BfloatPanels::of_views(kernel, n, &[], &[part])).collect())
             }
         }
     }
 }
 
-/// Rows of `width` values in bf16, and a one for each: [`Numbers::stride`] apart, and a chunk behind the last.
-fn rounded(values: &[f32], width: usize) -> (Vec<i16>, Vec<f32>) {
-    let count = values.len() / width;
-    let size = count * Numbers::Bfloats.stride(width);
-    let mut short = vec![0; size + CHUNK];
-    to_bfloats(values, width, &mut short[..size]);
-    (short, vec![1.0; count])
-}
-
 /// What [`Products::sums`] has packed, [`STEPS`] after the other.
 pub(super) enum Sums {
     Floats(Vec<Panels>),
-    /// And how many.
-    Bfloats(Vec<(usize, BfloatPanels)>),
+    Bfloats(Vec<BfloatPanels>),
 }
 
 impl Sums {
@@ -190,15 +200,14 @@ impl Sums {
                     from += depth;
                 }
             }
-            (Self::Bfloats(parts), Columns::Bfloats(values, apart, scales)) => {
-                for (steps, panels) in parts {
-                    in_pieces(*steps, m, |first, some| {
-                        let values = &values[first * apart + from..];
-                        let rows = quantise::Input::rows(Numbers::Bfloats, values, scales, *steps);
-                        let rows = quantise::Input { stride: *apart, ..rows };
+            (Self::Bfloats(parts), Columns::Bfloats(columns)) => {
+                for panels in parts {
+                    let depth = panels.depth();
+                    in_pieces(depth, m, |first, some| {
+                        let rows = columns.input(first, from, depth);
                         panels.product(some, &[rows], Start::Answer, (&mut out[first * stride..], stride));
                     });
-                    from += steps;
+                    from += depth;
                 }
             }
             _ => unreachable!("columns are made for the products that meet them"),

@@ -2,6 +2,7 @@
 
 use super::product::reach;
 use super::rows::Rows;
+use super::vector::ROUND;
 use multiversion::multiversion;
 use std::ops::Range;
 
@@ -119,42 +120,40 @@ pub(super) fn to_bfloats(rows: &[f32], width: usize, values: &mut [i16]) {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn to_integers(rows: &[f32], width: usize, values: &mut [i16], scales: &mut [f32]) {
     let stride = Numbers::Integers.stride(width);
-    for ((row, values), scale) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride)).zip(scales) {
-        let (factor, step) = factor_and_step(row, f32::from(MOST));
-        *scale = step;
-        let (values, rest) = values.split_at_mut(width);
-        rest.fill(0);
-        if factor == 0.0 {
-            values.fill(0);
-            continue;
-        }
-        for (value, x) in values.iter_mut().zip(row) {
-            *value = (x * factor + ROUND).to_bits() as i16;
-        }
-    }
+    to_whole(rows, width, (values, stride), scales, (f32::from(MOST), 0), |bits| bits as i16);
 }
 
 /// As [`to_integers`], of up to ±[`MOST_OF_BYTES`].
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn to_bytes(rows: &[f32], width: usize, values: &mut [i16], scales: &mut [f32]) {
-    let stride = Numbers::Bytes.stride(width);
+    let (bytes, stride) = (bytemuck::cast_slice_mut(values), 2 * Numbers::Bytes.stride(width));
+    to_whole(rows, width, (bytes, stride), scales, (f32::from(MOST_OF_BYTES), ZERO), |bits| bits as u8 ^ ZERO);
+}
+
+/// Rows in whole numbers of up to ±`most`, `stride` apart: `integer` makes one of the bits of a sum with [`ROUND`].
+#[inline(always)]
+fn to_whole<T: Copy>(
+    rows: &[f32],
+    width: usize,
+    (values, stride): (&mut [T], usize),
+    scales: &mut [f32],
+    (most, zero): (f32, T),
+    integer: impl Fn(u32) -> T,
+) {
     for ((row, values), scale) in rows.chunks_exact(width).zip(values.chunks_exact_mut(stride)).zip(scales) {
-        let (factor, step) = factor_and_step(row, f32::from(MOST_OF_BYTES));
+        let (factor, step) = factor_and_step(row, most);
         *scale = step;
-        let (bytes, rest) = bytemuck::cast_slice_mut::<_, u8>(values).split_at_mut(width);
-        rest.fill(ZERO);
         if factor == 0.0 {
-            bytes.fill(ZERO);
+            values.fill(zero);
             continue;
         }
-        for (byte, x) in bytes.iter_mut().zip(row) {
-            *byte = (x * factor + ROUND).to_bits() as u8 ^ ZERO;
+        let (values, rest) = values.split_at_mut(width);
+        rest.fill(zero);
+        for (value, x) in values.iter_mut().zip(row) {
+            *value = integer((x * factor + ROUND).to_bits());
         }
     }
 }
-
-/// 1.5 · 2²³: adding it rounds to an integer, which then stands in the low bits.
-const ROUND: f32 = 12_582_912.0;
 
 /// What brings a row to integers of up to ±`most`, 0 where there is nothing to bring, and what one of them stands for.
 #[inline(always)]

@@ -131,6 +131,20 @@ pub(super) unsafe fn tiles<V: Vector, L: Lines<V>>(job: &Job<L>, first: usize) {
     }
 }
 
+/// A function of all rows and panels of a product, for a processor's features, its vectors and the lines.
+#[cfg(target_arch = "x86_64")]
+macro_rules! compiled {
+    ($name:ident, $features:literal, $vector:ty, $lines:ty) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $name(job: &$crate::kernels::tile::Job<$lines>) {
+            // SAFETY: the caller's promise.
+            unsafe { $crate::kernels::tile::tiles::<$vector, _>(job, 0) }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use compiled;
+
 /// Some rows of one panel's columns.
 ///
 /// # Safety

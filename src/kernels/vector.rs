@@ -143,7 +143,7 @@ impl<V: Short> MultiplyAdd<V> for BfloatsInTwo {
 pub(super) struct BfloatsInOne;
 
 /// 1.5 · 2²³: adding it rounds to an integer, which then stands in the low bits.
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
 
 /// `2^x`, for `|x| > 60` of ±60: the polynomial's error is 7.5e-8 of the value (minimax, by Remez'
 /// exchange on ±½).

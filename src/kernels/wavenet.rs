@@ -1,8 +1,8 @@
 //! A whole WaveNet conditioner, forward and backward, for one sequence.
 //!
 //! `h = start(x)`; per layer `a = tanh · σ (conv(h) + cond)`, `r = res_skip(a)`, `h += r` and, with
-//! skips, `skip += r`; then `end`. Conditioning for every step is projected layer by layer, so that no pass holds the
-//! whole of it. Prenger et al. 2018; NVIDIA/waveglow `glow.py`, class WN.
+//! skips, `skip += r`; then `end`. Conditioning for every step is projected layer by layer, so that no forward pass
+//! holds the whole of it; its gradient is gathered from all layers and meets their matrices at once. Prenger et al. 2018; NVIDIA/waveglow `glow.py`, class WN.
 
 use super::multiply::{Products, Rows, Term};
 use super::{Strides, View, add, fill_rows, gate, matmul_add};
