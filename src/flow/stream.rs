@@ -6,6 +6,7 @@
 use super::drive::Drive;
 use super::split::Parts;
 use super::{conditioning, scalar};
+use crate::kernels::blocks::awake;
 use crate::kernels::conditioner::{State as NetState, Weights};
 use crate::kernels::pointwise;
 use crate::kernels::product::{Input, Panels, Start};
@@ -16,7 +17,7 @@ use crate::kernels::wavenet::interpolation;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Frames of a piece at least, and its steps: enough to keep the products busy and to be worth the way
+/// Frames of a piece at least, and its steps for each thread: enough to keep the products busy and to be worth the way
 /// of the weights from memory, few enough to keep the activations in the cache.
 const PIECE: (usize, usize) = (32, 192);
 
@@ -82,15 +83,6 @@ impl Stage {
     }
 }
 
-/// Whether `threads` have more than one of so many sections to work on at a time, for most of the way of so many pieces:
-/// with hardly any waiting, where sharing each layer has some.
-fn pays_in_sections(sections: usize, pieces: usize, threads: usize) -> bool {
-    let at_once = |turn: usize| (turn + 1).min(sections).min(pieces).min(sections + pieces - 1 - turn);
-    let turns: usize = (0..(sections + pieces).saturating_sub(1)).map(|turn| at_once(turn).div_ceil(threads)).sum();
-    // a tenth and a bit more than if all had been busy all the time
-    threads > 1 && 8 * turns * threads <= 9 * sections * pieces
-}
-
 /// A flow's inverse, packed: the steps in the order latent → data.
 pub struct Packed {
     /// The mel's way in.
@@ -127,9 +119,10 @@ impl Packed {
         self.stages.iter().any(|s| matches!(s, Stage::Autoregressive { .. }))
     }
 
-    /// Nets.
-    fn nets(&self) -> usize {
-        self.stages.iter().filter(|stage| stage.is_net()).count()
+    /// Whether threads share any layer of so many values.
+    fn shares(&self, values: usize) -> bool {
+        let groups = values / (self.group - self.late());
+        self.rates().any(|(s, rate)| matches!(s, Stage::Coupling { net, .. } if net.shares(groups / rate)))
     }
 
     /// What a count of steps on the couplings' nets comes to, in groups of samples.
@@ -146,11 +139,6 @@ impl Packed {
         nets.map(|net| net.quantise(numbers)).filter(|&changed| changed).count() > 0
     }
 
-    /// Whether any net is in short numbers.
-    fn is_short(&self) -> bool {
-        self.stages.iter().any(|stage| matches!(stage, Stage::Coupling { net, .. } if net.is_short()))
-    }
-
     /// Whether integers are faster for every coupling's net, and not heard.
     pub(crate) fn gains_from_integers(&self) -> bool {
         let nets =
@@ -164,9 +152,9 @@ impl Packed {
         self.stages.iter().all(|s| if let Stage::Coupling { net, .. } = s { net.shares_well(steps) } else { true })
     }
 
-    /// Frames that best go through the flow together, where there are as many.
-    pub fn piece_frames(&self) -> usize {
-        PIECE.0.max((PIECE.1 * self.group).div_ceil(self.hop))
+    /// Frames that best go through the flow together, where there are as many and so many threads share the work.
+    pub fn piece_frames(&self, threads: usize) -> usize {
+        PIECE.0.max((PIECE.1 * threads * self.group).div_ceil(self.hop))
     }
 
     /// Frames after its own that a frame's sound depends on.
@@ -247,17 +235,6 @@ impl State {
     /// Before the first frame. `threads` of rayon's share the work of a piece, where it is enough.
     pub fn new(packed: &Packed, threads: usize) -> Self {
         Self::of_sections(packed, std::iter::once(0..packed.stages.len()), threads)
-    }
-
-    /// Before the first of so many pieces: threads share each of them, or work on several at a time
-    /// ([`in_sections`](Self::in_sections)). That is quicker by a fifth where products are in short numbers, whose
-    /// layers are done too soon for all to wait at the end of each; in f32 it is slower, and takes more memory.
-    pub fn for_pieces(packed: &Packed, pieces: usize, threads: usize) -> Self {
-        if packed.is_short() && pays_in_sections(packed.nets(), pieces, threads) {
-            Self::in_sections(packed)
-        } else {
-            Self::new(packed, threads)
-        }
     }
 
     /// Before the first frame, each net in a section of its own: while one works on a piece, others of rayon's threads
@@ -344,6 +321,9 @@ impl State {
             }
         };
         match &mut self.sections[..] {
+            [only] if only.1.as_ref().is_some_and(|piece| packed.shares(piece.x.len())) => {
+                awake(threads, || work(only))
+            }
             [only] => work(only),
             sections => sections.par_iter_mut().with_max_len(1).for_each(work),
         }
@@ -590,23 +570,6 @@ mod tests {
         assert!(driven.iter().all(|x| x.abs() <= MOST) && driven[24..60] != free[24..60]);
         let apart = driven[360..].iter().zip(&free[360..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(apart < 1e-3, "{apart}");
-    }
-
-    #[test]
-    fn sections_pay_where_threads_have_work() {
-        for (sections, pieces, threads, pays) in [
-            (12, 100, 1, false),
-            (12, 1, 2, false),
-            (12, 2, 2, true),
-            (12, 6, 2, true),
-            (12, 6, 4, false),
-            (12, 100, 4, true),
-            (12, 100, 8, false),
-            (1, 100, 2, false),
-            (12, 0, 2, true),
-        ] {
-            assert_eq!(pays_in_sections(sections, pieces, threads), pays, "{sections}, {pieces}, {threads}");
-        }
     }
 
     /// A recursion that drives itself away is held where its net hears no further.

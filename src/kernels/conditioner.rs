@@ -42,19 +42,19 @@ impl Weights {
         matches!(self, Self::WaveNet(net) if net.gains_from_integers())
     }
 
-    /// Whether products are in short numbers.
-    pub(crate) fn is_short(&self) -> bool {
-        match self {
-            Self::WaveNet(net) => net.is_short(),
-            Self::Separable(net) => net.is_short(),
-        }
-    }
-
     /// Goes over to short numbers where that pays; whether anything changed.
     pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {
         match self {
             Self::WaveNet(net) => net.quantise(numbers),
             Self::Separable(net) => net.quantise(numbers),
+        }
+    }
+
+    /// Whether threads share the work of so many steps.
+    pub fn shares(&self, steps: usize) -> bool {
+        match self {
+            Self::WaveNet(net) => net.shares(steps),
+            Self::Separable(net) => net.shares(steps),
         }
     }
 

@@ -9,7 +9,7 @@
 mod amx;
 pub mod attention;
 mod bfloat;
-mod blocks;
+pub(crate) mod blocks;
 pub mod choice;
 pub mod conditioner;
 pub mod gate;

@@ -16,7 +16,7 @@
 //!
 //! What comes out doesn't depend on the pieces, bit for bit: see [`super::product`].
 
-use super::blocks::{WELL_SHARED, division, share};
+use super::blocks::{MIN_SHARED, WELL_SHARED, division, share};
 use super::choice::Kernel;
 use super::product::{Input, Matrix, Panels, Start};
 use super::quantise::{self, Numbers, quantise};
@@ -27,9 +27,6 @@ use super::vector::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
 use super::vector::{Portable, Vector};
-
-/// Multiply-adds of a layer below which another thread costs more than it saves.
-const MIN_SHARED: usize = 2 << 20;
 
 /// Shape of a conditioner; every count in channels.
 #[derive(Clone, Debug)]
@@ -198,7 +195,8 @@ impl Weights {
     }
 
     /// Whether products are in short numbers.
-    pub(crate) fn is_short(&self) -> bool {
+    #[cfg(test)]
+    fn is_short(&self) -> bool {
         self.layers.iter().any(|layer| matches!(layer.products, Products::Short { .. }))
     }
 
@@ -222,6 +220,11 @@ impl Weights {
             Some(Products::Short { numbers, .. }) => numbers.stride(self.shape.channels),
             _ => 1,
         }
+    }
+
+    /// Whether threads share the work of so many steps.
+    pub fn shares(&self, steps: usize) -> bool {
+        self.macs(steps) >= MIN_SHARED
     }
 
     /// Whether threads share the work of so many steps at hardly any cost.
@@ -347,7 +350,7 @@ impl State {
 impl Weights {
     /// How many threads share so many steps, and the steps of a block.
     fn division(&self, steps: usize, threads: usize) -> (usize, usize) {
-        division(steps, self.macs(steps), MIN_SHARED, threads)
+        division(steps, self.macs(steps), threads)
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! The net is a WaveNet, its first and last matrices multiplied into their neighbours (`kernels/merged.rs`).
 
-use super::blocks::{WELL_SHARED, division, share};
+use super::blocks::{MIN_SHARED, WELL_SHARED, division, share};
 use super::choice::Kernel;
 use super::merged;
 use super::product::{Input, Matrix, Panels, Start};
@@ -13,9 +13,6 @@ use super::rows::Rows;
 use super::short::ShortPanels;
 use super::wavenet::Shape;
 use std::ops::Range;
-
-/// Multiply-adds of a layer below which another thread costs more than it saves.
-const MIN_SHARED: usize = 8 << 20;
 
 /// A WaveNet's weights in panels, and those of its projection of the mel's features.
 pub struct Weights {
@@ -72,11 +69,6 @@ impl Weights {
         self.shape.channels >= 64 && self.layers.len() > 1 && self.layers.iter().skip(1).all(large)
     }
 
-    /// Whether products are in short numbers.
-    pub(crate) fn is_short(&self) -> bool {
-        !self.short.is_empty()
-    }
-
     /// Goes over to short numbers where that pays: in all layers but the first, which reads the net's own
     /// few channels, and in its conditioning. Whether anything changed.
     pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {
@@ -107,6 +99,11 @@ impl Weights {
     /// Values of a row of the first layer's convolution, where that is done by itself.
     fn first_width(&self) -> usize {
         self.features.as_ref().map_or(0, ShortPanels::row_width)
+    }
+
+    /// Whether threads share the work of so many steps.
+    pub fn shares(&self, steps: usize) -> bool {
+        self.macs(self.shape.layers() / 2, steps) >= MIN_SHARED
     }
 
     /// Whether threads share the work of so many steps at hardly any cost.
@@ -267,7 +264,7 @@ impl State {
             self.answer.grow(steps);
             self.first.resize(weights.first_width() * steps, 0.0);
         }
-        let (threads, block) = division(steps, weights.macs(l, steps), MIN_SHARED, threads);
+        let (threads, block) = division(steps, weights.macs(l, steps), threads);
         let (next, next_quantised) = next.first_mut().map_or_else(Default::default, |next| next.grow(steps));
         let mut rest = Block {
             from,

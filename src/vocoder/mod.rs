@@ -293,12 +293,13 @@ impl Vocoder {
         progress: &dyn Fn(f32),
     ) -> Vec<f32> {
         let (hop, n_mels) = (self.config.mel.hop_length, mel.n_mels());
-        let (halo, frames) = (packed.flow.reach_frames(), packed.flow.piece_frames());
+        let (halo, frames) = (packed.flow.reach_frames(), packed.flow.piece_frames(1));
         let threads = rayon::current_num_threads();
         let stretches = if packed.flow.shares_well(frames) { 1 } else { range.len() / (4 * halo + frames) };
         let workers = threads.min(stretches).max(1);
         // without a stretch for each, they share the pieces
         let threads = if workers == 1 { threads } else { 1 };
+        let frames = packed.flow.piece_frames(threads);
         let stretch = range.len().div_ceil(workers);
         let seen = range.start.saturating_sub(halo)..(range.end + halo).min(mel.frames());
         let columns = mel.columns(seen.clone());
@@ -313,19 +314,15 @@ impl Vocoder {
                     let draw = |step: usize, rows: &mut [f32]| {
                         noise.fill_scaled(from * hop + step * packed.flow.group, sigma, rows);
                     };
-                    let mut state = State::for_pieces(&packed.flow, (to - from).div_ceil(frames), threads);
+                    let mut state = State::new(&packed.flow, threads);
                     // samples to drop in front, and where the next go
                     let (mut skip, mut at) = ((start - from) * hop, 0);
                     let (mut piece, mut first) = (Vec::new(), from);
-                    while first < to || state.under_way() {
+                    while first < to {
                         let end = (first + frames).min(to);
                         piece.clear();
-                        if first < to {
-                            let rows = &columns[(first - seen.start) * n_mels..(end - seen.start) * n_mels];
-                            state.push(&packed.flow, rows, end == to, draw, &mut piece);
-                        } else {
-                            state.go_on(&packed.flow, &mut piece);
-                        }
+                        let rows = &columns[(first - seen.start) * n_mels..(end - seen.start) * n_mels];
+                        state.push(&packed.flow, rows, end == to, draw, &mut piece);
                         let dropped = skip.min(piece.len());
                         skip -= dropped;
                         let count = (piece.len() - dropped).min(out.len() - at);
@@ -362,7 +359,7 @@ impl Vocoder {
         let hop = self.config.mel.hop_length;
         let draw = |step: usize, rows: &mut [f32]| noise.fill_scaled(step * packed.flow.group, sigma, rows);
         let wanted = range.len() * hop;
-        let at_once = packed.flow.piece_frames();
+        let at_once = packed.flow.piece_frames(1);
         turn.ready.reserve((wanted + at_once * hop).saturating_sub(turn.ready.len()));
         while turn.ready.len() < wanted && (turn.heard < mel.frames() || turn.state.under_way()) {
             if turn.heard < mel.frames() {

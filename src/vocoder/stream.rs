@@ -144,7 +144,7 @@ impl Streamer<'_> {
         if !frames.len().is_multiple_of(n_mels) {
             return Err(Error::invalid(format!("{} values are no whole frames of {n_mels} bands", frames.len())));
         }
-        for frames in frames.chunks(self.packed.flow.piece_frames() * n_mels) {
+        for frames in frames.chunks(self.packed.flow.piece_frames(1) * n_mels) {
             if frames.iter().all(|v| v.is_finite()) {
                 self.advance(frames, false, out);
             } else {
