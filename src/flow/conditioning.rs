@@ -360,7 +360,7 @@ impl State {
         let first = input.end();
         input.extend(frames);
         let rows = input.end() - first;
-        let out = features.grow(rows * weight.columns() / features.width());
+        let out = features.room(rows * weight.columns() / features.width());
         convolve(weight, input.get(first + 1 - taps..first + rows), input.width(), rows, Start::Bias, out);
         input.forget(input.end() + 1 - taps);
     }

@@ -191,10 +191,15 @@ impl QuantisedRows {
         (self.values.grow(count), self.scales.grow(count))
     }
 
+    /// Makes room for `count` rows at the end and gives it, to be written over.
+    pub fn room(&mut self, count: usize) -> (&mut [i16], &mut [f32]) {
+        (self.values.room(count), self.scales.room(count))
+    }
+
     /// Puts whole rows at the end.
     pub fn extend(&mut self, rows: &[f32]) {
         let (width, numbers) = (self.width, self.numbers);
-        let (values, scales) = self.grow(rows.len() / width);
+        let (values, scales) = self.room(rows.len() / width);
         quantise(numbers, rows, width, values, scales);
     }
 

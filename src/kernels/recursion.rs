@@ -144,7 +144,7 @@ impl State {
             let wanted = self.cond.end()..features.end();
             let (count, width) = (wanted.len(), cond.columns());
             if count > 0 {
-                let rows = self.cond.grow(count);
+                let rows = self.cond.room(count);
                 let features = Input::rows(features.get(wanted), features.width());
                 cond.product(count, &[features], Start::Bias, (rows, width));
             }

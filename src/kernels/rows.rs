@@ -5,6 +5,7 @@ use std::ops::Range;
 /// The rows of a sequence that are still needed, by their place in the whole sequence.
 #[derive(Clone, Debug)]
 pub struct Rows<T = f32> {
+    /// From the first row kept on; behind the last one there may be more, of no meaning.
     values: Vec<T>,
     width: usize,
     /// Place of the first row in `values`.
@@ -39,16 +40,25 @@ impl<T: Copy + Default> Rows<T> {
     /// Puts whole rows at the end.
     pub fn extend(&mut self, rows: &[T]) {
         debug_assert!(rows.len().is_multiple_of(self.width));
-        self.values.extend_from_slice(rows);
-        self.end += rows.len() / self.width;
+        self.room(rows.len() / self.width).copy_from_slice(rows);
     }
 
     /// Makes `count` rows of zeros at the end and gives them.
     pub fn grow(&mut self, count: usize) -> &mut [T] {
+        let rows = self.room(count);
+        rows.fill(T::default());
+        rows
+    }
+
+    /// Makes room for `count` rows at the end and gives it, with whatever lies there: all of it is to be written over.
+    pub fn room(&mut self, count: usize) -> &mut [T] {
+        let from = (self.end - self.base) * self.width;
         self.end += count;
-        let from = self.values.len();
-        self.values.resize(from + count * self.width, T::default());
-        &mut self.values[from..]
+        let to = (self.end - self.base) * self.width;
+        if self.values.len() < to {
+            self.values.resize(to, T::default());
+        }
+        &mut self.values[from..to]
     }
 
     /// Rows by their places.
@@ -71,9 +81,9 @@ impl<T: Copy + Default> Rows<T> {
     pub fn forget(&mut self, before: usize) {
         self.first = before.clamp(self.first, self.end);
         // moved together only when more is dead than alive: each row is moved once or less on average
-        let dead = (self.first - self.base) * self.width;
-        if 2 * dead > self.values.len() {
-            self.values.drain(..dead);
+        let (dead, all) = ((self.first - self.base) * self.width, (self.end - self.base) * self.width);
+        if 2 * dead > all {
+            self.values.copy_within(dead..all, 0);
             self.base = self.first;
         }
     }

@@ -285,7 +285,7 @@ impl State {
     ) -> &[f32] {
         let (shape, c) = (&weights.shape, weights.shape.channels);
         let steps = x.len() / stride;
-        let rows = self.hidden[0].grow(steps);
+        let rows = self.hidden[0].room(steps);
         let (threads_here, block) = weights.division(steps, threads);
         share(threads_here, x.chunks(block * stride).zip(rows.chunks_mut(block * c)), |(x, rows)| {
             let input = Input { stride, ..Input::rows(x, shape.inputs) };
@@ -294,7 +294,7 @@ impl State {
         let given = self.hidden[0].end() - shape.half();
         let wanted = self.cond.end()..given.div_ceil(shape.up);
         let width = self.cond.width();
-        let rows = self.cond.grow(wanted.len());
+        let rows = self.cond.room(wanted.len());
         let (features, bands) = (features.get(wanted), features.width());
         share(threads_here, features.chunks(block * bands).zip(rows.chunks_mut(block * width)), |(features, rows)| {
             let input = Input::rows(features, bands);
@@ -328,7 +328,7 @@ impl State {
         self.values.resize(steps * short, 0);
         self.scales.resize(steps, 0.0);
         let next = match next.first_mut() {
-            Some(next) => next.grow(steps),
+            Some(next) => next.room(steps),
             None => {
                 self.rest.resize(steps * c, 0.0);
                 self.answer.resize(steps * shape.outputs, 0.0);

@@ -159,6 +159,12 @@ impl Hidden {
         (self.rows.grow(count), quantised)
     }
 
+    /// Makes room for `count` rows at the end and gives it, to be written over.
+    fn room(&mut self, count: usize) -> (&mut [f32], QuantisedMut<'_>) {
+        let quantised = self.quantised.as_mut().map_or_else(Default::default, |rows| rows.room(count));
+        (self.rows.room(count), quantised)
+    }
+
     /// Forgets the rows before a place.
     fn forget(&mut self, before: usize) {
         self.rows.forget(before);
@@ -210,7 +216,7 @@ impl State {
     ) -> &[f32] {
         let shape = &weights.shape;
         let inputs = shape.inputs;
-        let (rows, _) = self.hidden[0].grow(x.len() / stride);
+        let (rows, _) = self.hidden[0].room(x.len() / stride);
         for (row, x) in rows.chunks_exact_mut(inputs + 1).zip(x.chunks_exact(stride)) {
             row[..inputs].copy_from_slice(&x[..inputs]);
             row[inputs] = 1.0;
@@ -219,7 +225,7 @@ impl State {
         if let Some(cond) = &weights.cond {
             let wanted = self.cond.end()..(given.div_ceil(shape.up) + 1).min(features.end());
             let (count, width) = (wanted.len(), cond.columns());
-            let rows = self.cond.grow(count);
+            let rows = self.cond.room(count);
             let features = Input::rows(features.get(wanted), features.width());
             cond.product(count, &[features], Start::Bias, (rows, width));
         }
@@ -261,11 +267,11 @@ impl State {
             self.act_scales.resize(steps, 0.0);
         }
         if l == 0 {
-            self.answer.grow(steps);
+            self.answer.room(steps);
             self.first.resize(weights.first_width() * steps, 0.0);
         }
         let (threads, block) = division(steps, weights.macs(l, steps), threads);
-        let (next, next_quantised) = next.first_mut().map_or_else(Default::default, |next| next.grow(steps));
+        let (next, next_quantised) = next.first_mut().map_or_else(Default::default, |next| next.room(steps));
         let mut rest = Block {
             from,
             first: &mut self.first,
