@@ -7,7 +7,7 @@ weights and its published shape (`models.py`; batch 1, one fixed length). Timed 
 and latents to sound, after a warm-up, in processes that stay loaded and wait while another works;
 ours is the bare flow of `melglow bench`, in each of --precisions, which also draws the noise and, for
 `parallel`, runs the synthesis filter (the peers' `parallel` ends at the residual). A round measures each
-program once, one after the other: a ratio is the peer's time over ours within a round, above 1 where melglow is faster. OpenVINO runs in
+program, one after the other (the median of three times in a row): a ratio is the peer's time over ours within a round, above 1 where melglow is faster. OpenVINO runs in
 bf16 only where it says that the processor can.
 
 The table has medians, and of ratios the smallest and largest. RTF is time over that of the sound;
@@ -28,6 +28,9 @@ import warnings
 from pathlib import Path
 
 import numpy
+
+# times in a row that each program speaks in a round, after it has spoken once; the median counts
+REPEATS = 3
 
 ENGINES = {"torch": "PyTorch f32", "onnx": "ONNX Runtime f32", "openvino": "OpenVINO f32",
            "openvino-bf16": "OpenVINO bf16"}
@@ -83,10 +86,12 @@ class Peer:
         except EOFError:
             sys.exit("a peer's process has ended, see above")
 
-    def seconds(self):
-        """Of one more time, by clock."""
-        self.connection.send(True)
-        return self.answer()
+    def seconds(self, clock):
+        """The median of some more times."""
+        def once():
+            self.connection.send(True)
+            return self.answer()[clock]
+        return statistics.median(once() for _ in range(REPEATS))
 
     def close(self):
         """Ends the process; gives its peak memory in MB."""
@@ -99,7 +104,7 @@ class Peer:
 def melglow(program, name, precision, seconds, threads):
     """Report of one run of `melglow bench`."""
     command = [program, "bench", "--arch", name, "--threads", str(threads), "--seconds", str(seconds),
-               "--precision", precision, "--refine", "0", "--rounds", "1", "--json", "-"]
+               "--precision", precision, "--refine", "0", "--rounds", str(REPEATS), "--json", "-"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr.strip())
@@ -146,7 +151,7 @@ def measure(args, engines, name, threads):
             times[precision].append(run[{"wall": "bare", "cpu": "bare_cpu"}[args.clock]]["median"])
             memory[precision] = (run["peak_memory_bytes"] or 0) / 1e6
         for engine, peer in peers.items():
-            times[engine].append(peer.seconds()[args.clock] / run["audio_seconds"])
+            times[engine].append(peer.seconds(args.clock) / run["audio_seconds"])
         print(f"{name}, threads {threads}: " + ", ".join(f"{p} {t[-1]:.4f}" for p, t in times.items()), file=sys.stderr)
     memory.update((engine, peer.close()) for engine, peer in peers.items())
     return machine, times, memory
