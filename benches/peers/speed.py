@@ -7,8 +7,9 @@ weights and its published shape (`models.py`; batch 1, one fixed length). Timed 
 and latents to sound, after a warm-up, in processes that stay loaded and wait while another works;
 ours is the bare flow of `melglow bench`, in each of --precisions, which also draws the noise and, for
 `parallel`, runs the synthesis filter (the peers' `parallel` ends at the residual). A round measures each
-program, one after the other (the median of three times in a row): a ratio is the peer's time over ours within a round, above 1 where melglow is faster. OpenVINO runs in
-bf16 only where it says that the processor can.
+program, one after the other, by the median of three times in a row: a ratio is the peer's time over ours
+within a round, above 1 where melglow is faster. OpenVINO runs in bf16 only where it says that the
+processor can.
 
 The table has medians, and of ratios the smallest and largest. RTF is time over that of the sound;
 memory is the peak of each process. Other work on the machine spoils wall time: `--clock cpu` counts the

@@ -37,9 +37,9 @@ def melglow(program, recipe, threads, steps, more):
     return figures["samples_per_second"]["median"], (figures["peak_memory_bytes"] or 0) / 1e6
 
 
-def torch(recipe, threads, steps):
+def torch(recipe, threads, steps, more):
     script = Path(__file__).with_name("train_step.py")
-    text = run([sys.executable, str(script), PEERS[recipe], "--threads", str(threads), "--steps", str(steps)])
+    text = run([sys.executable, str(script), PEERS[recipe], "--threads", str(threads), "--steps", str(steps), *more])
     speed, memory = re.search(r"([\d.]+) samples/s", text), re.search(r"peak memory ([\d.]+) MiB", text)
     return float(speed[1]), float(memory[1]) * 2**20 / 1e6
 
@@ -51,12 +51,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--recompute", action="store_true", help="ours keeps no activations")
+    parser.add_argument("--bf16", action="store_true", help="products in bf16, PyTorch's by autocast")
     parser.add_argument("--melglow", default="target/release/melglow", help="the program")
     args = parser.parse_args()
+    more = ["--recompute"] * args.recompute + ["--precision", "bf16"] * args.bf16
     rounds = []
     for _ in range(args.rounds):
-        ours = melglow(args.melglow, args.recipe, args.threads, args.steps, ["--recompute"] * args.recompute)
-        rounds.append((ours, torch(args.recipe, args.threads, args.steps)))
+        ours = melglow(args.melglow, args.recipe, args.threads, args.steps, more)
+        rounds.append((ours, torch(args.recipe, args.threads, args.steps, ["--bf16"] * args.bf16)))
         print(f"{rounds[-1][0][0]:.0f} samples/s, PyTorch {rounds[-1][1][0]:.0f}", file=sys.stderr)
     speed = [statistics.median(side[i][0] for side in rounds) for i in range(2)]
     memory = [statistics.median(side[i][1] for side in rounds) for i in range(2)]

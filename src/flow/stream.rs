@@ -17,9 +17,9 @@ use crate::kernels::wavenet::interpolation;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Frames of a piece at least, and its steps for each thread: enough to keep the products busy and to be worth the way
-/// of the weights from memory, few enough to keep the activations in the cache.
-const PIECE: (usize, usize) = (32, 192);
+/// Frames of a piece at least, its steps for each thread, and for how many threads at most: enough to keep the products
+/// busy and to be worth the way of the weights from memory, few enough to keep the activations in the cache.
+const PIECE: (usize, usize, usize) = (32, 192, 4);
 
 /// Where an autoregressive step's values are cut off, so that a mel that the voice can't follow doesn't
 /// carry it away for good. Speech stays far below: after `asinh`, whitened and of unit variance.
@@ -154,7 +154,7 @@ impl Packed {
 
     /// Frames that best go through the flow together, where there are as many and so many threads share the work.
     pub fn piece_frames(&self, threads: usize) -> usize {
-        PIECE.0.max((PIECE.1 * threads * self.group).div_ceil(self.hop))
+        PIECE.0.max((PIECE.1 * threads.min(PIECE.2) * self.group).div_ceil(self.hop))
     }
 
     /// Frames after its own that a frame's sound depends on.
