@@ -110,9 +110,19 @@ pub struct Weights {
     start: Panels,
     layers: Vec<Layer>,
     end: Panels,
-    /// All layers' conditioning.
-    cond: Panels,
+    cond: Cond,
 }
+
+/// All layers' conditioning from a row of the mel's features.
+enum Cond {
+    Floats(Panels),
+    /// Of features that are rounded to [`COND_NUMBERS`] first.
+    Short(ShortPanels),
+}
+
+/// What conditioning is worked out in where layers are in short numbers, whichever: log mels lie far from zero, and with
+/// bf16's or bytes' few bits of them the error would be 4 to 6 dB louder.
+const COND_NUMBERS: Numbers = Numbers::Integers;
 
 struct Layer {
     /// Depthwise weights with the norm's scale in them, `[kernel, channels]`.
@@ -189,7 +199,12 @@ impl Weights {
             start: params.start.panels(kernel),
             layers: params.layers.iter().zip(cond_bias).map(|(p, bias)| Layer::new(kernel, shape, p, bias)).collect(),
             end: params.end.panels(kernel),
-            cond: Panels::for_gated(kernel, c, &vec![0.0; width], &[Matrix::new(&params.cond.weight, width)]),
+            cond: Cond::Floats(Panels::for_gated(
+                kernel,
+                c,
+                &vec![0.0; width],
+                &[Matrix::new(&params.cond.weight, width)],
+            )),
             shape: shape.clone(),
         }
     }
@@ -200,7 +215,7 @@ impl Weights {
         self.layers.iter().any(|layer| matches!(layer.products, Products::Short { .. }))
     }
 
-    /// Goes over to short numbers in all layers; whether anything changed.
+    /// Goes over to short numbers in all layers and their conditioning; whether anything changed.
     pub(crate) fn quantise(&mut self, numbers: Numbers) -> bool {
         if !ShortPanels::exist_for(self.kernel) {
             return false;
@@ -211,7 +226,15 @@ impl Weights {
                 (layer.products, changed) = (products, true);
             }
         }
+        if let Cond::Floats(panels) = &self.cond {
+            self.cond = Cond::Short(ShortPanels::new(COND_NUMBERS, panels, &[panels.depth()]));
+        }
         changed
+    }
+
+    /// Columns of all layers' conditioning, in their panels' order.
+    fn cond_columns(&self) -> usize {
+        self.layers.iter().map(|layer| layer.products.row_width()).sum()
     }
 
     /// Values of sixteen bits that a step takes up where products are in short numbers.
@@ -263,7 +286,7 @@ impl State {
         let mut rows = Rows::new(shape.channels);
         rows.grow(shape.half());
         Self {
-            cond: Rows::new(weights.cond.columns()),
+            cond: Rows::new(weights.cond_columns()),
             hidden: vec![rows; shape.layers],
             done: vec![0; shape.layers],
             act: Vec::new(),
@@ -296,10 +319,25 @@ impl State {
         let width = self.cond.width();
         let rows = self.cond.room(wanted.len());
         let (features, bands) = (features.get(wanted), features.width());
-        share(threads_here, features.chunks(block * bands).zip(rows.chunks_mut(block * width)), |(features, rows)| {
-            let input = Input::rows(features, bands);
-            weights.cond.product(rows.len() / width, &[input], Start::Bias, (rows, width));
-        });
+        match &weights.cond {
+            Cond::Floats(cond) => {
+                let blocks = features.chunks(block * bands).zip(rows.chunks_mut(block * width));
+                share(threads_here, blocks, |(features, rows)| {
+                    cond.product(rows.len() / width, &[Input::rows(features, bands)], Start::Bias, (rows, width));
+                });
+            }
+            Cond::Short(cond) => {
+                let (count, stride) = (features.len() / bands, COND_NUMBERS.stride(bands));
+                self.values.resize(count * stride, 0);
+                self.scales.resize(count, 0.0);
+                quantise(COND_NUMBERS, features, bands, &mut self.values, &mut self.scales);
+                let features = self.values.chunks(block * stride).zip(self.scales.chunks(block));
+                share(threads_here, features.zip(rows.chunks_mut(block * width)), |((values, scales), rows)| {
+                    let input = quantise::Input::rows(COND_NUMBERS, values, scales, bands);
+                    cond.product(scales.len(), &[input], Start::Bias, (rows, width));
+                });
+            }
+        }
         self.answer.clear();
         for layer in 0..shape.layers {
             self.layer(weights, layer, last, threads);
