@@ -6,7 +6,7 @@
 use super::drive::Drive;
 use super::split::Parts;
 use super::{conditioning, scalar};
-use crate::kernels::blocks::awake;
+use crate::kernels::blocks::{MIN_SHARED, WELL_SHARED, awake};
 use crate::kernels::conditioner::{State as NetState, Weights};
 use crate::kernels::pointwise;
 use crate::kernels::product::{Input, Panels, Start};
@@ -17,9 +17,11 @@ use crate::kernels::wavenet::interpolation;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Frames of a piece at least, its steps for each thread, and for how many threads at most: enough to keep the products
-/// busy and to be worth the way of the weights from memory, few enough to keep the activations in the cache.
-const PIECE: (usize, usize, usize) = (32, 192, 4);
+/// Frames of a piece at least, and its steps for each thread: enough to keep the products busy and to be worth the way
+/// of the weights from memory, few enough to keep the activations in the cache.
+const PIECE: (usize, usize) = (32, 192);
+/// Threads that a piece grows with, at most: its activations are held for all layers.
+const PIECE_THREADS: usize = 4;
 
 /// Where an autoregressive step's values are cut off, so that a mel that the voice can't follow doesn't
 /// carry it away for good. Speech stays far below: after `asinh`, whitened and of unit variance.
@@ -77,12 +79,6 @@ pub enum Stage {
     Early(usize),
 }
 
-impl Stage {
-    fn is_net(&self) -> bool {
-        matches!(self, Self::Coupling { .. } | Self::Autoregressive { .. })
-    }
-}
-
 /// A flow's inverse, packed: the steps in the order latent → data.
 pub struct Packed {
     /// The mel's way in.
@@ -122,7 +118,7 @@ impl Packed {
     /// Whether threads share any layer of so many values.
     fn shares(&self, values: usize) -> bool {
         let groups = values / (self.group - self.late());
-        self.rates().any(|(s, rate)| matches!(s, Stage::Coupling { net, .. } if net.shares(groups / rate)))
+        self.rates().any(|(s, rate)| matches!(s, Stage::Coupling { net, .. } if net.macs(groups / rate) >= MIN_SHARED))
     }
 
     /// What a count of steps on the couplings' nets comes to, in groups of samples.
@@ -149,12 +145,14 @@ impl Packed {
     /// Whether threads share the work of so many frames well: then the layers of every net are large.
     pub fn shares_well(&self, frames: usize) -> bool {
         let steps = frames * self.hop / self.group;
-        self.stages.iter().all(|s| if let Stage::Coupling { net, .. } = s { net.shares_well(steps) } else { true })
+        self.stages
+            .iter()
+            .all(|s| if let Stage::Coupling { net, .. } = s { net.macs(steps) >= WELL_SHARED } else { true })
     }
 
     /// Frames that best go through the flow together, where there are as many and so many threads share the work.
     pub fn piece_frames(&self, threads: usize) -> usize {
-        PIECE.0.max((PIECE.1 * threads.min(PIECE.2) * self.group).div_ceil(self.hop))
+        PIECE.0.max((PIECE.1 * threads.min(PIECE_THREADS) * self.group).div_ceil(self.hop))
     }
 
     /// Frames after its own that a frame's sound depends on.
@@ -241,7 +239,8 @@ impl State {
     /// work on those before it. What is pushed comes out later by as many pieces as there are sections behind the
     /// first: see [`go_on`](Self::go_on).
     pub fn in_sections(packed: &Packed) -> Self {
-        let mut edges: Vec<_> = (0..packed.stages.len()).filter(|&i| packed.stages[i].is_net()).skip(1).collect();
+        let is_net = |&i: &usize| matches!(packed.stages[i], Stage::Coupling { .. } | Stage::Autoregressive { .. });
+        let mut edges: Vec<_> = (0..packed.stages.len()).filter(is_net).skip(1).collect();
         edges.insert(0, 0);
         edges.push(packed.stages.len());
         Self::of_sections(packed, edges.windows(2).map(|edges| edges[0]..edges[1]), 1)
@@ -321,10 +320,10 @@ impl State {
             }
         };
         match &mut self.sections[..] {
-            [only] if only.1.as_ref().is_some_and(|piece| packed.shares(piece.x.len())) => {
-                awake(threads, || work(only))
+            [only] => {
+                let values = only.1.as_ref().map_or(0, |piece| piece.x.len());
+                awake(if packed.shares(values) { threads } else { 1 }, || work(only));
             }
-            [only] => work(only),
             sections => sections.par_iter_mut().with_max_len(1).for_each(work),
         }
         let mut next = None;

@@ -13,10 +13,10 @@ const TILE: usize = 12;
 const SPINS: u32 = 1 << 10;
 
 /// Multiply-adds of a layer below which another thread costs more than it saves, though it be [`awake`].
-pub(super) const MIN_SHARED: usize = 1 << 20;
+pub(crate) const MIN_SHARED: usize = 1 << 20;
 
 /// Multiply-adds of a layer above which what threads cost doesn't show.
-pub(super) const WELL_SHARED: usize = 64 << 20;
+pub(crate) const WELL_SHARED: usize = 64 << 20;
 
 /// Threads for the `steps` of a layer of so many multiply-adds, and the steps of a block: as many blocks for
 /// each thread, of about the same size.
@@ -32,43 +32,40 @@ pub(super) fn share<J: Send>(threads: usize, jobs: impl Iterator<Item = J> + Sen
         jobs.for_each(run);
         return;
     }
-    let (run, left) = (&run, &Left::default());
+    let (run, left) = (&run, &AtomicUsize::new(0));
     rayon::scope(|scope| {
         jobs.for_each(|job| {
-            left.one_more();
+            let one = One::of(left);
             scope.spawn(move |_| {
-                let _one = One(left);
+                let _one = one;
                 run(job);
             });
         });
-        wait_awake(|| left.0.load(Acquire) == 0);
+        wait_awake(left);
     });
 }
 
-/// Jobs that aren't done yet.
-#[derive(Default)]
-struct Left(AtomicUsize);
+/// One of the jobs that are left, until it is dropped.
+struct One<'a>(&'a AtomicUsize);
 
-impl Left {
-    fn one_more(&self) {
-        self.0.fetch_add(1, Relaxed);
+impl<'a> One<'a> {
+    fn of(left: &'a AtomicUsize) -> Self {
+        left.fetch_add(1, Relaxed);
+        Self(left)
     }
 }
-
-/// One of them, until it is dropped.
-struct One<'a>(&'a Left);
 
 impl Drop for One<'_> {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Release);
+        self.0.fetch_sub(1, Release);
     }
 }
 
-/// Does what the pool has to do until something is true, without falling asleep in between: to be woken takes longer
+/// Does what the pool has to do until no job is left, without falling asleep in between: to be woken takes longer
 /// than a small layer.
-fn wait_awake(done: impl Fn() -> bool) {
+fn wait_awake(left: &AtomicUsize) {
     let mut idle = 0_u32;
-    while !done() {
+    while left.load(Acquire) > 0 {
         if rayon::yield_now() == Some(rayon::Yield::Executed) {
             idle = 0;
             continue;
@@ -107,15 +104,14 @@ pub fn awake<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
     if threads == 1 {
         return work();
     }
-    let left = &Left::default();
-    left.one_more();
+    let left = &AtomicUsize::new(0);
     rayon::scope(|scope| {
-        let _one = One(left);
+        let _one = One::of(left);
         for _ in 1..threads {
             scope.spawn(move |_| {
                 let before = AtWork::enter();
                 if !before.0 {
-                    wait_awake(|| left.0.load(Acquire) == 0);
+                    wait_awake(left);
                 }
             });
         }

@@ -50,19 +50,11 @@ impl Weights {
         }
     }
 
-    /// Whether threads share the work of so many steps.
-    pub fn shares(&self, steps: usize) -> bool {
+    /// Multiply-adds of so many steps in a layer, by which threads share it.
+    pub fn macs(&self, steps: usize) -> usize {
         match self {
-            Self::WaveNet(net) => net.shares(steps),
-            Self::Separable(net) => net.shares(steps),
-        }
-    }
-
-    /// Whether threads share the work of so many steps at hardly any cost.
-    pub fn shares_well(&self, steps: usize) -> bool {
-        match self {
-            Self::WaveNet(net) => net.shares_well(steps),
-            Self::Separable(net) => net.shares_well(steps),
+            Self::WaveNet(net) => net.macs(steps),
+            Self::Separable(net) => net.macs(steps),
         }
     }
 }

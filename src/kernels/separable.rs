@@ -16,7 +16,7 @@
 //!
 //! What comes out doesn't depend on the pieces, bit for bit: see [`super::product`].
 
-use super::blocks::{MIN_SHARED, WELL_SHARED, division, share};
+use super::blocks::{division, share};
 use super::choice::Kernel;
 use super::product::{Input, Matrix, Panels, Start};
 use super::quantise::{self, Numbers, quantise};
@@ -245,18 +245,8 @@ impl Weights {
         }
     }
 
-    /// Whether threads share the work of so many steps.
-    pub fn shares(&self, steps: usize) -> bool {
-        self.macs(steps) >= MIN_SHARED
-    }
-
-    /// Whether threads share the work of so many steps at hardly any cost.
-    pub fn shares_well(&self, steps: usize) -> bool {
-        self.macs(steps) >= WELL_SHARED
-    }
-
     /// Multiply-adds of so many steps' products in a layer.
-    fn macs(&self, steps: usize) -> usize {
+    pub fn macs(&self, steps: usize) -> usize {
         steps * 3 * self.shape.channels * self.shape.channels
     }
 }
@@ -580,6 +570,7 @@ unsafe fn some<V: Vector>(at: *const f32, count: usize) -> V {
 
 #[cfg(test)]
 mod tests {
+    use super::super::blocks::MIN_SHARED;
     use super::*;
     use crate::kernels::choice::Precision;
 

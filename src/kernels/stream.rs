@@ -4,7 +4,7 @@
 //!
 //! The net is a WaveNet, its first and last matrices multiplied into their neighbours (`kernels/merged.rs`).
 
-use super::blocks::{MIN_SHARED, WELL_SHARED, division, share};
+use super::blocks::{division, share};
 use super::choice::Kernel;
 use super::merged;
 use super::product::{Input, Matrix, Panels, Start};
@@ -101,18 +101,13 @@ impl Weights {
         self.features.as_ref().map_or(0, ShortPanels::row_width)
     }
 
-    /// Whether threads share the work of so many steps.
-    pub fn shares(&self, steps: usize) -> bool {
-        self.macs(self.shape.layers() / 2, steps) >= MIN_SHARED
-    }
-
-    /// Whether threads share the work of so many steps at hardly any cost.
-    pub fn shares_well(&self, steps: usize) -> bool {
-        self.macs(self.shape.layers() / 2, steps) >= WELL_SHARED
+    /// Multiply-adds of so many steps' convolution in a layer in the middle.
+    pub fn macs(&self, steps: usize) -> usize {
+        self.layer_macs(self.shape.layers() / 2, steps)
     }
 
     /// Multiply-adds of so many steps' convolution in a layer, by far the most of it.
-    fn macs(&self, layer: usize, steps: usize) -> usize {
+    fn layer_macs(&self, layer: usize, steps: usize) -> usize {
         let (depth, width) = match self.layers.get(layer) {
             Some(layer) => {
                 let apart = self.features.as_ref().map_or(0, ShortPanels::depth);
@@ -270,7 +265,7 @@ impl State {
             self.answer.room(steps);
             self.first.resize(weights.first_width() * steps, 0.0);
         }
-        let (threads, block) = division(steps, weights.macs(l, steps), threads);
+        let (threads, block) = division(steps, weights.layer_macs(l, steps), threads);
         let (next, next_quantised) = next.first_mut().map_or_else(Default::default, |next| next.room(steps));
         let mut rest = Block {
             from,
@@ -449,6 +444,7 @@ impl Work<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::blocks::MIN_SHARED;
     use super::*;
     use crate::kernels::choice::Precision;
     use crate::kernels::wavenet;

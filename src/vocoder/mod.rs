@@ -317,11 +317,11 @@ impl Vocoder {
                     let mut state = State::new(&packed.flow, threads);
                     // samples to drop in front, and where the next go
                     let (mut skip, mut at) = ((start - from) * hop, 0);
-                    let (mut piece, mut first) = (Vec::new(), from);
-                    while first < to {
+                    let mut piece = Vec::new();
+                    for first in (from..to).step_by(frames) {
                         let end = (first + frames).min(to);
-                        piece.clear();
                         let rows = &columns[(first - seen.start) * n_mels..(end - seen.start) * n_mels];
+                        piece.clear();
                         state.push(&packed.flow, rows, end == to, draw, &mut piece);
                         let dropped = skip.min(piece.len());
                         skip -= dropped;
@@ -330,7 +330,6 @@ impl Vocoder {
                         at += count;
                         // that nobody listens is no reason to stop
                         let _ = sender.send(end - first);
-                        first = end;
                     }
                 });
             }

@@ -348,9 +348,9 @@ fn integers_are_the_same_in_any_pieces_and_threads() {
     }
 }
 
-/// Large nets in short numbers work on several pieces at a time.
+/// Threads share the layers of large nets.
 #[test]
-fn several_pieces_at_a_time_sound_as_one_after_the_other() {
+fn large_nets_sound_the_same_for_any_threads() {
     let net = WaveNetConfig { channels: 168, dilations: vec![1; 2], ..net(true, true, false) };
     let steps = vec![StepConfig::mix(), StepConfig::coupling(net, None)];
     let blocks = vec![Block { repeat: 12, steps }];
