@@ -325,11 +325,14 @@ impl State {
         Self { inputs, residuals, last_frame: Vec::new() }
     }
 
-    /// Takes the next mel frames and puts the rows that are ready behind `features`.
-    pub fn push(&mut self, packed: &Packed, frames: &[f32], last: bool, features: &mut Rows) {
+    /// Takes the next mel frames and leaves the rows that are ready in `features`; `threads` share the work.
+    pub fn push(&mut self, packed: &Packed, frames: &[f32], last: bool, threads: usize, features: &mut Vec<f32>) {
         match packed {
-            Packed::Upsample { weight, taps, .. } => self.upsample(weight, *taps, frames, features),
-            Packed::Mel { .. } => features.extend(frames),
+            Packed::Upsample { weight, taps, .. } => self.upsample(weight, *taps, frames, threads, features),
+            Packed::Mel { .. } => {
+                features.clear();
+                features.extend_from_slice(frames);
+            }
             Packed::Frame { convs, n_mels, lookahead, norm, .. } => {
                 let scaled: Vec<f32> = frames.iter().map(|v| v * NEAR_UNIT.0 + NEAR_UNIT.1).collect();
                 if self.inputs[0].end() == 0 && !scaled.is_empty() {
@@ -345,13 +348,14 @@ impl State {
                     let after = self.last_frame.repeat(lookahead + 1);
                     self.inputs[0].extend(&after);
                 }
+                features.clear();
                 self.frame_net(convs, *norm, features);
             }
         }
     }
 
     /// A tap per hop of the kernel; a row of the product holds the features of a frame's steps.
-    fn upsample(&mut self, weight: &Panels, taps: usize, frames: &[f32], features: &mut Rows) {
+    fn upsample(&mut self, weight: &Panels, taps: usize, frames: &[f32], threads: usize, features: &mut Vec<f32>) {
         let input = &mut self.inputs[0];
         if input.end() == 0 {
             // nothing sounds before the first frame
@@ -360,13 +364,15 @@ impl State {
         let first = input.end();
         input.extend(frames);
         let rows = input.end() - first;
-        let out = features.room(rows * weight.columns() / features.width());
-        convolve(weight, input.get(first + 1 - taps..first + rows), input.width(), rows, Start::Bias, out);
+        // all of it is written over
+        features.resize(rows * weight.columns(), 0.0);
+        let (frames, width) = (input.get(first + 1 - taps..first + rows), input.width());
+        weight.shared(threads, rows, &[Input { taps, dilation: 1, ..Input::rows(frames, width) }], features);
         input.forget(input.end() + 1 - taps);
     }
 
     /// Each convolution does the rows whose input is complete.
-    fn frame_net(&mut self, convs: &[Panels], norm: bool, features: &mut Rows) {
+    fn frame_net(&mut self, convs: &[Panels], norm: bool, features: &mut Vec<f32>) {
         for (i, conv) in convs.iter().enumerate() {
             let input = &mut self.inputs[i];
             let (inputs, outputs) = (input.width(), conv.columns());
@@ -393,7 +399,10 @@ impl State {
                 rms_norm(&mut h, outputs, NORM_EPS);
             }
             silu(&mut h);
-            self.inputs.get_mut(i + 1).unwrap_or(features).extend(&h);
+            match self.inputs.get_mut(i + 1) {
+                Some(next) => next.extend(&h),
+                None => features.extend_from_slice(&h),
+            }
         }
     }
 }

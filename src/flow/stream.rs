@@ -8,6 +8,7 @@ use super::split::Parts;
 use super::{conditioning, scalar};
 use crate::kernels::blocks::{MIN_SHARED, WELL_SHARED, awake};
 use crate::kernels::conditioner::{State as NetState, Weights};
+use crate::kernels::features::Features;
 use crate::kernels::pointwise;
 use crate::kernels::product::{Input, Panels, Start};
 use crate::kernels::quantise::Numbers;
@@ -173,8 +174,8 @@ impl Packed {
 pub struct State {
     /// Of the mel's way in.
     conditioning: conditioning::State,
-    /// Rows of the mel's features that no section has yet, by frame or by step.
-    features: Rows,
+    /// Rows of the mel's features that were made, by frame or by step.
+    featured: usize,
     /// Groups of samples whose latents were drawn.
     drawn: usize,
     /// The steps, one section behind the other, and what waits in front of each.
@@ -204,8 +205,8 @@ struct Section {
     /// Channels of a step in front of the first stage, and of those that come back late, those that are left.
     channels: usize,
     late: usize,
-    /// Rows of the mel's features, by frame or by step.
-    features: Rows,
+    /// Of the mel.
+    features: Features,
     /// Latents of the steps under way, for the channels that come back late.
     latents: Rows,
     couplings: Vec<Coupling>,
@@ -252,7 +253,7 @@ impl State {
         let section = |stages| (Section::new(packed, stages, &mut channels, &mut late), None);
         Self {
             conditioning: conditioning::State::new(&packed.conditioning),
-            features: Rows::new(packed.conditioning.features()),
+            featured: 0,
             drawn: 0,
             sections: sections.map(section).collect(),
             threads,
@@ -281,14 +282,10 @@ impl State {
         out: &mut Vec<f32>,
     ) {
         let mut piece = std::mem::take(&mut self.spare);
-        let had = self.features.end();
-        self.conditioning.push(&packed.conditioning, frames, last, &mut self.features);
-        let has = self.features.end();
-        piece.features.clear();
-        piece.features.extend_from_slice(self.features.get(had..has));
-        self.features.forget(has);
+        self.conditioning.push(&packed.conditioning, frames, last, self.threads, &mut piece.features);
+        self.featured += piece.features.len() / packed.conditioning.features();
 
-        let (from, known) = (self.drawn, packed.conditioning.steps(has));
+        let (from, known) = (self.drawn, packed.conditioning.steps(self.featured));
         let (group, late) = (packed.group, packed.late());
         let first = packed.rates().next().map_or(1, |(_, rate)| rate);
         piece.at = from / first;
@@ -341,6 +338,7 @@ impl Section {
     /// Before the first piece; `channels` and `late` in front of its stages, and then behind them.
     fn new(packed: &Packed, stages: Range<usize>, channels: &mut usize, late: &mut usize) -> Self {
         let (mut couplings, mut recursions) = (Vec::new(), Vec::new());
+        let mut numbers = None;
         let before = (*channels, *late);
         for (stage, rate) in packed.rates().skip(stages.start).take(stages.len()) {
             match stage {
@@ -350,6 +348,7 @@ impl Section {
                 }
                 Stage::Squeeze(by) => *channels /= by,
                 Stage::Coupling { net, .. } => {
+                    numbers = numbers.or(net.short_features());
                     let (net, waiting) = (NetState::new(net), Rows::new(*channels));
                     couplings.push(Coupling { net, waiting, input: Vec::new() });
                 }
@@ -363,7 +362,7 @@ impl Section {
             stages,
             channels: before.0,
             late: before.1,
-            features: Rows::new(packed.conditioning.features()),
+            features: Features::new(packed.conditioning.features(), numbers),
             latents: Rows::new(packed.group),
             couplings,
             recursions,
@@ -374,7 +373,7 @@ impl Section {
 
     /// Takes a piece, and leaves in it what is ready.
     fn run(&mut self, packed: &Packed, piece: &mut Piece, threads: usize) {
-        self.features.extend(&piece.features);
+        self.features.extend(&piece.features, threads);
         self.latents.extend(&piece.latents);
         let (group, up) = (packed.group, packed.conditioning.up());
         let (mut channels, mut early) = (self.channels, self.late);
@@ -386,7 +385,7 @@ impl Section {
             match stage {
                 Stage::Affine { scale, shift } => pointwise::affine(x, scale, shift),
                 Stage::Sinh { scale } => pointwise::sinh(x, *scale),
-                Stage::Gain { weights } => gain(x, *at, &self.features, up / rate, weights, spare),
+                Stage::Gain { weights } => gain(x, *at, self.features.rows(), up / rate, weights, spare),
                 Stage::Mix { matrix } => {
                     spare.resize(x.len(), 0.0);
                     let rows = Input::rows(x, channels);
@@ -402,7 +401,7 @@ impl Section {
                     if let (Some(drive), 0) = (&mut self.drive, recursions.len()) {
                         drive.run(x);
                     }
-                    recursion.run(x, (*by, *hears), map, net, &self.features);
+                    recursion.run(x, (*by, *hears), map, net, self.features.rows());
                 }
                 Stage::Swap => x.chunks_exact_mut(channels).for_each(|row| row.rotate_left(channels / 2)),
                 Stage::Squeeze(by) => {
@@ -456,7 +455,7 @@ impl Coupling {
         x: &mut Vec<f32>,
         (parts, map): (&Parts, &scalar::Packed),
         net: &Weights,
-        features: &Rows,
+        features: &Features,
         last: bool,
         threads: usize,
     ) -> usize {

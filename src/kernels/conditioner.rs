@@ -1,7 +1,7 @@
 //! The conditioners that run on packed weights, whichever they are.
 
+use super::features::Features;
 use super::quantise::Numbers;
-use super::rows::Rows;
 use super::{separable, stream};
 
 /// A conditioner's weights in panels.
@@ -50,6 +50,14 @@ impl Weights {
         }
     }
 
+    /// The short numbers that features are read in, if they are.
+    pub(crate) fn short_features(&self) -> Option<Numbers> {
+        match self {
+            Self::WaveNet(net) => net.short_features(),
+            Self::Separable(_) => None,
+        }
+    }
+
     /// Multiply-adds of so many steps in a layer, by which threads share it.
     pub fn macs(&self, steps: usize) -> usize {
         match self {
@@ -84,13 +92,13 @@ impl State {
         &mut self,
         weights: &Weights,
         x: (&[f32], usize),
-        features: &Rows,
+        features: &Features,
         last: bool,
         threads: usize,
     ) -> &[f32] {
         match (self, weights) {
             (Self::WaveNet(state), Weights::WaveNet(net)) => state.push(net, x, features, last, threads),
-            (Self::Separable(state), Weights::Separable(net)) => state.push(net, x, features, last, threads),
+            (Self::Separable(state), Weights::Separable(net)) => state.push(net, x, features.rows(), last, threads),
             _ => panic!("weights and state are of different nets"),
         }
     }

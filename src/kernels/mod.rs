@@ -12,6 +12,7 @@ mod bfloat;
 pub(crate) mod blocks;
 pub mod choice;
 pub mod conditioner;
+pub mod features;
 pub mod gate;
 pub(crate) mod integer;
 mod merged;

@@ -22,6 +22,7 @@
 //! depend on its inputs alone.
 
 use super::View;
+use super::blocks::{MIN_SHARED, share};
 use super::choice::Kernel;
 use super::single::{self, Single};
 use super::tile::{self, Floats, Job};
@@ -277,25 +278,83 @@ impl Panels {
         if count == 0 {
             return;
         }
+        self.assert_fit(count, inputs);
+        let lines = Floats { panels: self.values[self.begin..].as_ptr(), depth: self.depth, inputs };
+        let job = self.layout.job(count, lines, start, out);
+        // SAFETY: the assertions, here and of the job, keep every address within its slice.
+        unsafe { run(&job) }
+    }
+
+    /// `count` rows from the bias, one after the other. Of several threads each reads panels of its own: for weights that
+    /// are far more than what meets them.
+    ///
+    /// # Panics
+    /// As [`product`](Self::product), or if the panels are gated.
+    pub(crate) fn shared(&self, threads: usize, count: usize, inputs: &[Input], out: &mut [f32]) {
+        let Layout { panels, columns, gated, .. } = self.layout;
+        assert!(!gated);
+        let macs = count * self.depth * columns;
+        let (threads, width) = (if macs >= MIN_SHARED { threads } else { 1 }, self.layout.width());
+        if threads == 1 {
+            self.product(count, inputs, Start::Bias, (out, columns));
+            return;
+        }
+        self.assert_fit(count, inputs);
+        let lines = |first: usize| {
+            let panels = self.values[self.begin + first * (self.depth + 1) * width..].as_ptr();
+            Floats { panels, depth: self.depth, inputs }
+        };
+        let out = Shared(self.layout.job(count, lines(0), Start::Bias, (out, columns)).out);
+        let each = panels.div_ceil(threads);
+        share(threads, (0..panels).step_by(each), |first| {
+            let panels = each.min(panels - first);
+            let columns = panels * width;
+            let layout = Layout { panels, columns: columns.min(self.layout.columns - first * width), ..self.layout };
+            // SAFETY: the whole job was checked, and this is the part of it that writes these panels' columns.
+            unsafe {
+                let (out, stride) = (out.pointer().add(first * width), self.layout.columns);
+                run(&Job { layout, count, lines: lines(first), start: Start::Bias, out, stride });
+            }
+        });
+    }
+
+    /// That rows are there for a product, one at least.
+    fn assert_fit(&self, count: usize, inputs: &[Input]) {
         assert!(inputs.iter().map(|i| i.width * i.taps).sum::<usize>() == self.depth);
         for i in inputs {
             let width = if i.width == 0 { 0 } else { (i.width - 1) * i.step + 1 };
             assert!(i.rows.len() >= reach(count + (i.taps - 1) * i.dilation, i.stride, width));
         }
-        let lines = Floats { panels: self.values[self.begin..].as_ptr(), depth: self.depth, inputs };
-        let job = self.layout.job(count, lines, start, out);
-        // SAFETY: the assertions, here and of the job, keep every address within its slice, and panels
-        // exist only for kernels that run here.
-        unsafe {
-            match self.layout.kernel {
-                #[cfg(target_arch = "x86_64")]
-                Kernel::Avx2 => tile::avx2(&job),
-                #[cfg(target_arch = "x86_64")]
-                Kernel::Avx512 => tile::avx512(&job),
-                #[cfg(target_arch = "aarch64")]
-                Kernel::Neon => tile::neon(&job),
-                _ => tile::run::<Portable>(&job),
-            }
+    }
+}
+
+/// Where threads write, each its own columns.
+struct Shared(*mut f32);
+
+impl Shared {
+    fn pointer(&self) -> *mut f32 {
+        self.0
+    }
+}
+
+// SAFETY: whoever writes through it from several threads writes to different places.
+unsafe impl Sync for Shared {}
+
+/// A job on the kernels that its panels are for.
+///
+/// # Safety
+/// The job must be checked; panels exist only for kernels that run here.
+unsafe fn run(job: &Job<Floats>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match job.layout.kernel {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx2 => tile::avx2(job),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512 => tile::avx512(job),
+            #[cfg(target_arch = "aarch64")]
+            Kernel::Neon => tile::neon(job),
+            _ => tile::run::<Portable>(job),
         }
     }
 }
@@ -382,6 +441,24 @@ mod tests {
         [4, 2, 1, 11, 5, 500],
         [1, 3, 2, 7, 2, 85],
     ];
+
+    #[test]
+    fn threads_share_columns() {
+        // (rows, depth, columns), each large enough to be shared
+        for [rows, depth, columns] in [[1, 70, 16_000], [5, 64, 4_000], [33, 320, 131]] {
+            let (x, w, bias) = (values(rows * depth, 1), values(depth * columns, 2), values(columns, 3));
+            for kernel in Kernel::tested(rows * depth * columns) {
+                let panels = Panels::new(kernel, columns, &bias, &[Matrix::new(&w, columns)]);
+                let (input, mut expected) = ([Input::rows(&x, depth)], vec![0.0; rows * columns]);
+                panels.product(rows, &input, Start::Bias, (&mut expected, columns));
+                for threads in [1, 2, 3, 200] {
+                    let mut out = vec![f32::NAN; rows * columns];
+                    panels.shared(threads, rows, &input, &mut out);
+                    assert!(out == expected, "{}: {rows} × {depth} × {columns} on {threads}", kernel.name());
+                }
+            }
+        }
+    }
 
     #[test]
     fn panels_compute_what_they_stand_for() {

@@ -6,13 +6,13 @@
 
 use super::blocks::{division, share};
 use super::choice::Kernel;
+use super::features::Features;
 use super::merged;
 use super::product::{Input, Matrix, Panels, Start};
 use super::quantise::{self, Numbers, QuantisedRows, quantise};
 use super::rows::Rows;
 use super::short::ShortPanels;
 use super::wavenet::Shape;
-use std::ops::Range;
 
 /// A WaveNet's weights in panels, and those of its projection of the mel's features.
 pub struct Weights {
@@ -96,6 +96,11 @@ impl Weights {
         !self.short.is_empty()
     }
 
+    /// The short numbers that features are read in, if they are.
+    pub(super) fn short_features(&self) -> Option<Numbers> {
+        self.features.is_some().then_some(self.numbers)
+    }
+
     /// Values of a row of the first layer's convolution, where that is done by itself.
     fn first_width(&self) -> usize {
         self.features.as_ref().map_or(0, ShortPanels::row_width)
@@ -126,8 +131,6 @@ pub struct State {
     /// Input of each layer behind the zeros before the first step: step `t` stands as many places on
     /// as the layer looks back. The first layer's is the net's input and a one.
     hidden: Vec<Hidden>,
-    /// Features that come by step, for layers in short numbers.
-    features: Option<QuantisedRows>,
     /// Steps that each layer has done.
     done: Vec<usize>,
     /// The layers' shares of the output so far.
@@ -181,11 +184,9 @@ impl State {
             hidden.grow(shape.sides(*dilation).0);
             hidden
         };
-        let features = weights.features.as_ref().map(|panels| QuantisedRows::new(weights.numbers, panels.depth()));
         Self {
             cond: Rows::new(weights.cond.as_ref().map_or(1, Panels::columns)),
             hidden: shape.dilations.iter().enumerate().map(hidden).collect(),
-            features,
             done: vec![0; shape.layers()],
             answer: Rows::new(shape.outputs),
             first: Vec::new(),
@@ -205,7 +206,7 @@ impl State {
         &mut self,
         weights: &Weights,
         (x, stride): (&[f32], usize),
-        features: &Rows,
+        features: &Features,
         last: bool,
         threads: usize,
     ) -> &[f32] {
@@ -218,14 +219,12 @@ impl State {
         }
         let given = self.hidden[0].rows.end() - shape.sides(shape.dilations[0]).0;
         if let Some(cond) = &weights.cond {
+            let features = features.rows();
             let wanted = self.cond.end()..(given.div_ceil(shape.up) + 1).min(features.end());
             let (count, width) = (wanted.len(), cond.columns());
             let rows = self.cond.room(count);
             let features = Input::rows(features.get(wanted), features.width());
             cond.product(count, &[features], Start::Bias, (rows, width));
-        }
-        if let Some(quantised) = &mut self.features {
-            quantised.extend(features.get(quantised.end()..given.min(features.end())));
         }
         let ready = self.done[shape.layers() - 1];
         for layer in 0..shape.layers() {
@@ -233,15 +232,12 @@ impl State {
         }
         let end = self.done[shape.layers() - 1];
         self.cond.forget(end / shape.up);
-        if let Some(quantised) = &mut self.features {
-            quantised.forget(end);
-        }
         self.answer.forget(ready);
         self.answer.get(ready..end)
     }
 
     /// Carries one layer as far as its input allows.
-    fn layer(&mut self, weights: &Weights, l: usize, features: &Rows, last: bool, threads: usize) {
+    fn layer(&mut self, weights: &Weights, l: usize, features: &Features, last: bool, threads: usize) {
         let shape = &weights.shape;
         let c = shape.channels;
         let (before, after) = shape.sides(shape.dilations[l]);
@@ -276,8 +272,7 @@ impl State {
             next_quantised,
             answer: self.answer.get_mut(from..to),
         };
-        let quantised_features = self.features.as_ref();
-        let work = Work { weights, l, h, cond: &self.cond, features, quantised_features };
+        let work = Work { weights, l, h, cond: &self.cond, features };
         if steps <= block {
             work.run(rest);
         } else {
@@ -341,9 +336,7 @@ struct Work<'a> {
     l: usize,
     h: &'a Hidden,
     cond: &'a Rows,
-    features: &'a Rows,
-    /// Features by step in short numbers.
-    quantised_features: Option<&'a QuantisedRows>,
+    features: &'a Features,
 }
 
 impl Work<'_> {
@@ -371,12 +364,13 @@ impl Work<'_> {
             layer.conv.product(steps, &[conv], Start::Bias, (first, width));
             panels.product(
                 steps,
-                &[self.short_features(from..from + steps)],
+                &[self.features.short().get(from..from + steps)],
                 Start::Held(first, width, 1, 0),
                 (act, c),
             );
         } else {
-            let features = Input::rows(self.features.get(from..from + steps), self.features.width());
+            let rows = self.features.rows();
+            let features = Input::rows(rows.get(from..from + steps), rows.width());
             layer.conv.product(steps, &[conv, features], Start::Bias, (act, c));
         }
 
@@ -414,7 +408,7 @@ impl Work<'_> {
         if let Some(start) = self.between(from, layer.conv.row_width()) {
             layer.conv.product(steps, &[conv], start, (act, c));
         } else {
-            let features = self.short_features(from..from + steps);
+            let features = self.features.short().get(from..from + steps);
             layer.conv.product(steps, &[conv, features], Start::Bias, (act, c));
         }
         let (values, scales) = act_quantised;
@@ -426,11 +420,6 @@ impl Work<'_> {
             quantise(self.weights.numbers, next, c, next_quantised.0, next_quantised.1);
         }
         layer.answer.product(steps, &act, Start::Answer, (answer, shape.outputs));
-    }
-
-    /// Features by step, for layers in short numbers.
-    fn short_features(&self, steps: Range<usize>) -> quantise::Input<'_> {
-        self.quantised_features.expect("features by step are quantised").get(steps)
     }
 
     /// Where the convolution of steps from `from` on starts, if that is between rows.
@@ -482,12 +471,12 @@ mod tests {
         threads: usize,
     ) -> Vec<f32> {
         let (up, width) = (weights.shape.up, x.len() / steps);
-        let mut rows = Rows::new(3);
+        let mut rows = Features::new(3, weights.short_features());
         let (mut state, mut out, mut given) = (State::new(weights), Vec::new(), 0);
         for features in features.chunks(3 * piece) {
-            rows.extend(features);
+            rows.extend(features, threads);
             // steps stand between rows
-            let known = if up == 1 { rows.end() } else { (rows.end() - 1) * up }.min(steps);
+            let known = if up == 1 { rows.rows().end() } else { (rows.rows().end() - 1) * up }.min(steps);
             out.extend_from_slice(state.push(
                 weights,
                 (&x[given * width..known * width], width),

@@ -1,0 +1,55 @@
+//! The mel's features, as the conditioners of a flow read them.
+
+use super::blocks::share;
+use super::quantise::{Numbers, QuantisedRows, quantise};
+use super::rows::Rows;
+
+/// Steps that a thread brings to short numbers at a time.
+const BLOCK: usize = 128;
+
+/// Rows of features, by frame or by step, that are still needed: in f32, and if conditioners want them so, in short
+/// numbers, once for all of them.
+pub struct Features {
+    rows: Rows,
+    short: Option<QuantisedRows>,
+}
+
+impl Features {
+    /// No rows yet, of `width` values each; in such short numbers as well.
+    pub(crate) fn new(width: usize, numbers: Option<Numbers>) -> Self {
+        Self { rows: Rows::new(width), short: numbers.map(|numbers| QuantisedRows::new(numbers, width)) }
+    }
+
+    /// Puts whole rows at the end; `threads` share the work.
+    pub fn extend(&mut self, rows: &[f32], threads: usize) {
+        self.rows.extend(rows);
+        let Some(short) = &mut self.short else { return };
+        let (width, numbers) = (self.rows.width(), short.numbers());
+        let (values, scales) = short.room(rows.len() / width);
+        let values = values.chunks_mut(BLOCK * numbers.stride(width)).zip(scales.chunks_mut(BLOCK));
+        share(threads, rows.chunks(BLOCK * width).zip(values), |(rows, (values, scales))| {
+            quantise(numbers, rows, width, values, scales);
+        });
+    }
+
+    /// Forgets the rows before a place.
+    pub fn forget(&mut self, before: usize) {
+        self.rows.forget(before);
+        if let Some(short) = &mut self.short {
+            short.forget(before);
+        }
+    }
+
+    /// In f32.
+    pub fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    /// In short numbers.
+    ///
+    /// # Panics
+    /// If they weren't made for such conditioners.
+    pub(super) fn short(&self) -> &QuantisedRows {
+        self.short.as_ref().expect("features in short numbers for conditioners that read them")
+    }
+}
