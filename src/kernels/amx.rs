@@ -177,7 +177,12 @@ impl<V: Vector> Lines<V> for Tiled<'_> {
     }
 
     #[inline(always)]
-    unsafe fn accumulate<const R: usize>(&self, _: usize, row: usize, mut sums: [[V; 2]; R]) -> [[V; 2]; R] {
+    unsafe fn accumulate<const R: usize, const N: usize>(
+        &self,
+        _: usize,
+        row: usize,
+        mut sums: [[V; N]; R],
+    ) -> [[V; N]; R] {
         // SAFETY: the rows stand in the block; nobody writes there meanwhile.
         unsafe {
             let mut block = self.block.0.get().cast::<f32>().add((row - self.from.get()) * WIDTH);

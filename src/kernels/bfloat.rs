@@ -227,14 +227,19 @@ impl<V: Short, M: MultiplyAdd<V, Sums = V>> Lines<V> for Bfloats<'_, M> {
     }
 
     #[inline(always)]
-    unsafe fn accumulate<const R: usize>(&self, panel: usize, row: usize, mut sums: [[V; 2]; R]) -> [[V; 2]; R] {
+    unsafe fn accumulate<const R: usize, const N: usize>(
+        &self,
+        panel: usize,
+        row: usize,
+        mut sums: [[V; N]; R],
+    ) -> [[V; N]; R] {
         // SAFETY: the caller's promise.
         unsafe {
             let mut weights = self.pairs.add(panel * self.size);
             for input in self.inputs {
                 for tap in 0..input.taps {
                     let rows = input.values.as_ptr().add((row + tap * input.dilation) * input.stride);
-                    sums = multiply_add::<V, M, R>(sums, rows, input.stride, input.width.div_ceil(2), weights);
+                    sums = multiply_add::<V, M, R, N>(sums, rows, input.stride, input.width.div_ceil(2), weights);
                     weights = weights.add(Numbers::Bfloats.stride(input.width) * 2 * V::LANES);
                 }
             }

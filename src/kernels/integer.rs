@@ -27,7 +27,7 @@
 
 use super::product::{Layout, Panels, Start, from_a_line};
 use super::quantise::{Input, MOST, MOST_OF_BYTES, Numbers, ZERO};
-use super::tile::{Job, Lines, multiply_add, pair, tiles};
+use super::tile::{Job, Lines, line, multiply_add, tiles};
 use super::vector::{BytesOneByOne, IntegersInTwo, Lanes, MultiplyAdd, Portable, Short};
 #[cfg(target_arch = "x86_64")]
 use super::{
@@ -239,7 +239,12 @@ impl<V: Short, M: MultiplyAdd<V, Sums = V::Sums>> Lines<V> for Whole<'_, M> {
     }
 
     #[inline(always)]
-    unsafe fn accumulate<const R: usize>(&self, panel: usize, row: usize, mut sums: [[V; 2]; R]) -> [[V; 2]; R] {
+    unsafe fn accumulate<const R: usize, const N: usize>(
+        &self,
+        panel: usize,
+        row: usize,
+        mut sums: [[V; N]; R],
+    ) -> [[V; N]; R] {
         let width = 2 * V::LANES;
         // SAFETY: the caller's promise.
         unsafe {
@@ -253,9 +258,9 @@ impl<V: Short, M: MultiplyAdd<V, Sums = V::Sums>> Lines<V> for Whole<'_, M> {
                     for from in (0..input.stride).step_by(self.segment) {
                         let rows = input.values.as_ptr().add(first * input.stride + from);
                         let pairs = self.segment.min(input.stride - from) / 2;
-                        let begin = [[V::load_sums(begins), V::load_sums(begins.add(V::LANES))]; R];
-                        let whole = multiply_add::<V, M, R>(begin, rows, input.stride, pairs, weights);
-                        let steps: [V; 2] = pair(scales);
+                        let begin = [std::array::from_fn(|i| V::load_sums(begins.add(i * V::LANES))); R];
+                        let whole = multiply_add::<V, M, R, N>(begin, rows, input.stride, pairs, weights);
+                        let steps: [V; N] = line(scales);
                         for (r, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
                             let scale = V::splat(*row_scales.add(r));
                             // not fused: the same bits on every processor

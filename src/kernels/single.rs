@@ -3,7 +3,7 @@
 //! What a product of many rows hides, its call and its preparations, is as long here as the work: so all panels
 //! are taken to be full, and rows to have room for that, and there is one place to start from.
 
-use super::tile::{along, finish, pair, plus};
+use super::tile::{along, finish, line, plus};
 #[cfg(target_arch = "aarch64")]
 use super::vector::Neon;
 use super::vector::Vector;
@@ -77,11 +77,11 @@ unsafe fn abreast<V: Vector, const P: usize>(single: &Single, first: usize) -> u
     // SAFETY: `Panels::row` has checked that all these lie within their slices.
     unsafe {
         let mut weights = single.panels.add(first * size);
-        let mut sums: [[V; 2]; P] = std::array::from_fn(|p| pair(weights.add(p * size)));
+        let mut sums: [[V; 2]; P] = std::array::from_fn(|p| line(weights.add(p * size)));
         if let Some(more) = single.plus {
             let more = more.as_ptr().add(first * width);
             for (p, sums) in sums.iter_mut().enumerate() {
-                *sums = plus(*sums, pair(more.add(p * width)));
+                *sums = plus(*sums, line(more.add(p * width)));
             }
         }
         weights = weights.add(width);

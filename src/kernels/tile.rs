@@ -28,12 +28,17 @@ pub(super) trait Lines<V: Vector> {
     /// The panel must be there.
     unsafe fn bias(&self, panel: usize) -> *const f32;
 
-    /// Adds the products of `R` rows from `row` on with a panel's lines; by value, so that the sums
-    /// stay in registers.
+    /// Adds the products of `R` rows from `row` on with the first `N` vectors of a panel's lines; by value, so that the
+    /// sums stay in registers.
     ///
     /// # Safety
     /// The panel and the rows must be there.
-    unsafe fn accumulate<const R: usize>(&self, panel: usize, row: usize, sums: [[V; 2]; R]) -> [[V; 2]; R];
+    unsafe fn accumulate<const R: usize, const N: usize>(
+        &self,
+        panel: usize,
+        row: usize,
+        sums: [[V; N]; R],
+    ) -> [[V; N]; R];
 }
 
 /// Of f32.
@@ -52,7 +57,12 @@ impl<V: Vector> Lines<V> for Floats<'_> {
     }
 
     #[inline(always)]
-    unsafe fn accumulate<const R: usize>(&self, panel: usize, row: usize, mut sums: [[V; 2]; R]) -> [[V; 2]; R] {
+    unsafe fn accumulate<const R: usize, const N: usize>(
+        &self,
+        panel: usize,
+        row: usize,
+        mut sums: [[V; N]; R],
+    ) -> [[V; N]; R] {
         let width = 2 * V::LANES;
         // SAFETY: the caller's promise.
         unsafe {
@@ -193,17 +203,17 @@ unsafe fn abreast<V: Vector, const P: usize>(job: &Job<Floats>, first: usize) ->
         let out = job.out.add(first * columns);
         let mut sums = [[V::splat(0.0); 2]; P];
         for (p, sums) in sums.iter_mut().enumerate() {
-            *sums = pair(weights.add(p * size));
+            *sums = line(weights.add(p * size));
             match job.start {
                 Start::Bias => {}
-                Start::Answer => *sums = pair(out.add(p * columns)),
-                Start::Rows(rows, _) => *sums = plus(*sums, pair(rows.as_ptr().add((first + p) * columns))),
+                Start::Answer => *sums = line(out.add(p * columns)),
+                Start::Rows(rows, _) => *sums = plus(*sums, line(rows.as_ptr().add((first + p) * columns))),
                 Start::Between(rows, stride, up, from) => {
                     let now = rows.as_ptr().add(from / up * stride + (first + p) * width);
                     *sums = between(*sums, now, stride, part_of(from % up, up));
                 }
                 Start::Held(rows, stride, up, from) => {
-                    *sums = plus(*sums, pair(rows.as_ptr().add(from / up * stride + (first + p) * width)));
+                    *sums = plus(*sums, line(rows.as_ptr().add(from / up * stride + (first + p) * width)));
                 }
             }
         }
@@ -236,7 +246,7 @@ pub(super) unsafe fn along<V: Vector, const P: usize>(
         unsafe {
             let x = V::splat(x);
             for (p, sums) in sums.iter_mut().enumerate() {
-                let [a, b] = pair(weights.add(p * size));
+                let [a, b] = line(weights.add(p * size));
                 *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
             }
             weights = weights.add(2 * V::LANES);
@@ -258,8 +268,29 @@ unsafe fn tile<V: Vector, L: Lines<V>, const R: usize>(job: &Job<L>, panel: usiz
         return;
     }
     let columns = if job.layout.gated { V::LANES } else { 2 * V::LANES };
-    let first = panel * columns;
-    let filled = columns.min(job.layout.columns - first);
+    let filled = columns.min(job.layout.columns - panel * columns);
+    // SAFETY: the caller's promise.
+    unsafe {
+        // nobody asks for the second half of the last panel if the first has all that is left
+        if job.layout.gated || filled > V::LANES {
+            vectors::<V, L, R, 2>(job, (panel, row), (columns, filled));
+        } else {
+            vectors::<V, L, R, 1>(job, (panel, row), (V::LANES, filled));
+        }
+    }
+}
+
+/// [`tile`] of a panel's first `N` vectors, which make so many columns of the answer, and those that are there.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn vectors<V: Vector, L: Lines<V>, const R: usize, const N: usize>(
+    job: &Job<L>,
+    (panel, row): (usize, usize),
+    (columns, filled): (usize, usize),
+) {
+    let first = panel * if job.layout.gated { V::LANES } else { 2 * V::LANES };
     // SAFETY: `product` has checked that all these lie within their slices.
     unsafe {
         let out = job.out.add(row * job.stride + first);
@@ -269,10 +300,10 @@ unsafe fn tile<V: Vector, L: Lines<V>, const R: usize>(job: &Job<L>, panel: usiz
             Start::Rows(rows, stride) => Some((rows.as_ptr().add(row * stride + first), stride)),
         };
         if filled == columns {
-            full::<V, L, R>(job, (panel, row), rows, (out, job.stride));
+            full::<V, L, R, N>(job, (panel, row), rows, (out, job.stride));
             return;
         }
-        // a panel that isn't full works on a copy that is
+        // vectors that aren't full work on a copy that is
         let mut copy = [[0.0; WIDEST]; R];
         if let Some((rows, stride)) = rows {
             for (r, copy) in copy.iter_mut().enumerate() {
@@ -280,21 +311,20 @@ unsafe fn tile<V: Vector, L: Lines<V>, const R: usize>(job: &Job<L>, panel: usiz
             }
         }
         let at = copy.as_mut_ptr().cast::<f32>();
-        full::<V, L, R>(job, (panel, row), rows.map(|_| (at.cast_const(), WIDEST)), (at, WIDEST));
+        full::<V, L, R, N>(job, (panel, row), rows.map(|_| (at.cast_const(), WIDEST)), (at, WIDEST));
         for (r, copy) in copy.iter().enumerate() {
             std::ptr::copy_nonoverlapping(copy.as_ptr(), out.add(r * job.stride), filled);
         }
     }
 }
 
-/// [`tile`] of a panel with as many columns as it holds: `rows` to start from and `out`, with their
-/// strides. In every branch the loops over the tile's rows are plain, so that the sums stay in
+/// [`vectors`] with as many columns as they hold: `rows` to start from and `out`, with their strides. In every branch the loops over the tile's rows are plain, so that the sums stay in
 /// registers.
 ///
 /// # Safety
-/// As [`tile`]; `R` rows of the panel's width must be at both.
+/// As [`tile`]; `R` rows of the vectors' width must be at both.
 #[inline(always)]
-unsafe fn full<V: Vector, L: Lines<V>, const R: usize>(
+unsafe fn full<V: Vector, L: Lines<V>, const R: usize, const N: usize>(
     job: &Job<L>,
     (panel, row): (usize, usize),
     rows: Option<(*const f32, usize)>,
@@ -303,13 +333,13 @@ unsafe fn full<V: Vector, L: Lines<V>, const R: usize>(
     let width = 2 * V::LANES;
     // SAFETY: the caller's promise, and what `product` has checked.
     unsafe {
-        let mut sums = [pair(job.lines.bias(panel)); R];
+        let mut sums = [line(job.lines.bias(panel)); R];
         if matches!(job.start, Start::Answer) {
-            sums = [[V::splat(0.0); 2]; R];
+            sums = [[V::splat(0.0); N]; R];
         }
         if let Some((rows, stride)) = rows {
             for (r, sum) in sums.iter_mut().enumerate() {
-                *sum = plus(*sum, pair(rows.add(r * stride)));
+                *sum = plus(*sum, line(rows.add(r * stride)));
             }
         }
         if let Start::Between(rows, stride, up, from) = job.start {
@@ -327,7 +357,7 @@ unsafe fn full<V: Vector, L: Lines<V>, const R: usize>(
             let (at, mut step) = ((from + row) / up, (from + row) % up);
             let mut now = rows.as_ptr().add(at * stride + panel * width);
             for sum in &mut sums {
-                *sum = plus(*sum, pair(now));
+                *sum = plus(*sum, line(now));
                 step += 1;
                 if step == up {
                     (now, step) = (now.wrapping_add(stride), 0);
@@ -341,19 +371,19 @@ unsafe fn full<V: Vector, L: Lines<V>, const R: usize>(
     }
 }
 
-/// A line of a panel.
+/// A line of a panel, or the first vector of it.
 ///
 /// # Safety
-/// Two vectors must stand at `at`, and the processor must have the vector's feature.
+/// `N` vectors must stand at `at`, and the processor must have the vector's feature.
 #[inline(always)]
-pub(super) unsafe fn pair<V: Vector>(at: *const f32) -> [V; 2] {
+pub(super) unsafe fn line<V: Vector, const N: usize>(at: *const f32) -> [V; N] {
     // SAFETY: the caller's promise.
-    unsafe { [V::load(at), V::load(at.add(V::LANES))] }
+    std::array::from_fn(|i| unsafe { V::load(at.add(i * V::LANES)) })
 }
 
 #[inline(always)]
-pub(super) fn plus<V: Vector>(a: [V; 2], b: [V; 2]) -> [V; 2] {
-    [a[0].add(b[0]), a[1].add(b[1])]
+pub(super) fn plus<V: Vector, const N: usize>(a: [V; N], b: [V; N]) -> [V; N] {
+    std::array::from_fn(|i| a[i].add(b[i]))
 }
 
 /// How far a step stands from its row towards the next: half a step behind the first of `up`.
@@ -365,12 +395,12 @@ fn part_of(step: usize, up: usize) -> f32 {
 /// `sums` and what stands `part` of the way between a line and that `stride` further on.
 ///
 /// # Safety
-/// As [`pair`], for both lines.
+/// As [`line`], for both lines.
 #[inline(always)]
-unsafe fn between<V: Vector>(sums: [V; 2], now: *const f32, stride: usize, part: f32) -> [V; 2] {
+unsafe fn between<V: Vector, const N: usize>(sums: [V; N], now: *const f32, stride: usize, part: f32) -> [V; N] {
     // SAFETY: the caller's promise; the sums prove the feature.
     unsafe {
-        let (now, next, part) = (pair::<V>(now), pair::<V>(now.add(stride)), V::splat(part));
+        let (now, next, part) = (line::<V, N>(now), line::<V, N>(now.add(stride)), V::splat(part));
         std::array::from_fn(|i| next[i].sub(now[i]).fma(part, sums[i].add(now[i])))
     }
 }
@@ -378,16 +408,15 @@ unsafe fn between<V: Vector>(sums: [V; 2], now: *const f32, stride: usize, part:
 /// Stores the sums, or what the gate makes of them.
 ///
 /// # Safety
-/// Two vectors must fit at `out`, or one if `gated`.
+/// They must fit at `out`, or if `gated`, be two, and one fit.
 #[inline(always)]
-pub(super) unsafe fn finish<V: Vector>(gated: bool, [a, b]: [V; 2], out: *mut f32) {
+pub(super) unsafe fn finish<V: Vector, const N: usize>(gated: bool, sums: [V; N], out: *mut f32) {
     // SAFETY: the caller's promise.
     unsafe {
         if gated {
-            gate(a, b).store(out);
+            gate(sums[0], sums[N - 1]).store(out);
         } else {
-            a.store(out);
-            b.store(out.add(V::LANES));
+            sums.into_iter().enumerate().for_each(|(i, sum)| sum.store(out.add(i * V::LANES)));
         }
     }
 }
@@ -396,22 +425,21 @@ pub(super) unsafe fn finish<V: Vector>(gated: bool, [a, b]: [V; 2], out: *mut f3
 ///
 /// # Safety
 /// The processor must have the vector's feature; `R` rows of `depth` values, `stride` and `step` apart, and as
-/// many pairs of vectors of weights must be there.
+/// many lines of weights must be there.
 #[inline(always)]
-unsafe fn accumulate<V: Vector, const R: usize>(
-    mut sums: [[V; 2]; R],
+unsafe fn accumulate<V: Vector, const R: usize, const N: usize>(
+    mut sums: [[V; N]; R],
     (rows, stride, step): (*const f32, usize, usize),
     depth: usize,
     weights: *const f32,
-) -> [[V; 2]; R] {
+) -> [[V; N]; R] {
     for k in 0..depth {
         // SAFETY: the caller's promise.
         unsafe {
-            let weights = weights.add(k * 2 * V::LANES);
-            let (a, b) = (V::load(weights), V::load(weights.add(V::LANES)));
+            let weights: [V; N] = line(weights.add(k * 2 * V::LANES));
             for (r, sums) in sums.iter_mut().enumerate() {
                 let x = V::splat(*rows.add(r * stride + k * step));
-                *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
+                *sums = std::array::from_fn(|i| x.fma(weights[i], sums[i]));
             }
         }
     }
@@ -422,23 +450,23 @@ unsafe fn accumulate<V: Vector, const R: usize>(
 ///
 /// # Safety
 /// The processor must have the vector's feature and the way's; `R` rows of so many pairs of 16 bits, `stride` apart, and
-/// for each two vectors of them of weights must be there.
+/// for each a line of them of weights must be there.
 #[inline(always)]
-pub(super) unsafe fn multiply_add<V: Short, M: MultiplyAdd<V>, const R: usize>(
-    mut sums: [[M::Sums; 2]; R],
+pub(super) unsafe fn multiply_add<V: Short, M: MultiplyAdd<V>, const R: usize, const N: usize>(
+    mut sums: [[M::Sums; N]; R],
     rows: *const i16,
     stride: usize,
     pairs: usize,
     weights: *const i16,
-) -> [[M::Sums; 2]; R] {
+) -> [[M::Sums; N]; R] {
     for k in 0..pairs {
         // SAFETY: the caller's promise.
         unsafe {
             let weights = weights.add(k * 4 * V::LANES);
-            let (a, b) = (V::load_pairs(weights), V::load_pairs(weights.add(2 * V::LANES)));
+            let weights: [_; N] = std::array::from_fn(|i| V::load_pairs(weights.add(i * 2 * V::LANES)));
             for (r, sums) in sums.iter_mut().enumerate() {
                 let x = V::splat_pair(rows.add(r * stride + 2 * k));
-                *sums = [M::multiply_add(x, a, sums[0]), M::multiply_add(x, b, sums[1])];
+                *sums = std::array::from_fn(|i| M::multiply_add(x, weights[i], sums[i]));
             }
         }
     }
