@@ -24,7 +24,7 @@
 use super::View;
 use super::blocks::{MIN_SHARED, share};
 use super::choice::Kernel;
-use super::single::{self, Single};
+use super::single;
 use super::tile::{self, Floats, Job};
 use super::vector::Portable;
 
@@ -71,6 +71,12 @@ impl Layout {
         2 * lanes(self.kernel)
     }
 
+    /// Columns that are worked out: of a last panel in whose second half there are none, the first half alone.
+    fn worked_out(&self) -> usize {
+        let (all, half) = (self.panels * self.width(), lanes(self.kernel));
+        if !self.gated && self.columns + half <= all { all - half } else { all }
+    }
+
     /// A product to do, its rows and lines checked by the caller.
     ///
     /// # Panics
@@ -80,10 +86,10 @@ impl Layout {
             Start::Bias | Start::Answer => {}
             Start::Rows(rows, stride) => assert!(rows.len() >= reach(count, stride, self.columns)),
             Start::Between(rows, stride, up, first) => {
-                assert!(rows.len() >= reach((first + count - 1) / up + 2, stride, self.panels * self.width()));
+                assert!(rows.len() >= reach((first + count - 1) / up + 2, stride, self.worked_out()));
             }
             Start::Held(rows, stride, up, first) => {
-                assert!(rows.len() >= reach((first + count - 1) / up + 1, stride, self.panels * self.width()));
+                assert!(rows.len() >= reach((first + count - 1) / up + 1, stride, self.worked_out()));
             }
         }
         // gated panels start between rows or with the bias: their columns and the answer's differ
@@ -140,8 +146,8 @@ pub(crate) enum Start<'a> {
     Answer,
     /// Rows and their stride.
     Rows(&'a [f32], usize),
-    /// Between rows in the panels' own order of columns, [`Panels::row_width`] of them and more:
-    /// rows, stride, steps per row, and the first step, counted from the first row.
+    /// Between rows in the panels' own order of columns, [`Panels::row_width`] of them and more, or without the
+    /// second half of the last panel if no column is there: rows, stride, steps per row, and the first step, counted from the first row.
     Between(&'a [f32], usize, usize, usize),
     /// As `Between`, but each row is held for its steps.
     Held(&'a [f32], usize, usize, usize),
@@ -161,12 +167,22 @@ impl Panels {
     /// Matrices that make rows for [`Start::Between`] of gated panels of so many channels: as many side by side
     /// as the bias has columns for.
     pub(crate) fn for_gated(kernel: Kernel, channels: usize, bias: &[f32], matrices: &[Matrix]) -> Self {
-        let one = gated_order(kernel, channels);
-        let order: Vec<_> = (0..bias.len())
-            .step_by(2 * channels)
-            .flat_map(|first| one.iter().map(move |from| from.map(|from| first + from)))
-            .collect();
-        Self::pack(kernel, (order.len(), false), &order, bias, matrices)
+        Self::side_by_side(kernel, &gated_order(kernel, channels), channels, bias, matrices)
+    }
+
+    /// As [`for_gated`](Self::for_gated), rows that are added to those of [`single::RowPanels::gated`].
+    pub(super) fn for_single(kernel: Kernel, channels: usize, bias: &[f32], matrices: &[Matrix]) -> Self {
+        Self::side_by_side(kernel, &single::gated_order(kernel, channels), channels, bias, matrices)
+    }
+
+    /// Columns in an order again and again, of `2 · channels` after the other.
+    fn side_by_side(kernel: Kernel, one: &[Option<usize>], channels: usize, bias: &[f32], matrices: &[Matrix]) -> Self {
+        let firsts = (0..bias.len()).step_by(2 * channels);
+        let mut order: Vec<_> =
+            firsts.flat_map(|first| one.iter().map(move |from| from.map(|from| first + from))).collect();
+        let columns = order.len();
+        order.resize(columns.next_multiple_of(2 * lanes(kernel)), None);
+        Self::pack(kernel, (columns, false), &order, bias, matrices)
     }
 
     /// Views of so many rows, one above the other, and a bias, or without one zeros.
@@ -359,36 +375,6 @@ unsafe fn run(job: &Job<Floats>) {
     }
 }
 
-impl Panels {
-    /// The answer of one row, of `inputs` side by side, in the panels' own order of columns: [`row_width`] of them, or
-    /// if they are gated, half of that. `plus` has [`row_width`] values to start from beside the bias.
-    ///
-    /// # Panics
-    /// If inputs, `plus` or answer have too few values.
-    ///
-    /// [`row_width`]: Self::row_width
-    pub(super) fn row(&self, inputs: &[&[f32]], plus: Option<&[f32]>, out: &mut [f32]) {
-        let Layout { kernel, panels: count, gated, .. } = self.layout;
-        assert!(inputs.iter().map(|input| input.len()).sum::<usize>() == self.depth);
-        assert!(plus.is_none_or(|plus| plus.len() >= self.row_width()));
-        assert!(out.len() >= if gated { self.row_width() / 2 } else { self.row_width() });
-        let panels = self.values[self.begin..].as_ptr();
-        let single = Single { panels, count, depth: self.depth, gated, inputs, plus, out: out.as_mut_ptr() };
-        // SAFETY: the assertions keep every address within its slice, and panels exist only for kernels that run here.
-        unsafe {
-            match kernel {
-                #[cfg(target_arch = "x86_64")]
-                Kernel::Avx2 => single::avx2(&single),
-                #[cfg(target_arch = "x86_64")]
-                Kernel::Avx512 => single::avx512(&single),
-                #[cfg(target_arch = "aarch64")]
-                Kernel::Neon => single::neon(&single),
-                _ => single::run::<Portable>(&single),
-            }
-        }
-    }
-}
-
 /// Room for so many values from a line of the cache on, and where that is: all before it is there.
 pub(super) fn from_a_line<T: Copy + Default>(count: usize) -> (Vec<T>, usize) {
     let line = LINE / size_of::<T>();
@@ -399,7 +385,7 @@ pub(super) fn from_a_line<T: Copy + Default>(count: usize) -> (Vec<T>, usize) {
 }
 
 /// Values in a vector of a set of kernels.
-fn lanes(kernel: Kernel) -> usize {
+pub(super) fn lanes(kernel: Kernel) -> usize {
     match kernel {
         Kernel::Scalar | Kernel::Neon => 4,
         Kernel::Avx2 => 8,
@@ -506,35 +492,6 @@ mod tests {
                         let wanted = &out[from * stride..to * stride];
                         assert!(part[..wanted.len()] == *wanted, "{}: rows {from}..{to}", kernel.name());
                     }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_is_a_product_of_one_row() {
-        for kernel in Kernel::tested(0) {
-            for (first, second, columns) in [(1, 1, 1), (5, 2, 7), (40, 5, 48), (40, 0, 56), (9, 3, 129), (4, 4, 400)] {
-                let (x, y) = (values(first, 1), values(second, 2));
-                let (weight, bias) = (values((first + second) * columns, 3), values(columns, 4));
-                let panels = Panels::new(kernel, columns, &bias, &[Matrix::new(&weight, columns)]);
-                let plus = values(panels.row_width(), 5);
-                let inputs = [Input::rows(&x, first), Input::rows(&y, second)];
-                for (start, plus) in [(Start::Bias, None), (Start::Rows(&plus, plus.len()), Some(&plus[..]))] {
-                    let (mut row, mut expected) = (vec![0.0; panels.row_width()], vec![0.0; columns]);
-                    panels.row(&[&x, &y], plus, &mut row);
-                    panels.product(1, &inputs, start, (&mut expected, columns));
-                    assert!(row[..columns] == expected, "{}: {columns} columns", kernel.name());
-                }
-                let (weight, bias) = (values((first + second) * 2 * columns, 6), values(2 * columns, 7));
-                let gated = Panels::gated(kernel, columns, &bias, &[Matrix::new(&weight, 2 * columns)]);
-                let plus = values(gated.row_width(), 8);
-                let held = Start::Held(&plus, plus.len(), 1, 0);
-                for (start, plus) in [(Start::Bias, None), (held, Some(&plus[..]))] {
-                    let (mut row, mut expected) = (vec![0.0; gated.row_width() / 2], vec![0.0; columns]);
-                    gated.row(&[&x, &y], plus, &mut row);
-                    gated.product(1, &inputs, start, (&mut expected, columns));
-                    assert!(row[..columns] == expected, "{}: {columns} channels", kernel.name());
                 }
             }
         }

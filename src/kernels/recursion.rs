@@ -21,6 +21,7 @@ use super::choice::Kernel;
 use super::merged;
 use super::product::{Input, Matrix, Panels, Start};
 use super::rows::Rows;
+use super::single::RowPanels;
 use super::wavenet::Shape;
 
 /// A WaveNet's weights in panels, and those of its projection of the mel's features.
@@ -35,10 +36,10 @@ struct Layer {
     /// The taps before the row's own, and the conditioning where features come by step: what gates start from.
     ahead: Panels,
     /// The row's own tap; gated.
-    own: Panels,
+    own: RowPanels,
     /// From the gates to the next layer's input and the output, side by side, or the last layer's to the
     /// output; the first layer's takes the net's input along.
-    out: Panels,
+    out: RowPanels,
 }
 
 impl Weights {
@@ -66,18 +67,18 @@ impl Weights {
                     let side_by_side: Vec<f32> =
                         rows.flat_map(|(to_next, to_output)| [to_next, to_output].concat()).collect();
                     let bias = [layer.residual_bias, &layer.answer_bias].concat();
-                    Panels::new(kernel, c + outputs, &bias, &[Matrix::new(&side_by_side, c + outputs)])
+                    RowPanels::new(kernel, &bias, Matrix::new(&side_by_side, c + outputs))
                 }
-                None => Panels::new(kernel, outputs, &layer.answer_bias, &[Matrix::new(&layer.answer, outputs)]),
+                None => RowPanels::new(kernel, &layer.answer_bias, Matrix::new(&layer.answer, outputs)),
             };
             Layer {
-                ahead: Panels::for_gated(kernel, c, layer.conv_bias, &above),
-                own: Panels::gated(kernel, c, &vec![0.0; 2 * c], &[Matrix::new(own, 2 * c)]),
+                ahead: Panels::for_single(kernel, c, layer.conv_bias, &above),
+                own: RowPanels::gated(kernel, c, Matrix::new(own, 2 * c)),
                 out,
             }
         };
         let layers = merged::layers(shape, params).iter().enumerate().map(layer).collect();
-        let rows = || Panels::for_gated(kernel, c, &vec![0.0; width], &[Matrix::new(cond, width)]);
+        let rows = || Panels::for_single(kernel, c, &vec![0.0; width], &[Matrix::new(cond, width)]);
         Self { shape: shape.clone(), layers, cond: (shape.up > 1).then(rows) }
     }
 }
@@ -113,11 +114,11 @@ impl State {
     /// Before the first step.
     pub fn new(weights: &Weights) -> Self {
         let shape = &weights.shape;
-        let last = weights.layers.last().map_or(0, |layer| layer.out.row_width());
+        let last = weights.layers.last().map_or(0, |layer| layer.out.room());
         let layer = |(l, layer): (usize, &Layer)| {
             let width = match l.checked_sub(1) {
                 None => shape.inputs + 1,
-                Some(before) => weights.layers[before].out.row_width().max(shape.channels + last),
+                Some(before) => weights.layers[before].out.room().max(shape.channels + last),
             };
             let mut input = Rows::new(width);
             input.grow(shape.sides(shape.dilations[l]).0);
@@ -128,7 +129,7 @@ impl State {
             cond: Rows::new(weights.cond.as_ref().map_or(1, Panels::columns)),
             layers: weights.layers.iter().enumerate().map(layer).collect(),
             done: 0,
-            act: vec![0.0; weights.layers.iter().map(|layer| layer.own.row_width() / 2).max().unwrap_or(0)],
+            act: vec![0.0; weights.layers.iter().map(|layer| layer.own.room()).max().unwrap_or(0)],
             out: vec![0.0; last],
         }
     }

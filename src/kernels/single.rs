@@ -1,47 +1,138 @@
 //! One row times weights, again and again: a recursion's products, of which each waits for the one before.
 //!
-//! What a product of many rows hides, its call and its preparations, is as long here as the work: so all panels
-//! are taken to be full, and rows to have room for that, and there is one place to start from.
+//! What a product of many rows hides, its call and its preparations, is as long here as the work, and the weights come
+//! from beyond the first cache: so there is one place to start from, rows have room for whole vectors, and where the
+//! last columns fill one vector or less, the last panel is half as wide as the others. Of a gated product's that are
+//! left for it, half a vector is tanh's and half σ's:
+//!
+//! ```text
+//!   40 channels, 16 lanes:   panel 0              panel 1               half a panel
+//!                            tanh 0–15, σ 0–15    tanh 16–31, σ 16–31   tanh 32–39 σ 32–39
+//! ```
 
-use super::tile::{along, finish, line, plus};
+use super::choice::Kernel;
+use super::product::{Matrix, from_a_line, lanes};
+use super::tile::{finish, line, plus};
 #[cfg(target_arch = "aarch64")]
 use super::vector::Neon;
-use super::vector::Vector;
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
+use super::vector::{Portable, Vector, gate};
+
+/// Lanes of the widest vector.
+const WIDEST: usize = 16;
+
+/// Matrices one above the other for rows that come one by one.
+pub(super) struct RowPanels {
+    kernel: Kernel,
+    /// Panels one after the other, from a line of the cache on, without a bias.
+    values: Vec<f32>,
+    begin: usize,
+    depth: usize,
+    /// Columns in the panels' order, whole vectors.
+    width: usize,
+    gated: bool,
+}
+
+impl RowPanels {
+    /// The columns of a bias and of a matrix.
+    pub fn new(kernel: Kernel, bias: &[f32], matrix: Matrix) -> Self {
+        let columns = bias.len();
+        let order = (0..columns.next_multiple_of(lanes(kernel))).map(|i| (i < columns).then_some(i)).collect();
+        Self::pack(kernel, false, order, bias, matrix)
+    }
+
+    /// Of `2 · channels` columns without a bias, whose answer is `tanh(first half) · σ(second half)`.
+    pub fn gated(kernel: Kernel, channels: usize, matrix: Matrix) -> Self {
+        Self::pack(kernel, true, gated_order(kernel, channels), &vec![0.0; 2 * channels], matrix)
+    }
+
+    fn pack(kernel: Kernel, gated: bool, order: Vec<Option<usize>>, bias: &[f32], matrix: Matrix) -> Self {
+        assert!(kernel.can_run());
+        let (mut values, begin) = from_a_line(order.len() * (matrix.rows + 1));
+        for columns in order.chunks(2 * lanes(kernel)) {
+            let lines = matrix.values.chunks(matrix.stride).take(matrix.rows);
+            for line in std::iter::once(bias).chain(lines) {
+                values.extend(columns.iter().map(|from| from.map_or(0.0, |from| line[from])));
+            }
+        }
+        Self { kernel, values, begin, depth: matrix.rows, width: order.len(), gated }
+    }
+
+    /// Rows of the matrix.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// The room that an answer takes.
+    pub fn room(&self) -> usize {
+        if self.gated { self.width.div_ceil(2 * lanes(self.kernel)) * lanes(self.kernel) } else { self.width }
+    }
+
+    /// The answer to one row, of `inputs` side by side, and behind its columns, as far as there is to be room, whatever.
+    /// `plus` is added to the bias, in the panels' order, whole vectors.
+    ///
+    /// # Panics
+    /// If inputs, `plus` or answer have too few values.
+    pub fn row(&self, inputs: &[&[f32]], plus: Option<&[f32]>, out: &mut [f32]) {
+        assert!(inputs.iter().map(|input| input.len()).sum::<usize>() == self.depth);
+        assert!(plus.is_none_or(|plus| plus.len() >= self.width) && out.len() >= self.room());
+        let job = Single { panels: self, inputs, plus, out: out.as_mut_ptr() };
+        // SAFETY: the assertions keep every address within its slice, and panels exist only for kernels that run here.
+        unsafe {
+            match self.kernel {
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Avx2 => avx2(&job),
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Avx512 => avx512(&job),
+                #[cfg(target_arch = "aarch64")]
+                Kernel::Neon => neon(&job),
+                _ => run::<Portable>(&job),
+            }
+        }
+    }
+}
+
+/// Source columns of gated panels, `None` to fill up.
+pub(super) fn gated_order(kernel: Kernel, channels: usize) -> Vec<Option<usize>> {
+    let lanes = lanes(kernel);
+    let mut order = Vec::new();
+    let mut first = 0;
+    while first < channels {
+        let some = if channels - first <= lanes / 2 { lanes / 2 } else { lanes };
+        for half in [0, channels] {
+            order.extend((first..first + some).map(|i| (i < channels).then_some(half + i)));
+        }
+        first += some;
+    }
+    order
+}
 
 /// A checked product of one row.
-pub(super) struct Single<'a> {
-    pub panels: *const f32,
-    /// Panels, and lines of each without the bias.
-    pub count: usize,
-    pub depth: usize,
-    pub gated: bool,
-    /// Side by side the values that meet the lines.
-    pub inputs: &'a [&'a [f32]],
-    /// What is added to the bias, in the panels' order.
-    pub plus: Option<&'a [f32]>,
-    /// Room for the columns of all panels.
-    pub out: *mut f32,
+struct Single<'a> {
+    panels: &'a RowPanels,
+    inputs: &'a [&'a [f32]],
+    plus: Option<&'a [f32]>,
+    out: *mut f32,
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn avx2(single: &Single) {
+unsafe fn avx2(single: &Single) {
     // SAFETY: the caller's promise.
     unsafe { run::<Avx2>(single) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn avx512(single: &Single) {
+unsafe fn avx512(single: &Single) {
     // SAFETY: the caller's promise.
     unsafe { run::<Avx512>(single) }
 }
 
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn neon(single: &Single) {
+unsafe fn neon(single: &Single) {
     // SAFETY: the caller's promise.
     unsafe { run::<Neon>(single) }
 }
@@ -49,49 +140,139 @@ pub(super) unsafe fn neon(single: &Single) {
 /// # Safety
 /// The processor must have the vector's feature, and the product be checked.
 #[inline(always)]
-pub(super) unsafe fn run<V: Vector>(single: &Single) {
-    let mut first = 0;
-    while first < single.count {
-        // SAFETY: the caller's promise.
-        first += unsafe {
-            match single.count - first {
-                1 => abreast::<V, 1>(single, first),
-                2 => abreast::<V, 2>(single, first),
-                3 => abreast::<V, 3>(single, first),
-                4 | 7 | 8 => abreast::<V, 4>(single, first),
-                5 => abreast::<V, 5>(single, first),
-                _ => abreast::<V, 6>(single, first),
-            }
-        };
+unsafe fn run<V: Vector>(single: &Single) {
+    let vectors = single.panels.width / V::LANES;
+    let (mut first, full, half) = (0, vectors / 2, vectors % 2 == 1);
+    // SAFETY: the caller's promise.
+    unsafe {
+        while full - first > 5 {
+            abreast::<V, 4, 0>(single, first);
+            first += 4;
+        }
+        match (full - first, half) {
+            (0, _) => abreast::<V, 0, 1>(single, first),
+            (1, false) => abreast::<V, 1, 0>(single, first),
+            (1, true) => abreast::<V, 1, 1>(single, first),
+            (2, false) => abreast::<V, 2, 0>(single, first),
+            (2, true) => abreast::<V, 2, 1>(single, first),
+            (3, false) => abreast::<V, 3, 0>(single, first),
+            (3, true) => abreast::<V, 3, 1>(single, first),
+            (4, false) => abreast::<V, 4, 0>(single, first),
+            (4, true) => abreast::<V, 4, 1>(single, first),
+            (_, false) => abreast::<V, 5, 0>(single, first),
+            (_, true) => abreast::<V, 5, 1>(single, first),
+        }
     }
 }
 
-/// `P` panels from `first` on at the same time: in one alone, its two sums would wait for each other. Gives `P`.
+/// `P` panels from `first` on, and `H` halves of one behind them, at the same time: in one alone, its sums would wait
+/// for each other.
 ///
 /// # Safety
-/// As [`run`].
+/// As [`run`]; the panels must be there.
 #[inline(always)]
-unsafe fn abreast<V: Vector, const P: usize>(single: &Single, first: usize) -> usize {
+unsafe fn abreast<V: Vector, const P: usize, const H: usize>(single: &Single, first: usize) {
+    let &Single { panels: &RowPanels { depth, gated, .. }, plus: more, .. } = single;
     let width = 2 * V::LANES;
-    let size = (single.depth + 1) * width;
-    // SAFETY: `Panels::row` has checked that all these lie within their slices.
+    let size = (depth + 1) * width;
+    // SAFETY: `RowPanels::row` has checked that all these lie within their slices.
     unsafe {
-        let mut weights = single.panels.add(first * size);
-        let mut sums: [[V; 2]; P] = std::array::from_fn(|p| line(weights.add(p * size)));
-        if let Some(more) = single.plus {
+        let mut at = single.panels.values.as_ptr().add(single.panels.begin + first * size);
+        let mut half_at = at.add(P * size);
+        let mut sums: [[V; 2]; P] = std::array::from_fn(|p| line(at.add(p * size)));
+        let mut half: [[V; 1]; H] = [line(half_at); H];
+        if let Some(more) = more {
             let more = more.as_ptr().add(first * width);
+            sums = std::array::from_fn(|p| plus(sums[p], line(more.add(p * width))));
+            half = half.map(|half| plus(half, line(more.add(P * width))));
+        }
+        for &x in single.inputs.iter().copied().flatten() {
+            (at, half_at) = (at.add(width), half_at.add(V::LANES));
+            let x = V::splat(x);
             for (p, sums) in sums.iter_mut().enumerate() {
-                *sums = plus(*sums, line(more.add(p * width)));
+                let [a, b] = line(at.add(p * size));
+                *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
             }
+            half = half.map(|[sum]| [x.fma(V::load(half_at), sum)]);
         }
-        weights = weights.add(width);
-        for input in single.inputs {
-            (sums, weights) = along(sums, input, (weights, size));
-        }
-        let columns = if single.gated { V::LANES } else { width };
+        let columns = if gated { V::LANES } else { width };
+        let out = single.out.add(first * columns);
         for (p, sums) in sums.into_iter().enumerate() {
-            finish(single.gated, sums, single.out.add((first + p) * columns));
+            finish(gated, sums, out.add(p * columns));
+        }
+        for [sum] in half {
+            let sum = if gated { gate(sum, upper_half(sum)) } else { sum };
+            sum.store(out.add(P * columns));
         }
     }
-    P
+}
+
+/// The upper half of the lanes, and behind them whatever.
+///
+/// # Safety
+/// The processor must have the vector's feature.
+#[inline(always)]
+unsafe fn upper_half<V: Vector>(vector: V) -> V {
+    let mut lanes = [0.0; WIDEST + WIDEST / 2];
+    // SAFETY: the vector, and half of one more, have room.
+    unsafe {
+        vector.store(lanes.as_mut_ptr());
+        V::load(lanes.as_ptr().add(V::LANES / 2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::product::{Input, Panels, Start};
+    use super::*;
+
+    fn values(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
+    }
+
+    /// Values of columns in the order of panels.
+    fn ordered(values: &[f32], order: &[Option<usize>]) -> Vec<f32> {
+        order.iter().map(|from| from.map_or(0.0, |from| values[from])).collect()
+    }
+
+    #[test]
+    fn a_row_is_a_product_of_one_row() {
+        for kernel in Kernel::tested(0) {
+            for (first, second, columns) in
+                [(1, 1, 1), (5, 2, 7), (40, 5, 48), (40, 0, 56), (3, 1, 12), (9, 3, 129), (4, 4, 400)]
+            {
+                let (x, y) = (values(first, 1), values(second, 2));
+                let inputs = [Input::rows(&x, first), Input::rows(&y, second)];
+                let (weight, bias) = (values((first + second) * columns, 3), values(columns, 4));
+                let matrix = Matrix::new(&weight, columns);
+                let panels = Panels::new(kernel, columns, &bias, &[matrix]);
+                let single = RowPanels::new(kernel, &bias, matrix);
+                let more = values(columns + 16, 5);
+                for (start, plus) in [(Start::Bias, None), (Start::Rows(&more, columns), Some(&more[..]))] {
+                    let (mut row, mut expected) = (vec![0.0; single.room()], vec![0.0; columns]);
+                    single.row(&[&x, &y], plus, &mut row);
+                    panels.product(1, &inputs, start, (&mut expected, columns));
+                    assert!(row[..columns] == expected, "{}: {columns} columns", kernel.name());
+                }
+
+                // as many gated channels
+                let (weight, more) = (values((first + second) * 2 * columns, 6), values(2 * columns, 7));
+                let matrix = Matrix::new(&weight, 2 * columns);
+                let single = RowPanels::gated(kernel, columns, matrix);
+                for more in [None, Some(more)] {
+                    let bias = more.clone().unwrap_or_else(|| vec![0.0; 2 * columns]);
+                    let plus = more.map(|more| ordered(&more, &gated_order(kernel, columns)));
+                    let (mut row, mut expected) = (vec![0.0; single.room()], vec![0.0; columns]);
+                    single.row(&[&x, &y], plus.as_deref(), &mut row);
+                    Panels::gated(kernel, columns, &bias, &[matrix]).product(
+                        1,
+                        &inputs,
+                        Start::Bias,
+                        (&mut expected, columns),
+                    );
+                    assert!(row[..columns] == expected, "{}: {columns} channels", kernel.name());
+                }
+            }
+        }
+    }
 }
