@@ -388,12 +388,10 @@ impl Recipe {
 impl Training {
     /// Segments in a graph, and graphs at a time: on a GPU the batch in one. On the CPU few segments in each, on all
     /// threads, so that they wait for each other once a step; the parameters' part in a graph costs as much as some
-    /// thousand samples do. Of large nets with weight norm it costs much more: more than `LARGE` values are in one graph,
-    /// too.
-    pub fn graphs(&self, device: &Device, values: usize) -> (usize, usize) {
+    /// thousand samples do.
+    pub fn graphs(&self, device: &Device) -> (usize, usize) {
         const SAMPLES: usize = 4096;
-        const LARGE: usize = 8_000_000;
-        match device.is_cpu() && values <= LARGE {
+        match device.is_cpu() {
             true => (SAMPLES.div_ceil(self.segment_samples).min(self.batch), rayon::current_num_threads()),
             false => (self.batch, 1),
         }

@@ -113,7 +113,7 @@ pub(crate) fn run(
     let samples = clips.iter().chain(held).map(|c| c.frames(recipe.mel.hop_length) * recipe.mel.hop_length).sum();
     match job.teacher {
         None => {
-            let (segments, at_once) = recipe.training.graphs(&options.device, values);
+            let (segments, at_once) = recipe.training.graphs(&options.device);
             let at_once = at_once.min((recipe.training.batch * recipe.training.accumulate).div_ceil(segments));
             let estimate = Estimate::new(&recipe, (values, samples), options.passes, (at_once, segments));
             eprintln!("{values} parameters; {estimate}");

@@ -238,7 +238,7 @@ impl Session {
             deviation: t.noise,
             device: &self.device,
         };
-        let graphs = t.graphs(&self.device, self.optimiser.values());
+        let graphs = t.graphs(&self.device);
         let nats = self.optimiser.learn(places.len(), graphs, |part| {
             // a stream of its own: what is drawn here doesn't decide which segments come
             let mut rng = named_rng(seed, &format!("noise {position} {}", part.start));

@@ -68,7 +68,7 @@ pub fn measure(recipe: &Recipe, passes: Passes, rounds: usize, threads: usize) -
         let begun = Instant::now();
         // among rayon's threads, as in a run
         losses.push(rayon::scope(|_| -> Result<f64> {
-            let graphs = t.graphs(&Device::Cpu, optimiser.values());
+            let graphs = t.graphs(&Device::Cpu);
             let loss = optimiser.learn(t.batch, graphs, |part| {
                 let of = |batch: &Tensor| batch.narrow(0, part.start, part.len());
                 let (z, log_det) = flow.forward(&of(&x)?, &of(&mel)?)?;
