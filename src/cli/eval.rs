@@ -21,6 +21,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 use clap::Args;
+use rayon::prelude::*;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -148,16 +149,23 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let mut report = Report { setting, clips: Vec::new() };
     let mut examples: Vec<(f64, Example)> = Vec::new();
     let mut progress = Progress::new("eval", 0, dataset.clips.len());
-    for (i, clip) in dataset.clips.iter().enumerate() {
-        let (scores, example) = speaker.evaluate(clip).with_context(|| clip.name.clone())?;
-        if let Some(folder) = &folder {
-            folder.write(&example)?;
-            examples.push((scores.distortion().unwrap_or_default(), example));
-            examples.sort_by(|a, b| b.0.total_cmp(&a.0));
-            examples.truncate(args.report_clips);
+    for clips in dataset.clips.chunks(rayon::current_num_threads()) {
+        // one after the other, each on all threads; what is measured then, a clip on each
+        let spoken = clips.iter().map(|clip| speaker.speak(clip).with_context(|| clip.name.clone()));
+        let spoken = spoken.collect::<Result<Vec<_>>>()?;
+        let measured = clips.par_iter().zip(spoken);
+        let measured = measured.map(|(clip, spoken)| speaker.measure(clip, spoken).with_context(|| clip.name.clone()));
+        for (clip, measured) in clips.iter().zip(measured.collect::<Vec<_>>()) {
+            let (scores, example) = measured?;
+            if let Some(folder) = &folder {
+                folder.write(&example)?;
+                examples.push((scores.distortion().unwrap_or_default(), example));
+                examples.sort_by(|a, b| b.0.total_cmp(&a.0));
+                examples.truncate(args.report_clips);
+            }
+            report.clips.push(scores);
+            progress.at(report.clips.len(), || clip.name.clone());
         }
-        report.clips.push(scores);
-        progress.at(i + 1, || clip.name.clone());
     }
     drop(progress);
     if let Some(remark) = overflow(&report.bits()) {
@@ -248,6 +256,14 @@ fn overflow(bits: &Bits) -> Option<String> {
     Some(format!("the likelihood of these clips overflows, no total counts them: {listed}"))
 }
 
+/// What a voice has made of a clip.
+struct Spoken {
+    /// By hop.
+    nats: Vec<f64>,
+    speech: Vec<f32>,
+    real_time_factor: f64,
+}
+
 /// A voice at work on clips.
 struct Speaker {
     flow: Flow,
@@ -274,16 +290,23 @@ impl Speaker {
         })
     }
 
-    fn evaluate(&self, clip: &Clip) -> Result<(ClipScores, Example)> {
-        let (mel, recording) = (&self.vocoder.config().mel, self.judge.hear(&clip.samples())?);
-        let length = recording.samples.len();
-        let nats = evaluate::hop_nats(&self.flow, mel, clip, &self.device)?;
+    /// Speaks the clip's mel, and says how likely the voice finds the clip.
+    fn speak(&self, clip: &Clip) -> Result<Spoken> {
+        let nats = evaluate::hop_nats(&self.flow, &self.vocoder.config().mel, clip, &self.device)?;
         let start = Instant::now();
         let mut speech = self.vocoder.vocode(&clip.mel, &self.options, None)?.samples;
         if let Some((denoiser, strength)) = &self.denoiser {
             speech = denoiser.denoise(&speech, *strength)?;
         }
-        let (took, spoken) = (start.elapsed().as_secs_f64(), speech.len() as f64 / f64::from(mel.sample_rate));
+        let seconds = speech.len() as f64 / f64::from(self.vocoder.config().mel.sample_rate);
+        Ok(Spoken { nats, speech, real_time_factor: start.elapsed().as_secs_f64() / seconds })
+    }
+
+    /// Compares what was spoken, and Griffin-Lim's, with the clip.
+    fn measure(&self, clip: &Clip, spoken: Spoken) -> Result<(ClipScores, Example)> {
+        let Spoken { nats, speech, real_time_factor } = spoken;
+        let (mel, recording) = (&self.vocoder.config().mel, self.judge.hear(&clip.samples())?);
+        let length = recording.samples.len();
         // a mel's last frame is centred on the end of its sound
         let ours = self.judge.hear(&speech[..length])?;
         let yardstick = self.judge.hear(&self.griffin_lim.speak(&clip.mel, GriffinLim::PASSES)?[..length])?;
@@ -293,7 +316,7 @@ impl Speaker {
             likelihood: Likelihood::of(&nats, &recording.track.kind, mel.hop_length),
             ours: self.judge.compare(&recording, &ours)?,
             griffin_lim: self.judge.compare(&recording, &yardstick)?,
-            real_time_factor: took / spoken,
+            real_time_factor,
         };
         let example = Example {
             clip: clip.name.clone(),
