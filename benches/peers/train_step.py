@@ -9,7 +9,7 @@ compact   the flow of our recipe `parallel`, on audio already whitened: 12 flows
           16, conditioning at the frame rate; AdamW 3e-3, gradient norm clipped at 1.
           Default batch 4 x 2 048 samples, 64 channels.
 recursive the flow of our voice `lj`, likewise: an autoregressive step over rows of 4 samples, a causal
-          net of 5 layers; then two over rows of 8, 4 layers each; then a coupling of 4 causal layers, 48
+          net of 5 layers; then two over rows of 8, 4 layers each; then four couplings of 4 causal layers, 48
           channels, group 16; frame features held at unit root mean square. Default batch 2 x 4 096
           samples, 40 channels in the recursions' nets.
 
@@ -215,10 +215,10 @@ class Recursion(nn.Module):
 
 
 class Recursive(Compact):
-    """Autoregressive steps in front of a `Compact` coupling."""
+    """Autoregressive steps in front of `Compact` couplings."""
 
     def __init__(self, channels=40, coupling_channels=48, row=4, later=8):
-        super().__init__(channels=coupling_channels, flows=1, layers=4, causal=True, norm=True)
+        super().__init__(channels=coupling_channels, flows=4, layers=4, causal=True, norm=True)
         self.row, self.later = row, later
         self.first = Recursion(row, channels, 5, self.cond_in.out_channels)
         self.mixed = nn.ModuleList(Mix(later) for _ in range(2))
