@@ -28,12 +28,12 @@
 use super::product::{Layout, Panels, Start, from_a_line};
 use super::quantise::{Input, MOST, MOST_OF_BYTES, Numbers, ZERO};
 use super::tile::{Job, Lines, line, multiply_add, tiles};
-use super::vector::{BytesOneByOne, IntegersInTwo, Lanes, MultiplyAdd, Portable, Short};
+use super::vector::{BytesOneByOne, IntegersInTwo, MultiplyAdd, Portable, Short};
 #[cfg(target_arch = "x86_64")]
 use super::{
     choice::Kernel,
     tile::compiled,
-    vector::{Avx2, Avx512, BytesInOne, IntegersInOne},
+    vector::{Avx2, Avx512, BytesInOne, IntegersInOne, Lanes},
 };
 use std::marker::PhantomData;
 

@@ -22,10 +22,10 @@ use super::vector::{Portable, Vector, gate};
 /// Lanes of the widest vector.
 const WIDEST: usize = 16;
 
-/// Matrices one above the other for rows that come one by one.
+/// A matrix for rows that come one by one.
 pub(super) struct RowPanels {
     kernel: Kernel,
-    /// Panels one after the other, from a line of the cache on, without a bias.
+    /// Panels one after the other, from a line of the cache on, a line of bias in front of each.
     values: Vec<f32>,
     begin: usize,
     depth: usize,
