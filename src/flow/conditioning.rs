@@ -366,8 +366,8 @@ impl State {
         let rows = input.end() - first;
         // all of it is written over
         features.resize(rows * weight.columns(), 0.0);
-        let (frames, width) = (input.get(first + 1 - taps..first + rows), input.width());
-        weight.shared(threads, rows, &[Input { taps, dilation: 1, ..Input::rows(frames, width) }], features);
+        let frames = taps_of(weight, input.get(first + 1 - taps..first + rows), input.width());
+        weight.shared(threads, rows, &[frames], features);
         input.forget(input.end() + 1 - taps);
     }
 
@@ -387,7 +387,7 @@ impl State {
                 0 => Start::Bias,
                 _ => Start::Rows(self.residuals[i - 1].get(first + 1..first + 1 + rows), outputs),
             };
-            convolve(conv, input.get(first..end), inputs, rows, start, &mut h);
+            conv.product(rows, &[taps_of(conv, input.get(first..end), inputs)], start, (&mut h, outputs));
             input.forget(first + rows);
             if i > 0 {
                 self.residuals[i - 1].forget(first + rows);
@@ -407,10 +407,9 @@ impl State {
     }
 }
 
-/// `count` rows of a convolution from rows of `width` values, as many taps as its matrices hold.
-fn convolve(weight: &Panels, rows: &[f32], width: usize, count: usize, start: Start, out: &mut [f32]) {
-    let input = Input { taps: weight.depth() / width, dilation: 1, ..Input::rows(rows, width) };
-    weight.product(count, &[input], start, (out, weight.columns()));
+/// Rows of `width` values for a convolution, as many taps as its matrices hold.
+fn taps_of<'a>(weight: &Panels, rows: &'a [f32], width: usize) -> Input<'a> {
+    Input { taps: weight.depth() / width, dilation: 1, ..Input::rows(rows, width) }
 }
 
 #[cfg(test)]

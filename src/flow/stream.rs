@@ -373,7 +373,7 @@ impl Section {
 
     /// Takes a piece, and leaves in it what is ready.
     fn run(&mut self, packed: &Packed, piece: &mut Piece, threads: usize) {
-        self.features.extend(&piece.features, threads);
+        self.features.extend(&piece.features);
         self.latents.extend(&piece.latents);
         let (group, up) = (packed.group, packed.conditioning.up());
         let (mut channels, mut early) = (self.channels, self.late);

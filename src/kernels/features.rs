@@ -1,11 +1,7 @@
 //! The mel's features, as the conditioners of a flow read them.
 
-use super::blocks::share;
-use super::quantise::{Numbers, QuantisedRows, quantise};
+use super::quantise::{Numbers, QuantisedRows};
 use super::rows::Rows;
-
-/// Steps that a thread brings to short numbers at a time.
-const BLOCK: usize = 128;
 
 /// Rows of features, by frame or by step, that are still needed: in f32, and if conditioners want them so, in short
 /// numbers, once for all of them.
@@ -20,16 +16,12 @@ impl Features {
         Self { rows: Rows::new(width), short: numbers.map(|numbers| QuantisedRows::new(numbers, width)) }
     }
 
-    /// Puts whole rows at the end; `threads` share the work.
-    pub fn extend(&mut self, rows: &[f32], threads: usize) {
+    /// Puts whole rows at the end.
+    pub fn extend(&mut self, rows: &[f32]) {
         self.rows.extend(rows);
-        let Some(short) = &mut self.short else { return };
-        let (width, numbers) = (self.rows.width(), short.numbers());
-        let (values, scales) = short.room(rows.len() / width);
-        let values = values.chunks_mut(BLOCK * numbers.stride(width)).zip(scales.chunks_mut(BLOCK));
-        share(threads, rows.chunks(BLOCK * width).zip(values), |(rows, (values, scales))| {
-            quantise(numbers, rows, width, values, scales);
-        });
+        if let Some(short) = &mut self.short {
+            short.extend(rows);
+        }
     }
 
     /// Forgets the rows before a place.

@@ -24,7 +24,6 @@
 use super::View;
 use super::blocks::{MIN_SHARED, share};
 use super::choice::Kernel;
-use super::single;
 use super::tile::{self, Floats, Job};
 use super::vector::Portable;
 
@@ -156,23 +155,23 @@ pub(crate) enum Start<'a> {
 impl Panels {
     /// The columns of matrices, one above the other, and a bias.
     pub(crate) fn new(kernel: Kernel, columns: usize, bias: &[f32], matrices: &[Matrix]) -> Self {
-        Self::pack(kernel, (columns, false), &plain_order(kernel, columns), bias, matrices)
+        Self::pack(kernel, (columns, false), &plain_order(columns, 2 * lanes(kernel)), bias, matrices)
     }
 
     /// Matrices of `2 · channels` columns whose answer is `tanh(first half) · σ(second half)`.
     pub(crate) fn gated(kernel: Kernel, channels: usize, bias: &[f32], matrices: &[Matrix]) -> Self {
-        Self::pack(kernel, (channels, true), &gated_order(kernel, channels), bias, matrices)
+        Self::pack(kernel, (channels, true), &gated_order(kernel, channels, false), bias, matrices)
     }
 
     /// Matrices that make rows for [`Start::Between`] of gated panels of so many channels: as many side by side
     /// as the bias has columns for.
     pub(crate) fn for_gated(kernel: Kernel, channels: usize, bias: &[f32], matrices: &[Matrix]) -> Self {
-        Self::side_by_side(kernel, &gated_order(kernel, channels), channels, bias, matrices)
+        Self::side_by_side(kernel, &gated_order(kernel, channels, false), channels, bias, matrices)
     }
 
-    /// As [`for_gated`](Self::for_gated), rows that are added to those of [`single::RowPanels::gated`].
+    /// As [`for_gated`](Self::for_gated), rows that are added to those of [`super::single::RowPanels::gated`].
     pub(super) fn for_single(kernel: Kernel, channels: usize, bias: &[f32], matrices: &[Matrix]) -> Self {
-        Self::side_by_side(kernel, &single::gated_order(kernel, channels), channels, bias, matrices)
+        Self::side_by_side(kernel, &gated_order(kernel, channels, true), channels, bias, matrices)
     }
 
     /// Columns in an order again and again, of `2 · channels` after the other.
@@ -223,18 +222,9 @@ impl Panels {
         bias: &[f32],
         matrices: &[Matrix],
     ) -> Self {
-        assert!(kernel.can_run());
-        let depth = matrices.iter().map(|m| m.rows).sum();
-        let width = 2 * lanes(kernel);
-        let (mut values, begin) = from_a_line(order.len() * (depth + 1));
-        for columns in order.chunks_exact(width) {
-            let lines = matrices.iter().flat_map(|m| m.values.chunks(m.stride).take(m.rows));
-            for line in std::iter::once(bias).chain(lines) {
-                values.extend(columns.iter().map(|from| from.map_or(0.0, |from| line[from])));
-            }
-        }
-        let layout = Layout { kernel, panels: order.len() / width, columns, gated };
-        Self { layout, values, begin, depth }
+        let layout = Layout { kernel, panels: order.len() / (2 * lanes(kernel)), columns, gated };
+        let (values, begin) = packed(kernel, order, bias, matrices);
+        Self { layout, values, begin, depth: matrices.iter().map(|m| m.rows).sum() }
     }
 
     /// The matrices' first `rows` rows and the bias, whose answer has the panels' own order of columns, to be the
@@ -375,6 +365,24 @@ unsafe fn run(job: &Job<Floats>) {
     }
 }
 
+/// The lines of panels, a bias in front of each panel's, from a line of the cache on, and where that is: of columns in an
+/// order, `None` to fill up, the last panel as wide as what is left.
+///
+/// # Panics
+/// If the kernel doesn't run here.
+pub(super) fn packed(kernel: Kernel, order: &[Option<usize>], bias: &[f32], matrices: &[Matrix]) -> (Vec<f32>, usize) {
+    assert!(kernel.can_run());
+    let depth: usize = matrices.iter().map(|m| m.rows).sum();
+    let (mut values, begin) = from_a_line(order.len() * (depth + 1));
+    for columns in order.chunks(2 * lanes(kernel)) {
+        let lines = matrices.iter().flat_map(|m| m.values.chunks(m.stride).take(m.rows));
+        for line in std::iter::once(bias).chain(lines) {
+            values.extend(columns.iter().map(|from| from.map_or(0.0, |from| line[from])));
+        }
+    }
+    (values, begin)
+}
+
 /// Room for so many values from a line of the cache on, and where that is: all before it is there.
 pub(super) fn from_a_line<T: Copy + Default>(count: usize) -> (Vec<T>, usize) {
     let line = LINE / size_of::<T>();
@@ -393,18 +401,21 @@ pub(super) fn lanes(kernel: Kernel) -> usize {
     }
 }
 
-/// Source columns of panels that aren't gated.
-fn plain_order(kernel: Kernel, columns: usize) -> Vec<Option<usize>> {
-    (0..columns.next_multiple_of(2 * lanes(kernel))).map(|i| (i < columns).then_some(i)).collect()
+/// Source columns of panels that aren't gated, filled up to a multiple.
+pub(super) fn plain_order(columns: usize, multiple: usize) -> Vec<Option<usize>> {
+    (0..columns.next_multiple_of(multiple)).map(|i| (i < columns).then_some(i)).collect()
 }
 
-/// Source columns of gated panels.
-fn gated_order(kernel: Kernel, channels: usize) -> Vec<Option<usize>> {
+/// Source columns of gated panels: tanh's that fill a vector, and as many of σ's, again and again. With `halves` those that
+/// are left, if they fill half a vector or less, share one.
+pub(super) fn gated_order(kernel: Kernel, channels: usize, halves: bool) -> Vec<Option<usize>> {
     let lanes = lanes(kernel);
-    let half = |panel: usize, from: usize| {
-        (panel * lanes..(panel + 1) * lanes).map(move |i| (i < channels).then_some(from + i))
+    let panel = |first: usize| {
+        let width = if halves && channels - first <= lanes / 2 { lanes / 2 } else { lanes };
+        let some = move |from: usize| (first..first + width).map(move |i| (i < channels).then_some(from + i));
+        some(0).chain(some(channels))
     };
-    (0..channels.div_ceil(lanes)).flat_map(|panel| half(panel, 0).chain(half(panel, channels))).collect()
+    (0..channels).step_by(lanes).flat_map(panel).collect()
 }
 
 #[cfg(test)]

@@ -181,11 +181,6 @@ impl QuantisedRows {
         Self { values: Rows::new(numbers.stride(width)), scales: Rows::new(1), width, numbers }
     }
 
-    /// Which numbers they are.
-    pub fn numbers(&self) -> Numbers {
-        self.numbers
-    }
-
     /// Makes `count` rows of zeros at the end and gives their values and scales.
     pub fn grow(&mut self, count: usize) -> (&mut [i16], &mut [f32]) {
         (self.values.grow(count), self.scales.grow(count))
@@ -194,6 +189,13 @@ impl QuantisedRows {
     /// Makes room for `count` rows at the end and gives it, to be written over.
     pub fn room(&mut self, count: usize) -> (&mut [i16], &mut [f32]) {
         (self.values.room(count), self.scales.room(count))
+    }
+
+    /// Puts whole rows at the end.
+    pub fn extend(&mut self, rows: &[f32]) {
+        let (width, numbers) = (self.width, self.numbers);
+        let (values, scales) = self.room(rows.len() / width);
+        quantise(numbers, rows, width, values, scales);
     }
 
     /// Rows by their places, read once.

@@ -11,8 +11,8 @@
 //! ```
 
 use super::choice::Kernel;
-use super::product::{Matrix, from_a_line, lanes};
-use super::tile::{finish, line, plus};
+use super::product::{Matrix, gated_order, lanes, packed, plain_order};
+use super::tile::{along, finish, line, plus};
 #[cfg(target_arch = "aarch64")]
 use super::vector::Neon;
 #[cfg(target_arch = "x86_64")]
@@ -37,25 +37,16 @@ pub(super) struct RowPanels {
 impl RowPanels {
     /// The columns of a bias and of a matrix.
     pub fn new(kernel: Kernel, bias: &[f32], matrix: Matrix) -> Self {
-        let columns = bias.len();
-        let order = (0..columns.next_multiple_of(lanes(kernel))).map(|i| (i < columns).then_some(i)).collect();
-        Self::pack(kernel, false, order, bias, matrix)
+        Self::pack(kernel, false, &plain_order(bias.len(), lanes(kernel)), bias, matrix)
     }
 
     /// Of `2 · channels` columns without a bias, whose answer is `tanh(first half) · σ(second half)`.
     pub fn gated(kernel: Kernel, channels: usize, matrix: Matrix) -> Self {
-        Self::pack(kernel, true, gated_order(kernel, channels), &vec![0.0; 2 * channels], matrix)
+        Self::pack(kernel, true, &gated_order(kernel, channels, true), &vec![0.0; 2 * channels], matrix)
     }
 
-    fn pack(kernel: Kernel, gated: bool, order: Vec<Option<usize>>, bias: &[f32], matrix: Matrix) -> Self {
-        assert!(kernel.can_run());
-        let (mut values, begin) = from_a_line(order.len() * (matrix.rows + 1));
-        for columns in order.chunks(2 * lanes(kernel)) {
-            let lines = matrix.values.chunks(matrix.stride).take(matrix.rows);
-            for line in std::iter::once(bias).chain(lines) {
-                values.extend(columns.iter().map(|from| from.map_or(0.0, |from| line[from])));
-            }
-        }
+    fn pack(kernel: Kernel, gated: bool, order: &[Option<usize>], bias: &[f32], matrix: Matrix) -> Self {
+        let (values, begin) = packed(kernel, order, bias, &[matrix]);
         Self { kernel, values, begin, depth: matrix.rows, width: order.len(), gated }
     }
 
@@ -91,21 +82,6 @@ impl RowPanels {
             }
         }
     }
-}
-
-/// Source columns of gated panels, `None` to fill up.
-pub(super) fn gated_order(kernel: Kernel, channels: usize) -> Vec<Option<usize>> {
-    let lanes = lanes(kernel);
-    let mut order = Vec::new();
-    let mut first = 0;
-    while first < channels {
-        let some = if channels - first <= lanes / 2 { lanes / 2 } else { lanes };
-        for half in [0, channels] {
-            order.extend((first..first + some).map(|i| (i < channels).then_some(half + i)));
-        }
-        first += some;
-    }
-    order
 }
 
 /// A checked product of one row.
@@ -186,14 +162,10 @@ unsafe fn abreast<V: Vector, const P: usize, const H: usize>(single: &Single, fi
             sums = std::array::from_fn(|p| plus(sums[p], line(more.add(p * width))));
             half = half.map(|half| plus(half, line(more.add(P * width))));
         }
-        for &x in single.inputs.iter().copied().flatten() {
-            (at, half_at) = (at.add(width), half_at.add(V::LANES));
-            let x = V::splat(x);
-            for (p, sums) in sums.iter_mut().enumerate() {
-                let [a, b] = line(at.add(p * size));
-                *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
-            }
-            half = half.map(|[sum]| [x.fma(V::load(half_at), sum)]);
+        (at, half_at) = (at.add(width), half_at.add(V::LANES));
+        for input in single.inputs {
+            (sums, half) = along((sums, half), input, (at, half_at), size);
+            (at, half_at) = (at.add(input.len() * width), half_at.add(input.len() * V::LANES));
         }
         let columns = if gated { V::LANES } else { width };
         let out = single.out.add(first * columns);
@@ -261,7 +233,7 @@ mod tests {
                 let single = RowPanels::gated(kernel, columns, matrix);
                 for more in [None, Some(more)] {
                     let bias = more.clone().unwrap_or_else(|| vec![0.0; 2 * columns]);
-                    let plus = more.map(|more| ordered(&more, &gated_order(kernel, columns)));
+                    let plus = more.map(|more| ordered(&more, &gated_order(kernel, columns, true)));
                     let (mut row, mut expected) = (vec![0.0; single.room()], vec![0.0; columns]);
                     single.row(&[&x, &y], plus.as_deref(), &mut row);
                     Panels::gated(kernel, columns, &bias, &[matrix]).product(

@@ -474,7 +474,7 @@ mod tests {
         let mut rows = Features::new(3, weights.short_features());
         let (mut state, mut out, mut given) = (State::new(weights), Vec::new(), 0);
         for features in features.chunks(3 * piece) {
-            rows.extend(features, threads);
+            rows.extend(features);
             // steps stand between rows
             let known = if up == 1 { rows.rows().end() } else { (rows.rows().end() - 1) * up }.min(steps);
             out.extend_from_slice(state.push(

@@ -221,7 +221,8 @@ unsafe fn abreast<V: Vector, const P: usize>(job: &Job<Floats>, first: usize) ->
         for input in lines.inputs {
             for tap in 0..input.taps {
                 let row = &input.rows[tap * input.dilation * input.stride..][..input.width];
-                (sums, weights) = along(sums, row, (weights, size));
+                (sums, []) = along((sums, []), row, (weights, weights), size);
+                weights = weights.add(row.len() * width);
             }
         }
         for (p, sums) in sums.into_iter().enumerate() {
@@ -231,16 +232,20 @@ unsafe fn abreast<V: Vector, const P: usize>(job: &Job<Floats>, first: usize) ->
     P
 }
 
-/// One row's products with the next lines of `P` panels, `size` apart, added to their sums; the lines behind those.
+/// Sums of so many panels, and of so many halves of one.
+pub(super) type Abreast<V, const P: usize, const H: usize> = ([[V; 2]; P], [[V; 1]; H]);
+
+/// One row's products with the next lines of panels, `size` apart, and of half panels, added to their sums.
 ///
 /// # Safety
 /// The processor must have the vector's feature; as many lines as the row is long must be there in each panel.
 #[inline(always)]
-pub(super) unsafe fn along<V: Vector, const P: usize>(
-    mut sums: [[V; 2]; P],
+pub(super) unsafe fn along<V: Vector, const P: usize, const H: usize>(
+    (mut sums, mut half): Abreast<V, P, H>,
     row: &[f32],
-    (mut weights, size): (*const f32, usize),
-) -> ([[V; 2]; P], *const f32) {
+    (mut weights, mut half_weights): (*const f32, *const f32),
+    size: usize,
+) -> Abreast<V, P, H> {
     for &x in row {
         // SAFETY: the caller's promise.
         unsafe {
@@ -249,10 +254,11 @@ pub(super) unsafe fn along<V: Vector, const P: usize>(
                 let [a, b] = line(weights.add(p * size));
                 *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
             }
-            weights = weights.add(2 * V::LANES);
+            half = half.map(|[sum]| [x.fma(V::load(half_weights), sum)]);
+            (weights, half_weights) = (weights.add(2 * V::LANES), half_weights.wrapping_add(V::LANES));
         }
     }
-    (sums, weights)
+    (sums, half)
 }
 
 /// Columns of the widest panel.
@@ -318,8 +324,8 @@ unsafe fn vectors<V: Vector, L: Lines<V>, const R: usize, const N: usize>(
     }
 }
 
-/// [`vectors`] with as many columns as they hold: `rows` to start from and `out`, with their strides. In every branch the loops over the tile's rows are plain, so that the sums stay in
-/// registers.
+/// [`vectors`] with as many columns as they hold: `rows` to start from and `out`, with their strides. In every branch the
+/// loops over the tile's rows are plain, so that the sums stay in registers.
 ///
 /// # Safety
 /// As [`tile`]; `R` rows of the vectors' width must be at both.
