@@ -223,7 +223,8 @@ impl Panels {
         matrices: &[Matrix],
     ) -> Self {
         let layout = Layout { kernel, panels: order.len() / (2 * lanes(kernel)), columns, gated };
-        let (values, begin) = packed(kernel, order, bias, matrices);
+        let widths = std::iter::repeat_n(2 * lanes(kernel), layout.panels);
+        let (values, begin) = packed(kernel, order, widths, bias, matrices);
         Self { layout, values, begin, depth: matrices.iter().map(|m| m.rows).sum() }
     }
 
@@ -366,15 +367,21 @@ unsafe fn run(job: &Job<Floats>) {
 }
 
 /// The lines of panels, a bias in front of each panel's, from a line of the cache on, and where that is: of columns in an
-/// order, `None` to fill up, the last panel as wide as what is left.
+/// order, `None` to fill up, in panels so wide.
 ///
 /// # Panics
 /// If the kernel doesn't run here.
-pub(super) fn packed(kernel: Kernel, order: &[Option<usize>], bias: &[f32], matrices: &[Matrix]) -> (Vec<f32>, usize) {
+pub(super) fn packed(
+    kernel: Kernel,
+    mut order: &[Option<usize>],
+    widths: impl Iterator<Item = usize>,
+    bias: &[f32],
+    matrices: &[Matrix],
+) -> (Vec<f32>, usize) {
     assert!(kernel.can_run());
     let depth: usize = matrices.iter().map(|m| m.rows).sum();
     let (mut values, begin) = from_a_line(order.len() * (depth + 1));
-    for columns in order.chunks(2 * lanes(kernel)) {
+    for columns in widths.map_while(|width| order.split_off(..width)) {
         let lines = matrices.iter().flat_map(|m| m.values.chunks(m.stride).take(m.rows));
         for line in std::iter::once(bias).chain(lines) {
             values.extend(columns.iter().map(|from| from.map_or(0.0, |from| line[from])));

@@ -1,24 +1,26 @@
 //! One row times weights, again and again: a recursion's products, of which each waits for the one before.
 //!
 //! What a product of many rows hides, its call and its preparations, is as long here as the work, and the weights come
-//! from beyond the first cache: so there is one place to start from, rows have room for whole vectors, and where the
-//! last columns fill one vector or less, the last panel is half as wide as the others. Of a gated product's that are
-//! left for it, half a vector is tanh's and half σ's:
+//! from beyond the first cache: so there is one place to start from, rows have room for whole vectors, and panels are as
+//! wide as registers allow: all of a small product's weights are read from the first to the last. Of a gated product's
+//! columns that are left for half a pair of vectors, half a vector is tanh's and half σ's:
 //!
 //! ```text
-//!   40 channels, 16 lanes:   panel 0              panel 1               half a panel
-//!                            tanh 0–15, σ 0–15    tanh 16–31, σ 16–31   tanh 32–39 σ 32–39
+//!   40 channels, 16 lanes:   tanh 0–15, σ 0–15    tanh 16–31, σ 16–31   tanh 32–39 σ 32–39
 //! ```
 
 use super::choice::Kernel;
 use super::product::{Matrix, gated_order, lanes, packed, plain_order};
-use super::tile::{along, finish, line, plus};
+use super::tile::{line, plus};
 #[cfg(target_arch = "aarch64")]
 use super::vector::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
 use super::vector::{Portable, Vector, gate};
 
+/// Vectors of a panel, and of the last one at most, so that the sums stay in registers.
+const USUAL: usize = 8;
+const MOST: usize = 11;
 /// Lanes of the widest vector.
 const WIDEST: usize = 16;
 
@@ -46,7 +48,8 @@ impl RowPanels {
     }
 
     fn pack(kernel: Kernel, gated: bool, order: &[Option<usize>], bias: &[f32], matrix: Matrix) -> Self {
-        let (values, begin) = packed(kernel, order, bias, &[matrix]);
+        let widths = abreast(order.len() / lanes(kernel)).map(|vectors| vectors * lanes(kernel));
+        let (values, begin) = packed(kernel, order, widths, bias, &[matrix]);
         Self { kernel, values, begin, depth: matrix.rows, width: order.len(), gated }
     }
 
@@ -117,66 +120,66 @@ unsafe fn neon(single: &Single) {
 /// The processor must have the vector's feature, and the product be checked.
 #[inline(always)]
 unsafe fn run<V: Vector>(single: &Single) {
-    let vectors = single.panels.width / V::LANES;
-    let (mut first, full, half) = (0, vectors / 2, vectors % 2 == 1);
-    // SAFETY: the caller's promise.
-    unsafe {
-        while full - first > 5 {
-            abreast::<V, 4, 0>(single, first);
-            first += 4;
+    let mut first = 0;
+    for vectors in abreast(single.panels.width / V::LANES) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match vectors {
+                1 => panel::<V, 1>(single, first),
+                2 => panel::<V, 2>(single, first),
+                3 => panel::<V, 3>(single, first),
+                4 => panel::<V, 4>(single, first),
+                5 => panel::<V, 5>(single, first),
+                6 => panel::<V, 6>(single, first),
+                7 => panel::<V, 7>(single, first),
+                8 => panel::<V, 8>(single, first),
+                9 => panel::<V, 9>(single, first),
+                10 => panel::<V, 10>(single, first),
+                _ => panel::<V, MOST>(single, first),
+            }
         }
-        match (full - first, half) {
-            (0, _) => abreast::<V, 0, 1>(single, first),
-            (1, false) => abreast::<V, 1, 0>(single, first),
-            (1, true) => abreast::<V, 1, 1>(single, first),
-            (2, false) => abreast::<V, 2, 0>(single, first),
-            (2, true) => abreast::<V, 2, 1>(single, first),
-            (3, false) => abreast::<V, 3, 0>(single, first),
-            (3, true) => abreast::<V, 3, 1>(single, first),
-            (4, false) => abreast::<V, 4, 0>(single, first),
-            (4, true) => abreast::<V, 4, 1>(single, first),
-            (_, false) => abreast::<V, 5, 0>(single, first),
-            (_, true) => abreast::<V, 5, 1>(single, first),
+        first += vectors;
+    }
+}
+
+/// The vectors from `first` on of a panel of `N`.
+///
+/// # Safety
+/// As [`run`]; the panel must be there.
+#[inline(always)]
+unsafe fn panel<V: Vector, const N: usize>(single: &Single, first: usize) {
+    let &Single { panels: &RowPanels { depth, gated, .. }, plus: more, .. } = single;
+    // SAFETY: `RowPanels::row` has checked that all these lie within their slices.
+    unsafe {
+        let mut at = single.panels.values.as_ptr().add(single.panels.begin + first * (depth + 1) * V::LANES);
+        let mut sums: [V; N] = line(at);
+        if let Some(more) = more {
+            sums = plus(sums, line(more.as_ptr().add(first * V::LANES)));
+        }
+        for input in single.inputs {
+            for &x in *input {
+                at = at.add(N * V::LANES);
+                let (x, weights) = (V::splat(x), line::<V, N>(at));
+                sums = std::array::from_fn(|i| x.fma(weights[i], sums[i]));
+            }
+        }
+        if !gated {
+            let out = single.out.add(first * V::LANES);
+            sums.into_iter().enumerate().for_each(|(i, sum)| sum.store(out.add(i * V::LANES)));
+            return;
+        }
+        let out = single.out.add(first / 2 * V::LANES);
+        for (i, pair) in sums.chunks(2).enumerate() {
+            let sigma = pair.get(1).copied().unwrap_or_else(|| upper_half(pair[0]));
+            gate(pair[0], sigma).store(out.add(i * V::LANES));
         }
     }
 }
 
-/// `P` panels from `first` on, and `H` halves of one behind them, at the same time: in one alone, its sums would wait
-/// for each other.
-///
-/// # Safety
-/// As [`run`]; the panels must be there.
-#[inline(always)]
-unsafe fn abreast<V: Vector, const P: usize, const H: usize>(single: &Single, first: usize) {
-    let &Single { panels: &RowPanels { depth, gated, .. }, plus: more, .. } = single;
-    let width = 2 * V::LANES;
-    let size = (depth + 1) * width;
-    // SAFETY: `RowPanels::row` has checked that all these lie within their slices.
-    unsafe {
-        let mut at = single.panels.values.as_ptr().add(single.panels.begin + first * size);
-        let mut half_at = at.add(P * size);
-        let mut sums: [[V; 2]; P] = std::array::from_fn(|p| line(at.add(p * size)));
-        let mut half: [[V; 1]; H] = [line(half_at); H];
-        if let Some(more) = more {
-            let more = more.as_ptr().add(first * width);
-            sums = std::array::from_fn(|p| plus(sums[p], line(more.add(p * width))));
-            half = half.map(|half| plus(half, line(more.add(P * width))));
-        }
-        (at, half_at) = (at.add(width), half_at.add(V::LANES));
-        for input in single.inputs {
-            (sums, half) = along((sums, half), input, (at, half_at), size);
-            (at, half_at) = (at.add(input.len() * width), half_at.add(input.len() * V::LANES));
-        }
-        let columns = if gated { V::LANES } else { width };
-        let out = single.out.add(first * columns);
-        for (p, sums) in sums.into_iter().enumerate() {
-            finish(gated, sums, out.add(p * columns));
-        }
-        for [sum] in half {
-            let sum = if gated { gate(sum, upper_half(sum)) } else { sum };
-            sum.store(out.add(P * columns));
-        }
-    }
+/// Vectors of each panel, of so many in all.
+fn abreast(vectors: usize) -> impl Iterator<Item = usize> {
+    let usual = vectors.saturating_sub(MOST).div_ceil(USUAL);
+    std::iter::repeat_n(USUAL, usual).chain([vectors - usual * USUAL])
 }
 
 /// The upper half of the lanes, and behind them whatever.

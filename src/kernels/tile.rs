@@ -221,7 +221,7 @@ unsafe fn abreast<V: Vector, const P: usize>(job: &Job<Floats>, first: usize) ->
         for input in lines.inputs {
             for tap in 0..input.taps {
                 let row = &input.rows[tap * input.dilation * input.stride..][..input.width];
-                (sums, []) = along((sums, []), row, (weights, weights), size);
+                sums = along(sums, row, weights, size);
                 weights = weights.add(row.len() * width);
             }
         }
@@ -232,20 +232,17 @@ unsafe fn abreast<V: Vector, const P: usize>(job: &Job<Floats>, first: usize) ->
     P
 }
 
-/// Sums of so many panels, and of so many halves of one.
-pub(super) type Abreast<V, const P: usize, const H: usize> = ([[V; 2]; P], [[V; 1]; H]);
-
-/// One row's products with the next lines of panels, `size` apart, and of half panels, added to their sums.
+/// One row's products with the next lines of panels, `size` apart, added to their sums.
 ///
 /// # Safety
 /// The processor must have the vector's feature; as many lines as the row is long must be there in each panel.
 #[inline(always)]
-pub(super) unsafe fn along<V: Vector, const P: usize, const H: usize>(
-    (mut sums, mut half): Abreast<V, P, H>,
+unsafe fn along<V: Vector, const P: usize>(
+    mut sums: [[V; 2]; P],
     row: &[f32],
-    (mut weights, mut half_weights): (*const f32, *const f32),
+    mut weights: *const f32,
     size: usize,
-) -> Abreast<V, P, H> {
+) -> [[V; 2]; P] {
     for &x in row {
         // SAFETY: the caller's promise.
         unsafe {
@@ -254,11 +251,10 @@ pub(super) unsafe fn along<V: Vector, const P: usize, const H: usize>(
                 let [a, b] = line(weights.add(p * size));
                 *sums = [x.fma(a, sums[0]), x.fma(b, sums[1])];
             }
-            half = half.map(|[sum]| [x.fma(V::load(half_weights), sum)]);
-            (weights, half_weights) = (weights.add(2 * V::LANES), half_weights.wrapping_add(V::LANES));
+            weights = weights.add(2 * V::LANES);
         }
     }
-    (sums, half)
+    sums
 }
 
 /// Columns of the widest panel.
