@@ -260,11 +260,8 @@ mod tests {
     use super::super::product::Matrix;
     use super::super::quantise::quantise;
     use super::super::short::ShortPanels;
+    use super::super::testing::values;
     use super::*;
-
-    fn values(count: usize, seed: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
-    }
 
     fn rounded(x: f32) -> f64 {
         half::bf16::from_f32(x).to_f64()

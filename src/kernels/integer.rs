@@ -297,11 +297,8 @@ mod tests {
     use super::super::product::{self, Matrix};
     use super::super::quantise::quantise;
     use super::super::short::ShortPanels;
+    use super::super::testing::values;
     use super::*;
-
-    fn values(count: usize, seed: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
-    }
 
     const BOTH: [Numbers; 2] = [Numbers::Integers, Numbers::Bytes];
 

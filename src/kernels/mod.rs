@@ -35,6 +35,8 @@ pub(crate) mod short;
 mod single;
 pub mod spectral;
 pub mod stream;
+#[cfg(test)]
+pub(crate) mod testing;
 mod tile;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod tile_unit;

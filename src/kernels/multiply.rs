@@ -243,11 +243,8 @@ fn transposed(rows: &[f32], width: usize) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::values as some;
     use super::*;
-
-    fn some(count: usize, seed: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
-    }
 
     /// All ways to do products, with what they make of a factor.
     fn ways(multiply_adds: usize) -> impl Iterator<Item = (Products, fn(f32) -> f64)> {

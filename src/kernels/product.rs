@@ -427,11 +427,8 @@ pub(super) fn gated_order(kernel: Kernel, channels: usize, halves: bool) -> Vec<
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::values;
     use super::*;
-
-    fn values(count: usize, seed: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
-    }
 
     /// One convolution with a second input, for every start: (rows, taps, dilation, width, second, columns).
     const SHAPES: [[usize; 6]; 9] = [

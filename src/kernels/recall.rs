@@ -131,14 +131,12 @@ impl Recall for WaveNetRecall {
 #[cfg(test)]
 mod tests {
     use super::super::merged::chained;
+    use super::super::testing::values;
     use super::super::wavenet::reference;
     use super::*;
 
     #[test]
     fn simd_equals_baseline_and_the_sum() {
-        let values = |n: usize, seed: usize| -> Vec<f32> {
-            (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
-        };
         for (k, n) in [(1, 1), (5, 31), (7, 32), (32, 64), (3, 77)] {
             let (x, w, start) = (values(k, 1), values(k * n, 2), values(n, 3));
             let (mut a, mut b) = (start.clone(), start.clone());

@@ -231,12 +231,9 @@ impl LayerState {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::values_to;
     use super::super::wavenet;
     use super::*;
-
-    fn values(count: usize, seed: usize, most: f32) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 * most - most).collect()
-    }
 
     /// The output for pieces of so many rows of features.
     fn streamed(weights: &Weights, x: &[f32], features: &[f32], piece: usize) -> Vec<f32> {
@@ -269,10 +266,10 @@ mod tests {
                 let dilations = dilations.to_vec();
                 let shape = Shape { inputs, channels, outputs, kernel, causal: true, dilations, skip, up };
                 let steps = 4 * up + 23 * usize::from(up == 1);
-                let params = values(shape.param_count(), 1, 1.2 / (channels as f32).sqrt());
-                let cond = values(3 * shape.cond_width(), 2, 0.5);
+                let params = values_to(shape.param_count(), 1, 1.2 / (channels as f32).sqrt());
+                let cond = values_to(3 * shape.cond_width(), 2, 0.5);
                 let rows = shape.cond_rows(steps);
-                let (x, features) = (values(steps * inputs, 3, 1.0), values(rows * 3, 4, 1.0));
+                let (x, features) = (values_to(steps * inputs, 3, 1.0), values_to(rows * 3, 4, 1.0));
                 let expected = wavenet::reference(&shape, &params, &x, &features, &cond);
                 let loudest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
                 assert!(loudest > 0.1);

@@ -571,25 +571,22 @@ unsafe fn some<V: Vector>(at: *const f32, count: usize) -> V {
 #[cfg(test)]
 mod tests {
     use super::super::blocks::MIN_SHARED;
+    use super::super::testing::values_to;
     use super::*;
     use crate::kernels::choice::Precision;
 
-    fn values(count: usize, seed: usize, most: f32) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 * most - most).collect()
-    }
-
     fn affine(inputs: usize, outputs: usize, seed: usize) -> Affine {
         let most = 1.5 / (inputs as f32).sqrt();
-        Affine { weight: values(inputs * outputs, seed, most), bias: values(outputs, seed + 1, 0.3) }
+        Affine { weight: values_to(inputs * outputs, seed, most), bias: values_to(outputs, seed + 1, 0.3) }
     }
 
     /// Parameters, from three features.
     fn params(shape: &Shape, normed: bool) -> Params {
         let c = shape.channels;
         let layer = |l: usize| LayerParams {
-            norm: normed.then(|| (values(c, 10 * l + 1, 2.0), values(c, 10 * l + 2, 1.0))),
-            depth: values(shape.kernel * c, 10 * l + 3, 0.8),
-            depth_bias: values(c, 10 * l + 4, 0.5),
+            norm: normed.then(|| (values_to(c, 10 * l + 1, 2.0), values_to(c, 10 * l + 2, 1.0))),
+            depth: values_to(shape.kernel * c, 10 * l + 3, 0.8),
+            depth_bias: values_to(c, 10 * l + 4, 0.5),
             point: affine(c, 2 * c, 10 * l + 5),
             out: affine(c, c, 10 * l + 7),
         };
@@ -679,7 +676,7 @@ mod tests {
         {
             let shape = Shape { inputs, channels, outputs, kernel, layers, up };
             let (params, steps) = (params(&shape, normed), frames * up);
-            let (x, features) = (values(steps * (inputs + 1), 3, 1.0), values(frames * 3, 4, 1.0));
+            let (x, features) = (values_to(steps * (inputs + 1), 3, 1.0), values_to(frames * 3, 4, 1.0));
             let known: Vec<f32> = x.chunks_exact(inputs + 1).flat_map(|row| &row[..inputs]).copied().collect();
             let expected = defined(&shape, &params, &known, &features);
             let loudest = expected.iter().fold(0.0_f64, |most, v| most.max(v.abs()));
@@ -711,7 +708,7 @@ mod tests {
     fn threads_share_a_large_piece() {
         let shape = Shape { inputs: 4, channels: 64, outputs: 8, kernel: 3, layers: 2, up: 2 };
         let frames = MIN_SHARED / (3 * 64 * 64) / 2 + 50;
-        let (x, features) = (values(frames * 2 * 5, 3, 1.0), values(frames * 3, 4, 1.0));
+        let (x, features) = (values_to(frames * 2 * 5, 3, 1.0), values_to(frames * 3, 4, 1.0));
         for precision in Precision::ALL {
             let mut weights = Weights::new(Kernel::chosen().unwrap(), &shape, &params(&shape, true));
             precision.short().map(|numbers| weights.quantise(numbers));

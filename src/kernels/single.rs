@@ -199,11 +199,8 @@ unsafe fn upper_half<V: Vector>(vector: V) -> V {
 #[cfg(test)]
 mod tests {
     use super::super::product::{Input, Panels, Start};
+    use super::super::testing::values;
     use super::*;
-
-    fn values(count: usize, seed: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
-    }
 
     /// Values of columns in the order of panels.
     fn ordered(values: &[f32], order: &[Option<usize>]) -> Vec<f32> {

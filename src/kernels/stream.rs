@@ -434,13 +434,10 @@ impl Work<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::blocks::MIN_SHARED;
+    use super::super::testing::values_to;
     use super::*;
     use crate::kernels::choice::Precision;
     use crate::kernels::wavenet;
-
-    fn values(count: usize, seed: usize, most: f32) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 * most - most).collect()
-    }
 
     /// (inputs, channels, outputs, kernel, dilations, up)
     type Case = (usize, usize, usize, usize, &'static [usize], usize);
@@ -494,10 +491,10 @@ mod tests {
     fn packed_is_the_net_for_any_pieces() {
         for shape in shapes() {
             let steps = 4 * shape.up + 23 * usize::from(shape.up == 1);
-            let params = values(shape.param_count(), 1, 1.2 / (shape.channels as f32).sqrt());
-            let cond = values(3 * shape.cond_width(), 2, 0.5);
+            let params = values_to(shape.param_count(), 1, 1.2 / (shape.channels as f32).sqrt());
+            let cond = values_to(3 * shape.cond_width(), 2, 0.5);
             let rows = shape.cond_rows(steps);
-            let (x, features) = (values(steps * (shape.inputs + 1), 3, 1.0), values(rows * 3, 4, 1.0));
+            let (x, features) = (values_to(steps * (shape.inputs + 1), 3, 1.0), values_to(rows * 3, 4, 1.0));
             let known: Vec<f32> =
                 x.chunks_exact(shape.inputs + 1).flat_map(|row| &row[..shape.inputs]).copied().collect();
             let expected = wavenet::reference(&shape, &params, &known, &features, &cond);
@@ -535,12 +532,12 @@ mod tests {
         for (shape, numbers) in shapes().flat_map(|s| all.map(|numbers| (s.clone(), numbers))) {
             let (at, steps) = (shape.up + 40, 4 * shape.up + 99);
             let rows = shape.cond_rows(steps);
-            let params = values(shape.param_count(), 1, 0.3);
+            let params = values_to(shape.param_count(), 1, 0.3);
             let mut weights =
-                Weights::new(Kernel::chosen().unwrap(), &shape, &params, &values(3 * shape.cond_width(), 2, 0.5));
+                Weights::new(Kernel::chosen().unwrap(), &shape, &params, &values_to(3 * shape.cond_width(), 2, 0.5));
             weights.quantise(numbers);
-            let features = values(rows * 3, 4, 1.0);
-            let clean = values(steps * (shape.inputs + 1), 3, 1.0);
+            let features = values_to(rows * 3, 4, 1.0);
+            let clean = values_to(steps * (shape.inputs + 1), 3, 1.0);
             let expected = streamed(&weights, &clean, steps, &features, rows, 1);
             for bad in [f32::NAN, f32::INFINITY, f32::MAX, -1e30] {
                 let mut x = clean.clone();
@@ -561,10 +558,10 @@ mod tests {
         let (inputs, channels, outputs, kernel, dilations) = (4, 64, 8, 3, vec![1, 2]);
         let shape = Shape { inputs, channels, outputs, kernel, causal: false, dilations, skip: true, up: 1 };
         let steps = MIN_SHARED / (3 * 64 * 128) + 100;
-        let params = values(shape.param_count(), 1, 0.1);
-        let (x, features) = (values(steps * 5, 3, 1.0), values(steps * 3, 4, 1.0));
+        let params = values_to(shape.param_count(), 1, 0.1);
+        let (x, features) = (values_to(steps * 5, 3, 1.0), values_to(steps * 3, 4, 1.0));
         for precision in Precision::ALL {
-            let cond = values(3 * shape.cond_width(), 2, 0.5);
+            let cond = values_to(3 * shape.cond_width(), 2, 0.5);
             let mut weights = Weights::new(Kernel::chosen().unwrap(), &shape, &params, &cond);
             precision.short().map(|numbers| weights.quantise(numbers));
             let alone = streamed(&weights, &x, steps, &features, steps, 1);

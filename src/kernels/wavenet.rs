@@ -581,11 +581,8 @@ pub(super) fn reference(shape: &Shape, params: &[f32], x: &[f32], features: &[f3
 mod tests {
     use super::super::choice::Kernel;
     use super::super::merged;
+    use super::super::testing::values;
     use super::*;
-
-    fn some(n: usize, seed: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
-    }
 
     #[test]
     fn fused_it_is_the_net() {
@@ -602,9 +599,9 @@ mod tests {
             let dilations = dilations.to_vec();
             let shape = Shape { inputs: 3, channels, outputs: 5, kernel, causal, dilations, skip, up };
             let (steps, width) = (61, shape.cond_width());
-            let (x, params) = (some(steps * 3, 1), some(shape.param_count(), 2));
+            let (x, params) = (values(steps * 3, 1), values(shape.param_count(), 2));
             let params: Vec<_> = params.iter().map(|p| p / (channels as f32).sqrt()).collect();
-            let (features, weights) = (some(shape.cond_rows(steps) * 3, 3), some(3 * width, 4));
+            let (features, weights) = (values(shape.cond_rows(steps) * 3, 3), values(3 * width, 4));
             let expected = reference(&shape, &params, &x, &features, &weights);
             let projected = merged::chained(&features, 3, 3, &weights, width);
             let cond = Conditioning::of(&shape, if up == 1 { &features } else { &projected }, &weights);
@@ -626,11 +623,11 @@ mod tests {
         {
             let shape = Shape { inputs: 3, channels: 7, outputs: 4, kernel: 3, causal: !skip, dilations, skip, up };
             let steps = 29;
-            let (x, params) = (some(steps * 3, 1), some(shape.param_count(), 2));
+            let (x, params) = (values(steps * 3, 1), values(shape.param_count(), 2));
             let (rows, width) = (shape.cond_rows(steps), shape.cond_width());
-            let (features, weights, projected) = (some(rows * 5, 3), some(5 * width, 4), some(rows * width, 3));
+            let (features, weights, projected) = (values(rows * 5, 3), values(5 * width, 4), values(rows * width, 3));
             let cond = Conditioning::of(&shape, if up == 1 { &features } else { &projected }, &weights);
-            let dy = some(steps * 4, 5);
+            let dy = values(steps * 4, 5);
             let all = [Products::default(), Products::Bfloats(Kernel::Scalar)].map(|products| {
                 let pass = Pass { shape: &shape, params: &params, x: &x, cond, products };
                 let [nothing, gates, everything] = [Keep::Nothing, Keep::Gates, Keep::Everything].map(|keep| {
