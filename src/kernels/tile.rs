@@ -344,31 +344,42 @@ unsafe fn full<V: Vector, L: Lines<V>, const R: usize, const N: usize>(
                 *sum = plus(*sum, line(rows.add(r * stride)));
             }
         }
-        if let Start::Between(rows, stride, up, from) = job.start {
-            let (at, mut step) = ((from + row) / up, (from + row) % up);
-            let mut now = rows.as_ptr().add(at * stride + panel * width);
-            for sum in &mut sums {
-                *sum = between(*sum, now, stride, part_of(step, up));
-                step += 1;
-                if step == up {
-                    (now, step) = (now.wrapping_add(stride), 0);
-                }
+        match job.start {
+            Start::Between(rows, stride, up, from) => {
+                along_rows(&mut sums, (rows, stride, up), from + row, |sum, now, step| {
+                    between(sum, now.add(panel * width), stride, part_of(step, up))
+                });
             }
-        }
-        if let Start::Held(rows, stride, up, from) = job.start {
-            let (at, mut step) = ((from + row) / up, (from + row) % up);
-            let mut now = rows.as_ptr().add(at * stride + panel * width);
-            for sum in &mut sums {
-                *sum = plus(*sum, line(now));
-                step += 1;
-                if step == up {
-                    (now, step) = (now.wrapping_add(stride), 0);
-                }
+            Start::Held(rows, stride, up, from) => {
+                along_rows(&mut sums, (rows, stride, up), from + row, |sum, now, _| {
+                    plus(sum, line(now.add(panel * width)))
+                });
             }
+            _ => {}
         }
         let sums = job.lines.accumulate(panel, row, sums);
         for (r, sums) in sums.into_iter().enumerate() {
             finish(job.layout.gated, sums, out.add(r * out_stride));
+        }
+    }
+}
+
+/// Gives each row's sums to `change` with the row of values, `up` steps long, that it falls upon, from step `first` on,
+/// and how many steps it stands behind that row's first.
+#[inline(always)]
+fn along_rows<V: Vector, const R: usize, const N: usize>(
+    sums: &mut [[V; N]; R],
+    (rows, stride, up): (&[f32], usize, usize),
+    first: usize,
+    change: impl Fn([V; N], *const f32, usize) -> [V; N],
+) {
+    let mut step = first % up;
+    let mut now = rows.as_ptr().wrapping_add(first / up * stride);
+    for sum in sums {
+        *sum = change(*sum, now, step);
+        step += 1;
+        if step == up {
+            (now, step) = (now.wrapping_add(stride), 0);
         }
     }
 }
