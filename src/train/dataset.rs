@@ -14,11 +14,12 @@ use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// Clips by which the level of the residual is measured.
-const LEVEL_CLIPS: usize = 4;
+const LEVEL_CLIPS: usize = 16;
 
 /// Distance of given mels from the sounds' own that an acoustic model's don't have, nats: with teacher forcing they
 /// are .2 to .6 away.
@@ -460,7 +461,8 @@ impl<'a> Sampler<'a> {
         Ok(Batch { x, mel: self.mels(flow, places, device)?, whitening_log_det })
     }
 
-    /// Level of the whitened residual by a few clips, evenly spread: root mean square, the median of hops.
+    /// Level of the whitened residual by some recordings, evenly spread, none of their copies: root mean square, the median
+    /// of hops.
     /// `None` if the flow has no whitening front.
     ///
     /// # Errors
@@ -469,9 +471,12 @@ impl<'a> Sampler<'a> {
         if !flow.has_whitening() {
             return Ok(None);
         }
-        let stride = self.clips.len().div_ceil(LEVEL_CLIPS);
+        // of each name the first is the recording itself
+        let mut names = HashSet::new();
+        let recordings: Vec<&Clip> = self.clips.iter().copied().filter(|clip| names.insert(&clip.name)).collect();
+        let stride = recordings.len().div_ceil(LEVEL_CLIPS);
         let mut powers = Vec::new();
-        for clip in self.clips.iter().step_by(stride) {
+        for clip in recordings.into_iter().step_by(stride) {
             let residual = clip.whiten(flow, self.hop)?.residual;
             powers.extend(residual.chunks(self.hop).map(|hop| hop.iter().map(|e| e * e).sum::<f32>()));
         }

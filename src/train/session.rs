@@ -329,11 +329,7 @@ impl Session {
             return Ok(false);
         }
         let begun = Instant::now();
-        // plain tensors, not variables: no graph is kept, so that whole clips fit
-        let tensors = checkpoint::averaged(&self.params, &self.optimiser, &self.device)?;
-        let builder = VarBuilder::from_tensors(tensors, DType::F32, &self.device);
-        let flow = Flow::new(&self.recipe.flow, &self.recipe.mel, builder)?;
-        let bits = match evaluate::bits(&flow, &self.recipe.mel, held, &self.device, stop) {
+        let bits = match evaluate::bits(&self.averaged()?, &self.recipe.mel, held, &self.device, stop) {
             Err(Error::Interrupted) => return Ok(false),
             bits => bits?,
         };
@@ -350,6 +346,14 @@ impl Session {
         Ok(better.is_some())
     }
 
+    /// The flow of the averaged weights, those that are saved. Plain tensors, not variables: no graph is kept, so that
+    /// whole clips fit.
+    fn averaged(&self) -> Result<Flow> {
+        let tensors = checkpoint::averaged(&self.params, &self.optimiser, &self.device)?;
+        let builder = VarBuilder::from_tensors(tensors, DType::F32, &self.device);
+        Ok(Flow::new(&self.recipe.flow, &self.recipe.mel, builder)?)
+    }
+
     /// A line of figures for this step, in the log and for TensorBoard.
     fn note(&mut self, figures: &[(&str, f64)]) -> Result<()> {
         let mut line = Map::from_iter([("step".to_string(), self.state.step.into())]);
@@ -361,7 +365,7 @@ impl Session {
     }
 
     fn save(&mut self, sampler: &Sampler) -> Result<()> {
-        self.trained_on.residual_level = sampler.residual_level(&self.flow)?;
+        self.trained_on.residual_level = sampler.residual_level(&self.averaged()?)?;
         let known = (&self.recipe, &self.trained_on);
         checkpoint::save(&self.out, known, &self.params, &self.optimiser, &self.state)
     }

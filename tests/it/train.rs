@@ -9,7 +9,7 @@ use melglow::kernels::multiply::Products;
 use melglow::mel::MelConfig;
 use melglow::net::Passes;
 use melglow::train::config::{SmoothMels, Validation, Variety};
-use melglow::train::dataset::Dataset;
+use melglow::train::dataset::{Dataset, Sampler};
 use melglow::train::{Options, Recipe, Summary, checkpoint, train};
 use melglow::voice::Voice;
 use serde_json::Value;
@@ -164,6 +164,20 @@ fn resumed_is_straight(recipe: &Recipe) -> Place {
     };
     assert_eq!(figures("straight"), figures("halves"));
     place
+}
+
+#[test]
+fn the_level_of_the_residual_is_that_of_the_saved_weights_and_of_recordings() {
+    let mut recipe = rich_recipe(20);
+    recipe.training.joint_whitening = true;
+    let place = Place::new();
+    let voice = Voice::open(place.train(&recipe, "run").checkpoint).unwrap();
+    let recordings = Dataset::read(&place.path("data"), &recipe.mel, None, |name| name < "e").unwrap();
+    let (recordings, _) = recordings.split(|_| false);
+    let sampler = Sampler::new(&recordings, &recipe).unwrap();
+    let level = sampler.residual_level(&voice.build_flow().unwrap().0).unwrap();
+    assert!(level.is_some());
+    assert_eq!(voice.config().trained_on.as_ref().unwrap().residual_level, level);
 }
 
 #[test]
