@@ -351,7 +351,7 @@ impl Session {
     fn averaged(&self) -> Result<Flow> {
         let tensors = checkpoint::averaged(&self.params, &self.optimiser, &self.device)?;
         let builder = VarBuilder::from_tensors(tensors, DType::F32, &self.device);
-        Ok(Flow::new(&self.recipe.flow, &self.recipe.mel, builder)?)
+        Flow::new(&self.recipe.flow, &self.recipe.mel, builder)
     }
 
     /// A line of figures for this step, in the log and for TensorBoard.
