@@ -463,27 +463,24 @@ impl<'a> Sampler<'a> {
 
     /// Level of the whitened residual by some recordings, evenly spread, none of their copies: root mean square, the median
     /// of hops.
-    /// `None` if the flow has no whitening front.
     ///
     /// # Errors
     /// As [`Clip::whitened`].
-    pub fn residual_level(&self, flow: &Flow) -> Result<Option<f32>> {
-        if !flow.has_whitening() {
-            return Ok(None);
-        }
+    pub fn residual_level(&self, flow: &Flow) -> Result<f32> {
         // of each name the first is the recording itself
         let mut names = HashSet::new();
         let recordings: Vec<&Clip> = self.clips.iter().copied().filter(|clip| names.insert(&clip.name)).collect();
         let stride = recordings.len().div_ceil(LEVEL_CLIPS);
-        let mut powers = Vec::new();
-        for clip in recordings.into_iter().step_by(stride) {
+        let powers = |clip: &Clip| -> Result<Vec<f32>> {
             let residual = clip.whiten(flow, self.hop)?.residual;
-            powers.extend(residual.chunks(self.hop).map(|hop| hop.iter().map(|e| e * e).sum::<f32>()));
-        }
+            Ok(residual.chunks(self.hop).map(|hop| hop.iter().map(|e| e * e).sum()).collect())
+        };
+        let powers: Vec<Vec<f32>> = recordings.into_par_iter().step_by(stride).map(powers).collect::<Result<_>>()?;
+        let mut powers = powers.concat();
         powers.sort_by(f32::total_cmp);
         let median = (powers[powers.len() / 2] / self.hop as f32).sqrt();
         // to thousandths, and above 0: short in a file
-        Ok(Some((1000.0 * median).ceil() / 1000.0))
+        Ok((1000.0 * median).ceil() / 1000.0)
     }
 
     /// Segments out of the whitened clips, `[batch, 1, samples]`, and their log-determinants, `[batch]`.

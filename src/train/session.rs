@@ -365,7 +365,8 @@ impl Session {
     }
 
     fn save(&mut self, sampler: &Sampler) -> Result<()> {
-        self.trained_on.residual_level = sampler.residual_level(&self.averaged()?)?;
+        let level = || sampler.residual_level(&self.averaged()?);
+        self.trained_on.residual_level = self.flow.has_whitening().then(level).transpose()?;
         let known = (&self.recipe, &self.trained_on);
         checkpoint::save(&self.out, known, &self.params, &self.optimiser, &self.state)
     }

@@ -176,8 +176,7 @@ fn the_level_of_the_residual_is_that_of_the_saved_weights_and_of_recordings() {
     let (recordings, _) = recordings.split(|_| false);
     let sampler = Sampler::new(&recordings, &recipe).unwrap();
     let level = sampler.residual_level(&voice.build_flow().unwrap().0).unwrap();
-    assert!(level.is_some());
-    assert_eq!(voice.config().trained_on.as_ref().unwrap().residual_level, level);
+    assert_eq!(voice.config().trained_on.as_ref().unwrap().residual_level, Some(level));
 }
 
 #[test]
