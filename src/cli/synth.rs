@@ -30,6 +30,11 @@ const LONG_WORK: f64 = 20.0;
 pub(super) const SMOOTH: &str = "smoother than speech, as acoustic models' often are: for the most part sharpened and \
                                  not refined, which sounds better (--refine-smooth takes all as they are)";
 
+/// Whether [`SMOOTH`] is to be said of a mel, `smooth` of whose `frames` are so.
+pub(super) fn is_smooth(smooth: usize, frames: usize) -> bool {
+    2 * smooth > frames
+}
+
 /// Turn mel spectrograms into speech
 ///
 /// Mels are .npy, .npz, .pt (a tensor saved by torch.save), .safetensors or .h5 files of shape
@@ -371,7 +376,7 @@ impl Session {
             atomic::write(&job.wav, fill)?;
         }
         self.spoke(seconds, start.elapsed());
-        let smooth = 2 * self.vocoder.smooth_frames(&mel, &self.options) > mel.frames();
+        let smooth = is_smooth(self.vocoder.smooth_frames(&mel, &self.options), mel.frames());
         let mut total = lock(&self.total);
         total.mels += 1;
         total.smooth += usize::from(smooth);

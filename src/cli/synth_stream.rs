@@ -4,7 +4,7 @@ use super::conventions::{Arrivals, MelReader};
 use super::live_input::LiveInput;
 use super::say;
 use super::source::{Source, is_stdio};
-use super::synth::{Job, SMOOTH};
+use super::synth::{Job, SMOOTH, is_smooth};
 use crate::atomic;
 use crate::audio::wav::{self, WavFormat};
 #[cfg(feature = "play")]
@@ -117,7 +117,7 @@ impl Spoken {
         let muted = (self.muted > 0).then(|| {
             format!("{}: {} {frames} with values that are not finite {were} muted", name.display(), self.muted)
         });
-        let smooth = (2 * self.smooth > self.frames).then(|| format!("{}: the mel is {SMOOTH}", name.display()));
+        let smooth = is_smooth(self.smooth, self.frames).then(|| format!("{}: the mel is {SMOOTH}", name.display()));
         muted.into_iter().chain(smooth)
     }
 }
