@@ -1,5 +1,6 @@
 //! Mel spectrograms: configuration, extraction from audio, files.
 
+pub(crate) mod classes;
 pub mod convention;
 pub mod detail;
 pub mod diagnosis;

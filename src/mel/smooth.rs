@@ -16,7 +16,12 @@ pub struct Smoothing {
 impl Smoothing {
     /// The mel with part of its detail; beyond its edges the first and last values go on.
     pub fn of(&self, mel: &MelSpectrogram) -> MelSpectrogram {
-        let over_bands = Average::new(self.bands).of_bands(&mel.transposed()).transposed();
+        self.towards(mel, mel)
+    }
+
+    /// A part of the mel, the rest being the means of another one, of the same size.
+    pub fn towards(&self, mel: &MelSpectrogram, other: &MelSpectrogram) -> MelSpectrogram {
+        let over_bands = Average::new(self.bands).of_bands(&other.transposed()).transposed();
         let mut means = Average::new(self.frames).of_bands(&over_bands);
         for (mean, own) in means.values.iter_mut().zip(&mel.values) {
             *mean = own + self.part * (*mean - own);

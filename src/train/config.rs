@@ -149,6 +149,11 @@ pub struct SmoothMels {
     pub bands: f64,
     /// Standard deviation of the Gaussian mean over frames, at most 16.
     pub frames: f64,
+    /// Kinds of frames, at most 4096, or 0: every other copy's smoothed mel, from the second on, has of each frame what
+    /// frames of its kind have in common, as if told by a model that knows no more, in place of means over bands. Each
+    /// of these copies has kinds of its own: so many, or fewer, down to a sixteenth.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub classes: usize,
 }
 
 impl SmoothMels {
@@ -158,6 +163,7 @@ impl SmoothMels {
             ("copies", self.copies as f64, 0.0..=64.0),
             ("bands", self.bands, 0.0..=16.0),
             ("frames", self.frames, 0.0..=16.0),
+            ("classes", self.classes as f64, 0.0..=4096.0),
         ];
         out_of_bounds("smooth", bounds)
     }
@@ -475,14 +481,18 @@ mod tests {
     #[test]
     fn smoothness_has_its_bounds() {
         let mut recipe = Recipe::open("tiny").unwrap();
-        for (copies, bands, frames, name) in
-            [(65, 1.0, 1.0, "copies"), (1, 17.0, 1.0, "bands"), (1, 1.0, -1.0, "frames"), (1, f64::NAN, 1.0, "bands")]
-        {
-            recipe.training.smooth = Some(SmoothMels { copies, bands, frames });
+        for (copies, bands, frames, classes, name) in [
+            (65, 1.0, 1.0, 0, "copies"),
+            (1, 17.0, 1.0, 0, "bands"),
+            (1, 1.0, -1.0, 0, "frames"),
+            (1, f64::NAN, 1.0, 0, "bands"),
+            (1, 1.0, 1.0, 4097, "classes"),
+        ] {
+            recipe.training.smooth = Some(SmoothMels { copies, bands, frames, classes });
             let error = recipe.validate().unwrap_err().to_string();
             assert!(error.contains(&format!("smooth.{name} is")), "{error}");
         }
-        recipe.training.smooth = Some(SmoothMels { copies: 1, bands: 16.0, frames: 0.0 });
+        recipe.training.smooth = Some(SmoothMels { copies: 1, bands: 16.0, frames: 0.0, classes: 4096 });
         recipe.validate().unwrap();
     }
 

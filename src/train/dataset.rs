@@ -5,6 +5,7 @@ use super::given::{MelFiles, Paired};
 use super::log::Progress;
 use crate::below::files_below;
 use crate::flow::{Flow, Segment};
+use crate::mel::classes::Classes;
 use crate::mel::detail::Detail;
 use crate::mel::smooth::Smoothing;
 use crate::mel::{MelConfig, MelSpectrogram};
@@ -281,15 +282,19 @@ impl Clip {
         Self::new(&self.name, &samples, config)
     }
 
-    /// The clip with a mel smoothed as an acoustic model's: copy `copy` of it, the same one each time, whatever the
-    /// run's seed.
-    pub fn smoothed(&self, copy: usize, smooth: &SmoothMels) -> Self {
+    /// The clip with a mel smoothed as an acoustic model's, towards means over bands or of `classes`: copy `copy` of it,
+    /// the same one each time, whatever the run's seed.
+    pub fn smoothed(&self, copy: usize, smooth: &SmoothMels, classes: Option<&Classes>) -> Self {
         let mut rng = named_rng(copy as u64, &self.name);
         let mut up_to = |bound: f64| bound as f32 * uniform(&mut rng);
         let smoothing = Smoothing { bands: up_to(smooth.bands), frames: up_to(smooth.frames), part: up_to(1.0) };
+        let mel = match classes {
+            Some(classes) => Smoothing { bands: 0.0, ..smoothing }.towards(&self.mel, &classes.mean(&self.mel)),
+            None => smoothing.of(&self.mel),
+        };
         Self {
             name: self.name.clone(),
-            mel: smoothing.of(&self.mel),
+            mel,
             mel_distance: None,
             detail: self.detail,
             samples: self.samples.clone(),
@@ -580,18 +585,18 @@ mod tests {
         let sound: Vec<f32> = (0..mel.sample_rate).map(|_| 0.5 * uniform(&mut rng) - 0.25).collect();
         let clip = Clip::new("noise", &sound, &mel).unwrap();
         let detail = |mel_of: &MelSpectrogram| f64::from(Detail::of(mel_of, &mel).mean().unwrap());
-        let smooth = SmoothMels { copies: 24, bands: 2.0, frames: 3.0 };
-        let copies: Vec<Clip> = (0..smooth.copies).map(|copy| clip.smoothed(copy, &smooth)).collect();
+        let smooth = SmoothMels { copies: 24, bands: 2.0, frames: 3.0, classes: 0 };
+        let copies: Vec<Clip> = (0..smooth.copies).map(|copy| clip.smoothed(copy, &smooth, None)).collect();
         let left: Vec<f64> = copies.iter().map(|copy| detail(&copy.mel) / detail(&clip.mel)).collect();
         // from next to all of it to little
         assert!(left.iter().all(|left| *left < 1.0), "{left:?}");
         assert!(left.iter().any(|left| *left > 0.8) && left.iter().any(|left| *left < 0.3), "{left:?}");
         for (turn, copy) in copies.iter().enumerate() {
-            assert_eq!(copy.mel, clip.smoothed(turn, &smooth).mel);
+            assert_eq!(copy.mel, clip.smoothed(turn, &smooth, None).mel);
             assert_eq!((&copy.samples, copy.detail), (&clip.samples, clip.detail));
             assert_eq!(copy.dequantised(), clip.dequantised());
         }
-        let none = clip.smoothed(0, &SmoothMels { copies: 1, bands: 0.0, frames: 0.0 });
+        let none = clip.smoothed(0, &SmoothMels { copies: 1, bands: 0.0, frames: 0.0, classes: 0 }, None);
         assert_eq!(none.mel, clip.mel);
     }
 }

@@ -10,7 +10,9 @@ use super::memory::Estimate;
 use super::session::Session;
 use super::warm::WarmStart;
 use crate::flow::Flow;
+use crate::mel::classes::Classes;
 use crate::mel::detail::Detail;
+use crate::net::params::{named_rng, uniform};
 use crate::net::{Params, Passes};
 use crate::voice::{TrainedOn, Voice};
 use crate::{Error, Result, atomic};
@@ -307,8 +309,19 @@ fn varied(clips: &[Clip], recipe: &Recipe) -> Result<Vec<Clip>> {
 /// The recipe's further copies of so many clips, with smoother mels; of those cut later in turn.
 fn smoothed(clips: &[Clip], recordings: usize, recipe: &Recipe) -> Vec<Clip> {
     let Some(smooth) = &recipe.training.smooth else { return Vec::new() };
+    let mels: Vec<_> = clips[..recordings].iter().map(|clip| &clip.mel).collect();
+    let classes = |copy: usize| {
+        (smooth.classes > 0 && copy % 2 == 1).then(|| {
+            let mut rng = named_rng(copy as u64, "classes");
+            let count = smooth.classes as f32 * 16_f32.powf(-uniform(&mut rng));
+            Classes::of(&mels, count as usize, &mut rng)
+        })
+    };
+    let classes: Vec<_> = (0..smooth.copies).map(classes).collect();
     let turns: Vec<_> = clips.iter().cycle().take(recordings * smooth.copies).enumerate().collect();
-    turns.into_par_iter().map(|(turn, clip)| clip.smoothed(turn / recordings, smooth)).collect()
+    let copy =
+        |(turn, clip): (usize, &Clip)| clip.smoothed(turn / recordings, smooth, classes[turn / recordings].as_ref());
+    turns.into_par_iter().map(copy).collect()
 }
 
 /// Fits the whitening front to a part of the clips, evenly spread.
@@ -384,14 +397,21 @@ mod tests {
         let clips = [("a", 0.1), ("b", 0.2), ("a", 0.3), ("b", 0.4), ("a", 0.5), ("b", 0.6)]
             .map(|(name, level)| Clip::new(name, &sound(level), &mel).unwrap());
         assert!(smoothed(&clips, 2, &recipe).is_empty());
-        recipe.training.smooth = Some(SmoothMels { copies: 4, bands: 1.0, frames: 1.0 });
-        let smoothed = smoothed(&clips, 2, &recipe);
+        let smooth = SmoothMels { copies: 4, bands: 1.0, frames: 1.0, classes: 0 };
+        recipe.training.smooth = Some(smooth.clone());
+        let smoothed = |recipe: &Recipe| smoothed(&clips, 2, recipe);
+        let over_bands = smoothed(&recipe);
+        recipe.training.smooth = Some(SmoothMels { classes: 8, ..smooth });
+        let of_classes = smoothed(&recipe);
         let order = [0, 1, 2, 3, 4, 5, 0, 1];
-        assert_eq!(smoothed.len(), order.len());
-        for (copy, of) in smoothed.iter().zip(order) {
-            assert_eq!((&copy.name, copy.samples()), (&clips[of].name, clips[of].samples()));
-            assert_ne!(copy.mel, clips[of].mel);
+        assert_eq!(over_bands.len(), order.len());
+        for (copy, of) in over_bands.iter().chain(&of_classes).zip(order.iter().cycle()) {
+            assert_eq!((&copy.name, copy.samples()), (&clips[*of].name, clips[*of].samples()));
+            assert_ne!(copy.mel, clips[*of].mel);
         }
-        assert_ne!(smoothed[0].mel, smoothed[6].mel, "the same cut twice, smoothed in another way");
+        assert_ne!(over_bands[0].mel, over_bands[6].mel, "the same cut twice, smoothed in another way");
+        for (turn, (a, b)) in over_bands.iter().zip(&of_classes).enumerate() {
+            assert_eq!(a.mel == b.mel, turn / 2 % 2 == 0, "every other copy is of classes: {turn}");
+        }
     }
 }

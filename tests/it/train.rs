@@ -108,7 +108,7 @@ pub(super) fn rich_recipe(steps: usize) -> Recipe {
     recipe.training.weight_decay = 0.01;
     recipe.training.shifts = 3;
     recipe.training.variety = Some(Variety { copies: 1, speed: 1.2, level_db: 6.0, colour: 0.3 });
-    recipe.training.smooth = Some(SmoothMels { copies: 2, bands: 1.0, frames: 2.0 });
+    recipe.training.smooth = Some(SmoothMels { copies: 2, bands: 1.0, frames: 2.0, classes: 4 });
     recipe
 }
 
