@@ -7,14 +7,21 @@ A small net learns, by the squared error, to tell a clip's mel from what a text 
 classes a frame (of cepstra averaged over 5 frames), pitch, voicing and smoothed energy. The folder `model` gets
 what it says of the held-out clips, `mixNN` the same with 100 - NN percent of the clip's own mel, and `blur` the
 clip's own mel averaged over neighbouring bands. `melglow synth` speaks them, and score.py hears the sounds.
+
+With --text LJSpeech-1.1/metadata.csv a frame's class is its phone, by PocketSphinx's alignment of the clip's text: the
+net is then an acoustic model of the kind of FastPitch, given durations, pitch, voicing and energy. Clips with words that
+PocketSphinx's dictionary hasn't are left out.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import numpy as np
+import pocketsphinx
 import pyworld
 import soundfile
+import soxr
 import torch
 from scipy.fft import dct
 from scipy.ndimage import convolve1d, uniform_filter1d
@@ -24,6 +31,8 @@ from torch import nn
 HOP, FLOOR = 256, np.log(1e-5)
 CLASSES, CEPSTRA, SMOOTHED = 160, 14, 5
 CHANNELS, LAYERS, FRAMES, BATCH = 192, 4, 200, 16
+# what PocketSphinx hears, its frames a second, and a beam that loses no clip
+HEARD, HEARD_FRAMES, BEAM = 16000, 100, 1e-60
 
 
 def given(mel, sound, rate):
@@ -40,11 +49,33 @@ def given(mel, sound, rate):
     return cepstra.astype("f4"), known.astype("f4")
 
 
+def phones(text, sound, rate, frames):
+    """The phone of each frame, or nothing if a word isn't known."""
+    options = dict.fromkeys(("beam", "wbeam", "pbeam"), BEAM)
+    decoder = pocketsphinx.Decoder(samprate=HEARD, loglevel="FATAL", bestpath=False, **options)
+    words = re.sub(r"[^a-z' ]+", " ", text.lower()).split()
+    if not all(decoder.lookup_word(word) for word in words):
+        return None
+    pcm = (np.clip(soxr.resample(sound, rate, HEARD), -1, 1) * 32767).astype("<i2").tobytes()
+    decoder.set_align_text(" ".join(words))
+    # words first, then their phones
+    for aligned in (False, True):
+        if aligned:
+            decoder.set_alignment()
+        decoder.start_utt()
+        decoder.process_raw(pcm, full_utt=True)
+        decoder.end_utt()
+    said = [phone for word in decoder.get_alignment() for phone in word]
+    starts = np.array([phone.start for phone in said]) / HEARD_FRAMES
+    at = np.searchsorted(starts, np.arange(frames) * HOP / rate, side="right") - 1
+    return [said[i].name for i in np.maximum(at, 0)]
+
+
 class Net(nn.Module):
-    def __init__(self):
+    def __init__(self, classes):
         super().__init__()
         conv = lambda: nn.Conv1d(CHANNELS, CHANNELS, 5, padding=2)
-        self.classes = nn.Embedding(CLASSES, CHANNELS - 3)
+        self.classes = nn.Embedding(classes, CHANNELS - 3)
         self.first = conv()
         self.layers = nn.ModuleList(conv() for _ in range(LAYERS))
         self.norms = nn.ModuleList(nn.GroupNorm(1, CHANNELS) for _ in range(LAYERS))
@@ -57,8 +88,8 @@ class Net(nn.Module):
         return 2 * self.last(h) - 6
 
 
-def train(clips, steps, rng):
-    net = Net()
+def train(clips, kinds, steps, rng):
+    net = Net(kinds)
     adam = torch.optim.Adam(net.parameters(), 1e-3)
     clips = [clip for clip in clips if clip[0].shape[1] > FRAMES]
     for step in range(steps):
@@ -84,22 +115,34 @@ def main():
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--held-out", required=True, metavar="FIRST..LAST")
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--text", type=Path, metavar="METADATA")
     args = parser.parse_args()
     first, last = args.held_out.split("..")
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
 
-    clips = {}
+    clips, classes = {}, {}
+    texts = dict(line.split("|")[::2] for line in args.text.read_text("utf-8").splitlines()) if args.text else {}
     for path in sorted(args.mels.glob("*.npy")):
         sound, rate = soundfile.read(args.wavs / f"{path.stem}.wav")
         mel = np.load(path)
+        if args.text:
+            classes[path.stem] = phones(texts[path.stem], sound, rate, mel.shape[1])
         clips[path.stem] = (mel, *given(mel, sound, rate))
+    if args.text:
+        clips = {name: clip for name, clip in clips.items() if classes[name]}
+        names = sorted({phone for name in clips for phone in classes[name]})
+        kinds = len(names)
+        classes = {name: np.array([names.index(phone) for phone in classes[name]]) for name in clips}
+        print(f"{len(clips)} clips, {kinds} phones")
     held = {name for name in clips if first <= name <= last}
-    cepstra = np.concatenate([clip[1] for name, clip in clips.items() if name not in held])
-    scale = cepstra.std(0)
-    classes = MiniBatchKMeans(CLASSES, batch_size=4096, n_init=3, random_state=0).fit(cepstra / scale)
-    clips = {name: (mel, classes.predict(c / scale), known) for name, (mel, c, known) in clips.items()}
-    net = train([clip for name, clip in clips.items() if name not in held], args.steps, rng)
+    if not args.text:
+        cepstra = np.concatenate([clip[1] for name, clip in clips.items() if name not in held])
+        scale, kinds = cepstra.std(0), CLASSES
+        means = MiniBatchKMeans(kinds, batch_size=4096, n_init=3, random_state=0).fit(cepstra / scale)
+        classes = {name: means.predict(c / scale) for name, (_, c, _) in clips.items()}
+    clips = {name: (mel, classes[name], known) for name, (mel, _, known) in clips.items()}
+    net = train([clip for name, clip in clips.items() if name not in held], kinds, args.steps, rng)
 
     for name in held:
         mel, classes, known = clips[name]
