@@ -14,25 +14,25 @@ PocketSphinx's dictionary hasn't are left out.
 """
 
 import argparse
-import re
 from pathlib import Path
 
 import numpy as np
 import pocketsphinx
 import pyworld
 import soundfile
-import soxr
 import torch
 from scipy.fft import dct
 from scipy.ndimage import convolve1d, uniform_filter1d
 from sklearn.cluster import MiniBatchKMeans
 from torch import nn
+from words import RATE as HEARD
+from words import pcm, words
 
 HOP, FLOOR = 256, np.log(1e-5)
 CLASSES, CEPSTRA, SMOOTHED = 160, 14, 5
 CHANNELS, LAYERS, FRAMES, BATCH = 192, 4, 200, 16
-# what PocketSphinx hears, its frames a second, and a beam that loses no clip
-HEARD, HEARD_FRAMES, BEAM = 16000, 100, 1e-60
+# PocketSphinx's frames a second, and a beam that loses no clip
+HEARD_FRAMES, BEAM = 100, 1e-60
 
 
 def given(mel, sound, rate):
@@ -53,17 +53,15 @@ def phones(text, sound, rate, frames):
     """The phone of each frame, or nothing if a word isn't known."""
     options = dict.fromkeys(("beam", "wbeam", "pbeam"), BEAM)
     decoder = pocketsphinx.Decoder(samprate=HEARD, loglevel="FATAL", bestpath=False, **options)
-    words = re.sub(r"[^a-z' ]+", " ", text.lower()).split()
-    if not all(decoder.lookup_word(word) for word in words):
+    if not all(decoder.lookup_word(word) for word in words(text)):
         return None
-    pcm = (np.clip(soxr.resample(sound, rate, HEARD), -1, 1) * 32767).astype("<i2").tobytes()
-    decoder.set_align_text(" ".join(words))
+    decoder.set_align_text(" ".join(words(text)))
     # words first, then their phones
     for aligned in (False, True):
         if aligned:
             decoder.set_alignment()
         decoder.start_utt()
-        decoder.process_raw(pcm, full_utt=True)
+        decoder.process_raw(pcm(sound, rate), full_utt=True)
         decoder.end_utt()
     said = [phone for word in decoder.get_alignment() for phone in word]
     starts = np.array([phone.start for phone in said]) / HEARD_FRAMES
@@ -127,11 +125,13 @@ def main():
         sound, rate = soundfile.read(args.wavs / f"{path.stem}.wav")
         mel = np.load(path)
         if args.text:
-            classes[path.stem] = phones(texts[path.stem], sound, rate, mel.shape[1])
+            said = phones(texts[path.stem], sound, rate, mel.shape[1])
+            if said is None:
+                continue
+            classes[path.stem] = said
         clips[path.stem] = (mel, *given(mel, sound, rate))
     if args.text:
-        clips = {name: clip for name, clip in clips.items() if classes[name]}
-        names = sorted({phone for name in clips for phone in classes[name]})
+        names = sorted({phone for said in classes.values() for phone in said})
         kinds = len(names)
         classes = {name: np.array([names.index(phone) for phone in classes[name]]) for name in clips}
         print(f"{len(clips)} clips, {kinds} phones")

@@ -29,12 +29,15 @@ def words(text):
     return re.sub(r"[^a-z' ]+", " ", text.lower()).split()
 
 
+def pcm(audio, rate):
+    return (np.clip(soxr.resample(audio, rate, RATE), -1, 1) * 32767).astype("<i2").tobytes()
+
+
 def heard(path):
     audio, rate = soundfile.read(path, dtype="float64")
-    pcm = (np.clip(soxr.resample(audio, rate, RATE), -1, 1) * 32767).astype("<i2").tobytes()
     decoder = pocketsphinx.Decoder(samprate=RATE, loglevel="FATAL")
     decoder.start_utt()
-    decoder.process_raw(pcm, full_utt=True)
+    decoder.process_raw(pcm(audio, rate), full_utt=True)
     decoder.end_utt()
     return words(decoder.hyp().hypstr) if decoder.hyp() else []
 
@@ -70,4 +73,5 @@ def main():
         print(f"{name:20} {100 * found.sum() / counts.sum():6.1f} %   {100 * (found - base).sum() / counts.sum():+6.1f} ± {half:.1f}", flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
