@@ -25,7 +25,7 @@ pub struct Classes {
 }
 
 impl Classes {
-    /// As many classes of the mels' frames, or a few less: each about a frame drawn by `rng`.
+    /// So many classes of the mels' frames, at least one: each about a frame drawn by `rng`.
     ///
     /// # Panics
     /// If there is no mel.
@@ -33,9 +33,8 @@ impl Classes {
         let frames: Vec<Frames> = mels.par_iter().map(|mel| Frames::of(mel)).collect();
         let all: Vec<&Cepstra> = frames.iter().flat_map(|frames| &frames.cepstra).collect();
         let mut draw = || *all[((uniform(rng) * all.len() as f32) as usize).min(all.len() - 1)];
-        let mut anchors: Vec<Cepstra> = (0..count.max(1)).map(|_| draw()).collect();
-        anchors.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
-        anchors.dedup();
+        // a frame drawn twice has one class, the other stays empty
+        let anchors: Vec<Cepstra> = (0..count.max(1)).map(|_| draw()).collect();
         let bands = mels[0].n_mels();
         let floor = mels.iter().flat_map(|mel| mel.values()).copied().fold(f32::INFINITY, f32::min);
         let mut classes = Self { means: vec![0.0; anchors.len() * bands], anchors, floor };
