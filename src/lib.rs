@@ -26,6 +26,7 @@ pub mod cli;
 pub mod error;
 pub mod eval;
 pub mod flow;
+mod heap;
 pub mod import;
 pub mod kernels;
 pub mod mel;

@@ -1,6 +1,7 @@
 //! `melglow distill`: a voice from another voice.
 
 use super::train::{RunArgs, say_end, stop_on_interrupt};
+use crate::heap;
 use crate::train::{Recipe, distill};
 use clap::Args;
 use std::path::PathBuf;
@@ -34,7 +35,7 @@ pub struct DistillArgs {
 /// As [`distill()`].
 pub fn run(args: &DistillArgs) -> anyhow::Result<()> {
     super::use_threads(args.run.threads)?;
-    super::keep_memory();
+    heap::keep();
     let teacher = super::voice(Some(&args.teacher))?;
     let recipe = args.recipe.as_deref().map(Recipe::open).transpose()?;
     let options = args.run.options(&args.data, recipe, None)?;

@@ -2,12 +2,13 @@
 
 use super::source::is_stdio;
 use super::train::{DeviceName, GivenMelArgs};
-use super::{PrecisionArgs, keep_memory, say, use_threads, voice};
+use super::{PrecisionArgs, say, use_threads, voice};
 use crate::audio::wav::{self, WavFormat};
 use crate::eval::griffin_lim::GriffinLim;
 use crate::eval::report::{Example, Report, Setting};
 use crate::eval::{ClipScores, Judge, Likelihood};
 use crate::flow::Flow;
+use crate::heap;
 use crate::train::Recipe;
 use crate::train::config::in_range;
 use crate::train::dataset::{self, Clip, Dataset, count};
@@ -104,7 +105,7 @@ pub struct EvalArgs {
 /// If the voice or the data can't be used, or an output can't be written.
 pub fn run(args: &EvalArgs) -> Result<()> {
     use_threads(args.threads)?;
-    keep_memory();
+    heap::keep();
     let options = SynthOptions {
         sigma: args.sigma,
         drive: args.drive,

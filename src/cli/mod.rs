@@ -247,21 +247,6 @@ pub(crate) fn use_threads(threads: Option<usize>) -> crate::Result<()> {
     Ok(())
 }
 
-/// Has memory that was freed kept for what comes next: a training step or an utterance wants as much as the one before
-/// it, and new pages from the system cost up to a sixth of its time.
-pub(crate) fn keep_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        // larger pieces than this come and go as ever
-        const KEPT: libc::c_int = 1 << 25;
-        // SAFETY: both settings may be changed at any time, by any thread.
-        unsafe {
-            libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
-        }
-    }
-}
-
 /// Whether someone watches standard error.
 pub(crate) fn watched() -> bool {
     std::io::stderr().is_terminal()

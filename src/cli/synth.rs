@@ -5,9 +5,10 @@ use super::source::{Source, is_stdio, sources};
 use super::synth_stream::{self, SinkError};
 use super::target;
 use super::train::stop_on_interrupt;
-use super::{PrecisionArgs, SpeakArgs, keep_memory, one_line, say, use_threads, voice, watched};
+use super::{PrecisionArgs, SpeakArgs, one_line, say, use_threads, voice, watched};
 use crate::atomic;
 use crate::audio::wav::{self, WavFormat};
+use crate::heap;
 use crate::mel::{MelConfig, MelSpectrogram};
 use crate::vocoder::denoise::Denoiser;
 use crate::vocoder::{SynthOptions, Vocoder};
@@ -115,7 +116,7 @@ impl From<Bits> for WavFormat {
 /// If anything went wrong; with several mels, after the others are done.
 pub fn run(args: SynthArgs) -> Result<()> {
     use_threads(args.threads)?;
-    keep_memory();
+    heap::keep();
     Denoiser::check(args.denoise)?;
     if args.stream && args.denoise > 0.0 {
         bail!("--denoise needs the whole sound: leave out --stream, or run \"melglow denoise\" on its WAV file");

@@ -1,6 +1,7 @@
 //! `melglow train`: a voice from recordings.
 
 use super::conventions::ConventionArgs;
+use crate::heap;
 use crate::kernels::choice::Kernel;
 use crate::kernels::multiply::Products;
 use crate::kernels::quantise::Numbers;
@@ -184,7 +185,7 @@ pub(super) fn passes(precision: Precision, recompute: bool, device: DeviceName) 
 /// As [`train::train`].
 pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     super::use_threads(args.run.threads)?;
-    super::keep_memory();
+    heap::keep();
     let recipe = args.recipe.as_deref().map(Recipe::open).transpose()?;
     let from = args.from.as_deref().map(|choice| super::voice(Some(choice))).transpose()?;
     let options = args.run.options(&args.data, recipe, from)?;

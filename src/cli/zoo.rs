@@ -3,6 +3,7 @@
 use super::bench::machine::Machine;
 use super::thread_range;
 use super::train::stop_on_interrupt;
+use crate::heap;
 use crate::train::config::Validation;
 use crate::zoo::{self, MARKDOWN_FILE, Options};
 use crate::{Error, Result};
@@ -63,7 +64,7 @@ fn minutes(text: &str) -> Result<f64, String> {
 /// As [`zoo::run`].
 pub fn run(args: &ZooArgs) -> anyhow::Result<()> {
     super::use_threads(Some(args.threads))?;
-    super::keep_memory();
+    heap::keep();
     let held_out = match args.held_out.as_slice() {
         [] => Validation::DEFAULT,
         names => Validation::Clips { names: names.to_vec() },

@@ -10,6 +10,7 @@ use super::memory::Estimate;
 use super::session::Session;
 use super::warm::WarmStart;
 use crate::flow::Flow;
+use crate::heap;
 use crate::mel::classes::Classes;
 use crate::mel::detail::Detail;
 use crate::net::params::{named_rng, uniform};
@@ -204,6 +205,7 @@ fn holding_out(recipe: Recipe, names: &[String]) -> Recipe {
 
 /// Training clips and held-out clips; says what was left out.
 pub(crate) fn data(folder: &Path, mels: Option<&GivenMels>, recipe: &Recipe) -> Result<(Vec<Clip>, Vec<Clip>)> {
+    let _apart = heap::Apart::begin();
     let names = Dataset::names(folder)?;
     let held_out = recipe.validation.held_out(&names);
     let nothing_left = |clips: usize| {

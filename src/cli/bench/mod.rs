@@ -8,8 +8,9 @@ mod train;
 
 use super::source::is_stdio;
 use super::train::{DeviceName, passes};
-use super::{PrecisionArgs, keep_memory, say, thread_range, use_threads, vocoder, voice};
+use super::{PrecisionArgs, say, thread_range, use_threads, vocoder, voice};
 use crate::atomic;
+use crate::heap;
 use crate::mel::{MelSpectrogram, file};
 use crate::vocoder::Vocoder;
 use crate::voice::Lookahead;
@@ -174,7 +175,7 @@ fn report<R: Run>(args: &BenchArgs, measure: impl Fn(usize) -> Result<(String, R
     let figures = match counts(&args.threads).as_slice() {
         &[threads] => {
             use_threads(Some(threads))?;
-            keep_memory();
+            heap::keep();
             vec![measure(threads)?]
         }
         counts => counts.iter().map(|threads| in_child(args, *threads)).collect::<Result<_>>()?,
