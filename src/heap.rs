@@ -22,7 +22,8 @@ pub fn keep() {
     wish(|wishes| wishes.keeps = true);
 }
 
-/// While this lives, in a program that [keeps](keep) its memory, every large piece that finds no hole gets pages of its own.
+/// While this lives, in a program that [keeps](keep) its memory, every large piece that finds no hole gets pages of
+/// its own.
 ///
 /// For the clips of a run: of sizes of their own, and between them what they were made with, they leave a heap of
 /// holes that every allocation of every step searches, an eighth to a fifth of its time.
