@@ -5,8 +5,9 @@ use super::stream::Stage;
 use super::{Bijector, Cond};
 use crate::kernels::choice::Kernel;
 use crate::net::CondNet;
+use crate::net::node::{values, with_values};
 use crate::net::wavenet::Projection;
-use candle_core::{Result, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 
 /// Autoregressive step: each row of `by` values moves by a map whose parameters a causal net tells
@@ -80,14 +81,59 @@ impl Autoregressive {
     /// Forward, with ln f′ of each value; both as `x`.
     fn transform(&self, x: &Tensor, cond: &Cond) -> Result<(Tensor, Tensor)> {
         let rows = self.rows(x)?;
-        let before = rows.pad_with_zeros(1, 1, 0)?.narrow(1, 0, rows.dim(1)?)?;
-        let before = match self.hears {
-            Some(most) => before.clamp(-most, most)?,
-            None => before,
-        };
-        let params = self.net.forward(&before, self.cond(cond)?.of(&self.cond))?;
+        let params = self.net.forward(&heard(&rows, self.hears)?, self.cond(cond)?.of(&self.cond))?;
         let (z, log_slope) = self.map.forward(&rows, &params)?;
         Ok((self.steps(&z, x.dims3()?)?, self.steps(&log_slope, x.dims3()?)?))
+    }
+}
+
+/// The row before each, `[batch, rows, values]`, zeros before the first; values up to `most` from 0.
+fn heard(rows: &Tensor, most: Option<f64>) -> Result<Tensor> {
+    if !rows.device().is_cpu() {
+        return heard_graph(rows, most);
+    }
+    rows.contiguous()?.apply_op1(Heard { most: most.map_or(f32::INFINITY, |most| most as f32) })
+}
+
+/// The definition of [`heard`] in tensor operations of any device.
+fn heard_graph(rows: &Tensor, most: Option<f64>) -> Result<Tensor> {
+    let before = rows.pad_with_zeros(1, 1, 0)?.narrow(1, 0, rows.dim(1)?)?;
+    most.map_or(Ok(before.clone()), |most| before.clamp(-most, most))
+}
+
+/// [`heard`] as one node of candle's graph.
+struct Heard {
+    most: f32,
+}
+
+impl CustomOp1 for Heard {
+    fn name(&self) -> &'static str {
+        "heard"
+    }
+
+    fn cpu_fwd(&self, rows: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, count, width) = layout.shape().dims3()?;
+        let rows = values(rows, layout)?;
+        let mut heard = Vec::with_capacity(rows.len());
+        for rows in rows.chunks_exact(count * width) {
+            heard.resize(heard.len() + width, 0.0);
+            heard.extend(rows[..(count - 1) * width].iter().map(|x| x.clamp(-self.most, self.most)));
+        }
+        Ok((CpuStorage::F32(heard), layout.shape().clone()))
+    }
+
+    fn bwd(&self, rows: &Tensor, _: &Tensor, d: &Tensor) -> Result<Option<Tensor>> {
+        let (_, count, width) = rows.dims3()?;
+        let gradient = with_values([rows, &d.contiguous()?], |[rows, d]| {
+            let mut gradient = Vec::with_capacity(rows.len());
+            for (rows, d) in rows.chunks_exact(count * width).zip(d.chunks_exact(count * width)) {
+                let passes = rows.iter().map(|x| f32::from(u8::from(x.abs() <= self.most)));
+                gradient.extend(d[width..].iter().zip(passes).map(|(d, passes)| d * passes));
+                gradient.resize(gradient.len() + width, 0.0);
+            }
+            gradient
+        })?;
+        Ok(Some(Tensor::from_vec(gradient, rows.shape(), rows.device())?))
     }
 }
 
@@ -137,5 +183,29 @@ impl Bijector for Autoregressive {
             return Ok(None);
         };
         Ok(Some(Stage::Autoregressive { by: self.by, map, hears: self.hears(), net: Box::new(net) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::params::scattered;
+    use candle_core::Var;
+
+    #[test]
+    fn what_is_heard_is_what_tensor_operations_say() {
+        for (count, most) in [(1, Some(1.0)), (2, None), (9, Some(1.0))] {
+            let x = Var::from_tensor(&scattered(1, 2.0, (3, count, 4))).unwrap();
+            let weight = scattered(2, 1.0, (3, count, 4));
+            let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let (fused, graph) = (heard(&x, most).unwrap(), heard_graph(&x, most).unwrap());
+            assert_eq!(flat(&fused), flat(&graph));
+            let gradient = |y: &Tensor| {
+                let grads = (y * &weight).unwrap().sum_all().unwrap().backward().unwrap();
+                flat(grads.get(&x).unwrap())
+            };
+            assert_eq!(gradient(&fused), gradient(&graph));
+            assert!(count == 1 || gradient(&fused).iter().any(|d| *d != 0.0));
+        }
     }
 }

@@ -4,7 +4,7 @@ use crate::kernels::predict::{
     ABREAST, Lanes, Predictor, levinson, levinson_backward, residual, residual_backward, residual_backward_sound,
 };
 use crate::mel::MelSpectrogram;
-use crate::net::wavenet::values;
+use crate::net::node::values;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use realfft::num_complex::Complex64;

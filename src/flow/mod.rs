@@ -3,6 +3,7 @@
 //! Inside, tensors are time-major, `[batch, steps, channels]`: the squeeze is then a reshape, and
 //! conditioners read rows. Only latents cross the border as `[batch, group, steps]`.
 
+mod affine;
 mod autoregressive;
 mod build;
 mod conditioning;

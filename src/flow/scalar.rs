@@ -1,6 +1,7 @@
 //! Invertible maps of single values, whose parameters a net gives: what couplings and
 //! autoregressive steps share.
 
+use super::affine::affine;
 use super::logistic;
 use crate::kernels::pointwise;
 use candle_core::{Result, Tensor};
@@ -121,6 +122,14 @@ impl ScalarMap {
     /// # Errors
     /// If the shapes don't fit.
     pub fn forward(&self, x: &Tensor, params: &Tensor) -> Result<(Tensor, Tensor)> {
+        match self {
+            Self::Affine { bound } if x.device().is_cpu() => affine(x, params, *bound),
+            _ => self.forward_graph(x, params),
+        }
+    }
+
+    /// The definition of [`ScalarMap::forward`], in tensor operations of any device.
+    fn forward_graph(&self, x: &Tensor, params: &Tensor) -> Result<(Tensor, Tensor)> {
         let (b, log_s) = self.affine(params)?;
         let Some(log_s) = log_s else { return Ok(((x + b)?, x.zeros_like()?)) };
         match self {
@@ -230,6 +239,36 @@ impl Packed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::params::scattered;
+    use candle_core::Var;
+
+    /// Values and gradients, with parameters and values that lie apart in memory.
+    #[test]
+    fn the_fused_map_is_the_one_of_tensor_operations() {
+        for (bound, values) in [(None, 1), (Some(2.0), 5), (Some(0.7), 8)] {
+            let map = ScalarMap::Affine { bound };
+            let x = Var::from_tensor(&scattered(1, 2.0, (3, 7, values + 2))).unwrap();
+            let params = Var::from_tensor(&scattered(2, 3.0, (3, 7, 2 * values))).unwrap();
+            let weights = [scattered(3, 1.0, (3, 7, values)), scattered(4, 1.0, (3, 7, values))];
+            let off = |a: &Tensor, b: &Tensor| {
+                assert_eq!(a.dims(), b.dims());
+                (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
+            };
+            let moved = x.narrow(2, 1, values).unwrap();
+            let (fused, graph) = (map.forward(&moved, &params).unwrap(), map.forward_graph(&moved, &params).unwrap());
+            assert!(off(&fused.0, &graph.0) < 1e-5 && off(&fused.1, &graph.1) < 1e-6);
+            let grads = |(z, log_s): &(Tensor, Tensor)| {
+                let loss = (z * &weights[0]).unwrap().sum_all().unwrap() + (log_s * &weights[1]).unwrap().sum_all();
+                loss.unwrap().backward().unwrap()
+            };
+            let (a, b) = (grads(&fused), grads(&graph));
+            for var in [&x, &params] {
+                let (a, b) = (a.get(var).unwrap(), b.get(var).unwrap());
+                assert!(off(a, b) < 2e-5, "bound {bound:?}: {}", off(a, b));
+                assert!(off(a, &a.zeros_like().unwrap()) > 0.5);
+            }
+        }
+    }
 
     #[test]
     fn a_row_at_once_is_its_values() {

@@ -62,6 +62,48 @@ pub fn uncouple(x: &mut [f32], known: usize, params: &[f32], moved: usize, bound
     }
 }
 
+/// `log_s` of an affine map and its derivative, `bound · tanh(o / bound)` if there is a bound.
+#[inline(always)]
+fn log_scale(o: f32, bound: Option<f32>) -> (f32, f32) {
+    match bound {
+        Some(bound) => {
+            let e = exp(-2.0 / bound * o);
+            let tanh = (1.0 - e) / (1.0 + e);
+            (tanh * bound, 1.0 - tanh * tanh)
+        }
+        None => (o, 1.0),
+    }
+}
+
+/// `log_scale` of each value, in place.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn log_scales(o: &mut [f32], bound: Option<f32>) {
+    o.iter_mut().for_each(|o| *o = log_scale(*o, bound).0);
+}
+
+/// From `log_s` and its gradient, the latter in place: that of what `log_s` was made of.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn log_scales_backward(log_s: &[f32], d: &mut [f32], bound: f32) {
+    d.iter_mut().zip(log_s).for_each(|(d, log_s)| *d *= 1.0 - (log_s / bound) * (log_s / bound));
+}
+
+/// Replaces `x` by `x · e^log_s + b`, `log_s` being what [`log_scales`] makes of `o`.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn couple(x: &mut [f32], b: &[f32], o: &[f32], bound: Option<f32>) {
+    x.iter_mut().zip(b).zip(o).for_each(|((x, b), o)| *x = *x * exp(log_scale(*o, bound).0) + b);
+}
+
+/// The gradients of [`couple`]: replaces that of its result, `d`, by that of `x`, and `o` by its own; that of `b` is
+/// the one of the result.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn couple_backward(x: &[f32], o: &mut [f32], d: &mut [f32], bound: Option<f32>) {
+    for ((x, o), d) in x.iter().zip(o).zip(d) {
+        let (log_s, slope) = log_scale(*o, bound);
+        *d *= exp(log_s);
+        *o = *d * x * slope;
+    }
+}
+
 /// Rows of `x`: divided by `e^g`, `g` between two rows, `part` of the way for each row of `x`.
 #[multiversion(targets("x86_64+avx2"))]
 pub fn ungain(x: &mut [f32], now: &[f32], next: &[f32], parts: impl Iterator<Item = f32>) {

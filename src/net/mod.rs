@@ -1,6 +1,7 @@
 //! Conditioner networks, and the named parameters they are made of.
 
 pub mod lipschitz;
+pub(crate) mod node;
 pub mod params;
 pub mod plane;
 pub mod rowwise;

@@ -1,6 +1,7 @@
 //! Convolutions over rows and steps as one node of candle's graph, with a right gradient at any batch.
 
-use super::wavenet::{matmul, values};
+use super::node::{values, with_values};
+use super::wavenet::matmul;
 use crate::kernels::plane::{self as kernel, Plane};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -56,18 +57,16 @@ impl CustomOp2 for Convolve {
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let plane = &self.0;
-        let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
-        let (xv, wv, dyv) = (flat(x)?, flat(w)?, flat(dy)?);
         let item = plane.rows * plane.steps * plane.inputs;
-        let gradients: Vec<_> = xv
-            .par_chunks(item)
-            .zip(dyv.par_chunks(plane.output_len()))
-            .map(|(x, dy)| {
-                let mut d_weight = vec![0.0; wv.len()];
-                (kernel::backward(plane, x, &wv, dy, &mut d_weight), d_weight)
-            })
-            .collect();
-        let (mut dx, mut dw) = (Vec::with_capacity(xv.len()), vec![0.0; wv.len()]);
+        let gradients: Vec<_> = with_values([x, w, &dy.contiguous()?], |[x, w, dy]| {
+            let items = x.par_chunks(item).zip(dy.par_chunks(plane.output_len()));
+            let gradient = |(x, dy)| {
+                let mut d_weight = vec![0.0; w.len()];
+                (kernel::backward(plane, x, w, dy, &mut d_weight), d_weight)
+            };
+            items.map(gradient).collect()
+        })?;
+        let (mut dx, mut dw) = (Vec::with_capacity(x.elem_count()), vec![0.0; w.elem_count()]);
         for (x, w) in gradients {
             dx.extend_from_slice(&x);
             dw.iter_mut().zip(w).for_each(|(sum, w)| *sum += w);

@@ -1,5 +1,6 @@
 //! SqueezeWave's conditioner: depthwise-separable convolutions, conditioned at the frame rate.
 
+use super::node::{values, with_values};
 use super::wavenet::Projection;
 use super::{CondNet, Conditioning};
 use crate::kernels::choice::Kernel;
@@ -199,13 +200,10 @@ pub fn gated_graph(pre: &Tensor) -> Result<Tensor> {
 struct Gate;
 
 /// `[tanh | σ]` and their product.
-fn run_gate(pre: &CpuStorage, layout: &Layout) -> Result<(Vec<f32>, Vec<f32>, usize)> {
-    let Some((from, to)) = layout.contiguous_offsets() else { candle_core::bail!("gate: not contiguous") };
-    let mut gated = pre.as_slice::<f32>()?[from..to].to_vec();
-    let c = layout.dims()[2] / 2;
-    let mut act = vec![0.0; gated.len() / 2];
-    gate::forward(&mut gated, &mut act, c);
-    Ok((gated, act, c))
+fn run_gate(pre: &[f32], channels: usize) -> (Vec<f32>, Vec<f32>) {
+    let (mut gated, mut act) = (pre.to_vec(), vec![0.0; pre.len() / 2]);
+    gate::forward(&mut gated, &mut act, channels);
+    (gated, act)
 }
 
 impl CustomOp1 for Gate {
@@ -214,18 +212,17 @@ impl CustomOp1 for Gate {
     }
 
     fn cpu_fwd(&self, pre: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
-        let (batch, steps, _) = layout.shape().dims3()?;
-        let (_, act, c) = run_gate(pre, layout)?;
-        Ok((CpuStorage::F32(act), (batch, steps, c).into()))
+        let (batch, steps, both) = layout.shape().dims3()?;
+        let (_, act) = run_gate(values(pre, layout)?, both / 2);
+        Ok((CpuStorage::F32(act), (batch, steps, both / 2).into()))
     }
 
     fn bwd(&self, pre: &Tensor, _: &Tensor, d_act: &Tensor) -> Result<Option<Tensor>> {
-        let d_act: Vec<f32> = d_act.flatten_all()?.to_vec1()?;
-        let (storage, layout) = pre.storage_and_layout();
-        let candle_core::Storage::Cpu(storage) = &*storage else { candle_core::bail!("gate: not on the CPU") };
-        let (gated, _, c) = run_gate(storage, layout)?;
-        let mut d_pre = vec![0.0; gated.len()];
-        gate::backward(&gated, &d_act, &mut d_pre, c);
+        let mut d_pre = vec![0.0; pre.elem_count()];
+        let c = pre.dim(2)? / 2;
+        with_values([pre, &d_act.contiguous()?], |[pre, d_act]| {
+            gate::backward(&run_gate(pre, c).0, d_act, &mut d_pre, c);
+        })?;
         Ok(Some(Tensor::from_vec(d_pre, pre.shape(), pre.device())?))
     }
 }

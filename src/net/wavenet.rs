@@ -1,5 +1,6 @@
 //! A WaveNet conditioner: the graph that defines it, and the fused CPU body that runs it.
 
+use super::node::{values, with_values};
 use super::weight_norm::normed;
 use super::{CondNet, Conditioning, Passes};
 use crate::kernels::conditioner::Weights;
@@ -8,7 +9,7 @@ use crate::kernels::recall::{Recall, WaveNetRecall};
 use crate::kernels::wavenet::{self as kernel, Keep, Pass, Shape};
 use crate::kernels::{self, choice::Kernel};
 use crate::kernels::{recursion, stream};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -341,22 +342,6 @@ struct Fused {
     saved: Mutex<Option<Vec<kernel::Saved>>>,
 }
 
-/// A contiguous f32 tensor's values.
-pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match layout.contiguous_offsets() {
-        Some((from, to)) => Ok(&storage.as_slice::<f32>()?[from..to]),
-        None => candle_core::bail!("tensors must be contiguous"),
-    }
-}
-
-/// The storage of a tensor on the CPU.
-fn on_cpu(storage: &Storage) -> Result<&CpuStorage> {
-    match storage {
-        Storage::Cpu(storage) => Ok(storage),
-        _ => candle_core::bail!("wavenet: not on the CPU"),
-    }
-}
-
 impl Fused {
     /// One sequence's pass, with parameters and the projection's weights, if there are any.
     fn pass<'a>(&'a self, (params, weights): (&'a [f32], &'a [f32]), x: &'a [f32], rows: &'a [f32]) -> Pass<'a> {
@@ -436,29 +421,24 @@ impl CustomOp3 for Fused {
         let (_, rows, width) = features.dims3()?;
         let dy = dy.contiguous()?;
         let saved = self.saved.lock().ok().and_then(|mut slot| slot.take());
-        let (xs, xl) = x.storage_and_layout();
-        let (fs, fl) = features.storage_and_layout();
-        let (ps, pl) = params.storage_and_layout();
-        let (ds, dl) = dy.storage_and_layout();
-        let (xv, fv) = (values(on_cpu(&xs)?, xl)?, values(on_cpu(&fs)?, fl)?);
-        let params_here = values(on_cpu(&ps)?, pl)?.split_at(self.shape.param_count());
-        let dv = values(on_cpu(&ds)?, dl)?;
-        let results: Vec<_> = (0..batch)
-            .into_par_iter()
-            .map(|b| {
-                let x = &xv[b * steps * inputs..][..steps * inputs];
-                let features = &fv[b * rows * width..][..rows * width];
-                let dy = &dv[b * steps * self.shape.outputs..][..steps * self.shape.outputs];
+        let count = self.shape.param_count();
+        let results: Vec<_> = with_values([x, features, params, &dy], |[x, features, params, dy]| {
+            let params = params.split_at(count);
+            let item = |b: usize| {
+                let x = &x[b * steps * inputs..][..steps * inputs];
+                let features = &features[b * rows * width..][..rows * width];
+                let dy = &dy[b * steps * self.shape.outputs..][..steps * self.shape.outputs];
                 let saved = saved.as_ref().map(|saved| &saved[b]);
-                self.pass(params_here, x, features).backward(saved, dy)
-            })
-            .collect();
-        let (mut dx, mut d_features) = (Vec::with_capacity(xv.len()), Vec::with_capacity(fv.len()));
+                self.pass(params, x, features).backward(saved, dy)
+            };
+            (0..batch).into_par_iter().map(item).collect()
+        })?;
+        let (mut dx, mut d_features) = (Vec::with_capacity(x.elem_count()), Vec::with_capacity(features.elem_count()));
         let mut d_params = vec![0.0; params.elem_count()];
         for item in results {
             dx.extend_from_slice(&item.x);
             d_features.extend_from_slice(&item.rows);
-            let (d_own, d_weights) = d_params.split_at_mut(params_here.0.len());
+            let (d_own, d_weights) = d_params.split_at_mut(count);
             kernels::add(d_own, &item.params);
             kernels::add(d_weights, &item.weights);
         }

@@ -1,6 +1,6 @@
 //! Weight norm as one node of candle's graph.
 
-use super::wavenet::values;
+use super::node::{values, with_values};
 use crate::kernels::weight_norm as kernel;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
@@ -39,13 +39,7 @@ impl CustomOp2 for WeightNorm {
 
     fn bwd(&self, v: &Tensor, g: &Tensor, _: &Tensor, dw: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dw = dw.contiguous()?;
-        let ((vs, vl), (gs, gl), (ds, dl)) = (v.storage_and_layout(), g.storage_and_layout(), dw.storage_and_layout());
-        let [candle_core::Storage::Cpu(vs), candle_core::Storage::Cpu(gs), candle_core::Storage::Cpu(ds)] =
-            [&*vs, &*gs, &*ds]
-        else {
-            candle_core::bail!("weight norm: not on the CPU")
-        };
-        let (dv, dg) = kernel::backward(values(vs, vl)?, values(gs, gl)?, values(ds, dl)?);
+        let (dv, dg) = with_values([v, g, &dw], |[v, g, dw]| kernel::backward(v, g, dw))?;
         Ok((Some(Tensor::from_vec(dv, v.shape(), v.device())?), Some(Tensor::from_vec(dg, g.shape(), g.device())?)))
     }
 }
