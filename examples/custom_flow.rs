@@ -94,7 +94,7 @@ fn main() -> anyhow::Result<()> {
         let (z, log_det) = flow.forward(&samples(&x)?, &batch.mel)?;
         let loss = (flow::nll(&z, &(log_det + own_log_det)?)?.mean_all()? / training.segment_samples as f64)?;
         optimiser.accumulate(&mut loss.backward()?)?;
-        let norm = optimiser.grad_norm();
+        let norm = optimiser.grad_norm()?;
         optimiser.step(training.learning_rate_at(step, 0.0), norm)?;
         if step % 20 == 0 || step + 1 == training.steps {
             let bits = flow::bits_per_sample(f64::from(loss.to_scalar::<f32>()?));

@@ -6,10 +6,12 @@
 
 use super::config::Training;
 use crate::flow::WHITENING_PREFIX;
+use crate::kernels;
 use crate::net::Params;
+use crate::net::node::{change, with_values};
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -130,22 +132,23 @@ impl Optimiser {
             if grad.elem_count() != slot.average.len() || grad.dtype() != DType::F32 {
                 return Err(Error::invalid(format!("the gradient of {} has another size or type", slot.name)));
             }
-            slot.grad = Some(match slot.grad.take() {
-                Some(sum) => (sum + grad)?,
-                None => grad,
-            });
+            match &slot.grad {
+                Some(sum) => with_values([&grad], |[grad]| change(sum, |sum| kernels::add(sum, grad)))??,
+                None => slot.grad = Some(grad),
+            }
             Ok(())
         })
     }
 
     /// Global norm of the accumulated gradients.
-    pub fn grad_norm(&self) -> f64 {
-        let squares: Vec<f64> = self
-            .slots
-            .par_iter()
-            .map(|slot| slot.grad.as_ref().map_or(0.0, |grad| with_values(grad, square_sum)))
-            .collect();
-        squares.iter().sum::<f64>().sqrt()
+    ///
+    /// # Errors
+    /// If a gradient can't be read.
+    pub fn grad_norm(&self) -> Result<f64> {
+        let of =
+            |slot: &Slot| slot.grad.as_ref().map_or(Ok(0.0), |grad| with_values([grad], |[grad]| square_sum(grad)));
+        let squares = self.slots.par_iter().map(of).collect::<candle_core::Result<Vec<f64>>>()?;
+        Ok(squares.iter().sum::<f64>().sqrt())
     }
 
     /// Forgets the accumulated gradients.
@@ -236,12 +239,20 @@ impl Slot {
     }
 
     fn update(&mut self, u: &Update) -> Result<()> {
-        let mut weight: Vec<f32> = self.var.flatten_all()?.to_vec1()?;
-        match self.grad.take() {
-            Some(grad) => with_values(&grad, |grad| self.update_by(&mut weight, grad.iter().copied(), u)),
-            None => self.update_by(&mut weight, std::iter::repeat(0.0), u),
+        let (var, grad) = (self.var.clone(), self.grad.take());
+        let mut update = |weight: &mut [f32]| match &grad {
+            Some(grad) => with_values([grad], |[grad]| self.update_by(weight, grad.iter().copied(), u)),
+            None => {
+                self.update_by(weight, std::iter::repeat(0.0), u);
+                Ok(())
+            }
+        };
+        if var.device().is_cpu() {
+            return Ok(change(&var, update)??);
         }
-        Ok(self.var.set(&Tensor::from_vec(weight, self.var.shape(), self.var.device())?)?)
+        let mut weight: Vec<f32> = var.flatten_all()?.to_vec1()?;
+        update(&mut weight)?;
+        Ok(var.set(&Tensor::from_vec(weight, var.shape(), var.device())?)?)
     }
 
     fn update_by(&mut self, weight: &mut [f32], grad: impl Iterator<Item = f32>, u: &Update) {
@@ -255,16 +266,6 @@ impl Slot {
             *average += (1.0 - u.average_decay) * (*w - *average);
         }
     }
-}
-
-/// What `f` makes of the values of a contiguous tensor of f32 on the CPU.
-fn with_values<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> T {
-    let (storage, layout) = tensor.storage_and_layout();
-    let values = match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
-        _ => unreachable!("gradients are brought into this form"),
-    };
-    f(values)
 }
 
 /// Σ v², in lanes of eight so that it vectorises, in f64.
@@ -301,7 +302,7 @@ mod tests {
             let w = params.builder().get_with_hints(50, "w", Init::Randn { mean: 0.0, stdev: 1.0 }).unwrap();
             let mut optimiser = Optimiser::new(&params, &config()).unwrap();
             let loss = learn(&mut optimiser, &w);
-            let norm = optimiser.grad_norm();
+            let norm = optimiser.grad_norm().unwrap();
             optimiser.step(0.05, norm).unwrap();
             (loss, norm, w.to_vec1::<f32>().unwrap())
         };
@@ -332,7 +333,7 @@ mod tests {
         for t in 1..=20 {
             let loss = (&w - &target).unwrap().sqr().unwrap().sum_all().unwrap();
             optimiser.accumulate(&mut loss.backward().unwrap()).unwrap();
-            let norm = optimiser.grad_norm();
+            let norm = optimiser.grad_norm().unwrap();
             optimiser.step(0.05, norm).unwrap();
             let g: Vec<f64> = x.iter().zip([3.0, -2.0, 0.5]).map(|(x, t)| 2.0 * (x - t)).collect();
             let norm64 = g.iter().map(|g| g * g).sum::<f64>().sqrt();

@@ -244,7 +244,7 @@ impl Session {
             let mut rng = named_rng(seed, &format!("noise {position} {}", part.start));
             Ok((lesson.nats(&places[part], &mut rng)?.sum_all()? / samples)?)
         })?;
-        let norm = self.optimiser.grad_norm();
+        let norm = self.optimiser.grad_norm()?;
         let lr = t.learning_rate_at(self.state.step, self.seconds()) * self.state.lr_scale;
         self.state.rng_words = self.rng.get_word_pos() as u64;
         match guard::fault(nats, norm, &self.state.norms) {

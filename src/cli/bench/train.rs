@@ -74,7 +74,7 @@ pub fn measure(recipe: &Recipe, passes: Passes, rounds: usize, threads: usize) -
                 let (z, log_det) = flow.forward(&of(&x)?, &of(&mel)?)?;
                 Ok((nll(&z, &log_det)?.sum_all()? / samples)?)
             })?;
-            let norm = optimiser.grad_norm();
+            let norm = optimiser.grad_norm()?;
             optimiser.step(t.learning_rate_at(step, 0.0), norm)?;
             Ok(loss)
         })?);
