@@ -8,9 +8,8 @@
 
 use super::noise::Noise;
 
-/// Levels that a hop of speech hardly reaches: one in a thousand of recorded speech has 4.9, one in ten thousand 6.3, the
-/// loudest 8.7 (66 clips of LJSpeech under the built-in voices' front). A limit of 10 sounds the same: PESQ and DistillMOS
-/// of twelve clips within .01, of mels smoother than speech within .02.
+/// Levels that no hop of speech reaches: one in a thousand of recorded speech has 4.9, one in ten thousand 6.3, the
+/// loudest 8.7 (66 clips of LJSpeech under the front of the built-in voices of 802 000 steps).
 const LIMIT: f32 = 10.0;
 
 /// The part of the level that no hop of `lj`'s or `lj-live`'s speech falls short of (the 30 validation clips).
